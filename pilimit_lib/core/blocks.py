@@ -54,6 +54,10 @@ class Blocks:
     def device(self) -> torch.device:
         return self._like.device
 
+    def like(self) -> Tensor:
+        """A new tensor of the same kind without rows: [0, *tail]."""
+        return torch.empty_like(self._like)
+
     def views(self, rows: int | None = None) -> Iterator[Tensor]:
         """The first `rows` rows (default: all) as views [<= block_rows, *tail], in order, without copying."""
         left = self._rows if rows is None else rows
