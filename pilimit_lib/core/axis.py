@@ -90,8 +90,8 @@ class Axis:
             raise ValueError(f"axis '{self.name}' already has a member '{label}'; choose another label")
         for other in self.members:
             if other.value is member.value:
-                raise ValueError(f"axis '{self.name}': {type(module).__name__}.{name} is the tensor of member '{other.label}', and "
-                                 "an edit replaces it once; give each of its dimensions its own axis, and untie shared weights")
+                raise ValueError(f"axis '{self.name}': {type(module).__name__}.{name} is the tensor of member '{other.label}', "
+                                 "and an edit replaces it once; give each dimension an axis of its own, untie shared weights")
         if self.members and member.shape[dim] != self.size:
             raise ValueError(f"axis '{self.name}' has size {self.size}, but dimension {dim} of '{label}' is {member.shape[dim]}")
         self.members.append(Member(module, name, dim % ndim, label))
