@@ -87,6 +87,10 @@ class Axis:
             raise ValueError(f"axis '{self.name}': '{label}' is kept in blocks, which change along dimension 0, not {dim}")
         if any(other.label == label for other in self.members):
             raise ValueError(f"axis '{self.name}' already has a member '{label}'; choose another label")
+        for other in self.members:
+            if other.value is member.value:
+                raise ValueError(f"axis '{self.name}': {type(module).__name__}.{name} is the tensor of member '{other.label}', "
+                                 "and an edit replaces it once; give each dimension an axis of its own, untie shared weights")
         if self.members and member.shape[dim] != self.size:
             raise ValueError(f"axis '{self.name}' has size {self.size}, but dimension {dim} of '{label}' is {member.shape[dim]}")
         self.members.append(replace(member, dim=dim % ndim))
@@ -154,6 +158,9 @@ class Axis:
 
     def _positions(self, index: Tensor) -> Tensor:
         index = torch.as_tensor(index)
+        if index.numel() and index.is_floating_point() or index.ndim != 1:
+            raise ValueError(f"axis '{self.name}': a vector of positions or a mask was expected, got {index.dtype} "
+                             f"{list(index.shape)}")
         if index.dtype == torch.bool:
             if list(index.shape) != [self.size]:
                 raise ValueError(f"axis '{self.name}': a mask of shape {list(index.shape)} for size {self.size}")
@@ -169,6 +176,9 @@ class Axis:
         missing = [m.label for m in self.members if m.label not in values]
         if missing or not self.members:
             raise ValueError(f"axis '{self.name}': values for {missing or 'any member'} are missing; all members grow together")
+        for label, value in values.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"axis '{self.name}': '{label}' needs a tensor of new slices, got a {type(value).__name__}")
         lengths = {m.label: values[m.label].shape[m.dim] if values[m.label].ndim > m.dim else None for m in self.members}
         if len(set(lengths.values())) != 1 or None in lengths.values():
             raise ValueError(f"axis '{self.name}': values of different lengths {lengths}; one common length was expected")
