@@ -12,9 +12,11 @@ from tests.oracles import NaiveNet, Rows, Training, monte_carlo, relu_expectatio
 from .nets import cross_entropy, data, network
 
 NETS = {
-    "shallow": {"L": 0}, "plain": {}, "deep": {"L": 4}, "layer norm": {"layernorm": True}, "deep layer norm": {"L": 3, "layernorm": True},
+    "shallow": {"L": 0}, "plain": {}, "deep": {"L": 4}, "layer norm": {"layernorm": True},
+    "deep layer norm": {"L": 3, "layernorm": True},
     "alphas": {"first_layer_alpha": 1.7, "last_layer_alpha": .4, "bias_alpha": .5, "last_bias_alpha": .25},
-    "no bias": {"bias_alpha": 0}, "no last bias": {"last_bias_alpha": 0}, "no bias but the last": {"bias_alpha": 0, "last_bias_alpha": 2},
+    "no bias": {"bias_alpha": 0}, "no last bias": {"last_bias_alpha": 0},
+    "no bias but the last": {"bias_alpha": 0, "last_bias_alpha": 2},
     "rank above data": {"r": 9, "d": 4}, "one output": {"o": 1}, "rank 1": {"r": 1},
 }
 TRAININGS = {
@@ -46,7 +48,8 @@ def train(net, naive, how: Training, steps: int = 4, micro: int = 1, loss=cross_
             x, y = data(4, net.d_in, net.d_out)
             value = loss(y)(net(x)) / micro
             value.backward()
-            torch.testing.assert_close(value.detach(), naive.backward(x, lambda out, y=y: loss(y)(out) / micro), rtol=0, atol=1e-10)
+            expected = naive.backward(x, lambda out, y=y: loss(y)(out) / micro)
+            torch.testing.assert_close(value.detach(), expected, rtol=0, atol=1e-10)
         if how.clip:
             total = clip_grad_norm_(net, how.clip, how.per_param)
             twin = copy.copy(naive)
