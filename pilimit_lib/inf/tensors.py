@@ -23,6 +23,10 @@ class Pending:
         self.parts: list[Rows] = []
         self.staged: list[Rows] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have no pending rows, as torch's have no `.grad`: else a copy would step some layers only."""
+        return {**self.__dict__, "parts": [], "staged": []}
+
     def add(self, rows: Rows) -> None:
         self.parts.append(rows)
 
