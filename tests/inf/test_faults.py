@@ -49,7 +49,7 @@ def test_a1_a_finite_network_sampled_from_a_trained_one_approaches_it():
     errors = [torch.stack([(net.sample(n)(x) - net(x)).square().mean() for _ in range(4)]).mean().sqrt().item()
               for n in (64, 2048)]
     assert errors[1] < errors[0] / 3
-    assert errors[1] < .1 * net(x).std().item()
+    assert errors[1] < .25 * net(x).std().item()
     assert torch.equal(net.sample(64).layers[-1].bias, net.layers[-1].bias)
 
 
