@@ -6,10 +6,12 @@ from pilimit_orig.inf.relu import unit
 
 
 class FinPiMLP:
-    """L hidden ReLU layers of `width` units. W {1: [n d], l: [n n], L+1: [dout n]}, b {l}, Omega {1..L: [n r]} (None for a Gaussian start).
+    """L hidden ReLU layers of `width` units.
 
-    Pre-activations have coordinates of order n^-1/2. With Omegas, the gradients of all layers but the readout are projected on their
-    span before clipping and stepping (`project`). Layers are counted as in InfPiMLP.
+    W {1: [n d], l: [n n], L+1: [dout n]}, b {l}, Omega {1..L: [n r]} (None for a Gaussian start).
+
+    Pre-activations have coordinates of order n^-1/2. With Omegas, the gradients of all layers but the readout are projected
+    on their span before clipping and stepping (`project`). Layers are counted as in InfPiMLP.
     """
 
     def __init__(self, d, dout, L, width, bias_alpha=0.0, last_bias_alpha=None, first_layer_alpha=1.0, last_layer_alpha=1.0,
@@ -20,7 +22,10 @@ class FinPiMLP:
         self.first_layer_alpha, self.last_layer_alpha = float(first_layer_alpha), float(last_layer_alpha)
         self.layernorm, self.dtype, self.device = bool(layernorm), dtype, torch.device(device)
         rng = torch.Generator().manual_seed(seed) if seed is not None else None
-        normal = lambda rows, cols, var: (torch.randn(rows, cols, generator=rng, dtype=torch.float64) * var**0.5).to(self.device, dtype)
+
+        def normal(rows, cols, var):
+            return (torch.randn(rows, cols, generator=rng, dtype=torch.float64) * var**0.5).to(self.device, dtype)
+
         # μP: |h| stays of order 1 at every width, the readout starts at zero.
         self.W = {1: normal(width, d, 1 / (width * d))} | {l: normal(width, width, 1 / width) for l in range(2, L + 1)}
         self.W[L + 1] = torch.zeros(dout, width, dtype=dtype, device=self.device)
@@ -40,7 +45,10 @@ class FinPiMLP:
         net = cls(inf.d, inf.dout, inf.L, width, inf.bias_alpha, inf.last_bias_alpha, inf.first_layer_alpha, inf.last_layer_alpha,
                   inf.layernorm, inf.dtype, inf.device)
         rng = torch.Generator().manual_seed(seed) if seed is not None else None
-        draw = lambda: torch.randn(width, inf.r, generator=rng, dtype=torch.float64).to(inf.device, inf.dtype)
+
+        def draw():
+            return torch.randn(width, inf.r, generator=rng, dtype=torch.float64).to(inf.device, inf.dtype)
+
         first = draw() if omegas is None else None
         net.Omega = omegas or {l: first if l == 1 or tieomegas else draw() for l in range(1, inf.L + 1)}
         net.basis = {l: torch.linalg.qr(O.double())[0].to(inf.dtype) for l, O in net.Omega.items()}
@@ -77,7 +85,9 @@ class FinPiMLP:
 
     def backward(self, delta):
         """Adds the gradients of a loss whose derivative by the outputs is delta [b dout]."""
-        add = lambda grads, l, G: grads.__setitem__(l, grads[l] + G if l in grads else G)
+        def add(grads, l, G):
+            grads[l] = grads[l] + G if l in grads else G
+
         G = self.last_layer_alpha * delta.to(self.dtype)
         for l in range(self.L + 1, 0, -1):
             G = self.first_layer_alpha * G if l == 1 else G
@@ -93,7 +103,7 @@ class FinPiMLP:
                 G = (G - (G * u).sum(1, keepdim=True) * u) / s.masked_fill(s == 0, float("inf"))
 
     def project(self):
-        """Projects the gradients of every layer but the readout on the span of its Omega; needs a net sampled from an infinite one."""
+        """Projects the gradients of every layer but the readout on the span of its Omega, which only a sampled network has."""
         if self.basis is None:
             raise RuntimeError("project() needs Omegas: this network has a Gaussian start; leave the projection out (--no-Gproj)")
         for l, Q in self.basis.items():

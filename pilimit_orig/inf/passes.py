@@ -20,7 +20,7 @@ def forward(net, X, record=True):
     for l in range(2, net.L + 2):
         ghat, s = relu.unit(g)
         q = ghat @ net.Bs[l].to(net.dtype).T                                    # [b m]
-        weights = net.Amult[l].to(net.dtype)[:, None] * net.As[l].to(net.dtype)   # [m o], built anew at every call: the naive baseline
+        weights = net.Amult[l].to(net.dtype)[:, None] * net.As[l].to(net.dtype)   # [m o]
         g = relu.k(q) @ weights
         if not net.layernorm:
             g = g * s

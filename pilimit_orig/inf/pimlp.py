@@ -16,8 +16,9 @@ class InfPiMLP:
     A layer whose bias multiplier is zero has no bias. Use: out = net(X); net.backward(∂loss/∂out); net.step(lr).
     """
 
-    def __init__(self, d, dout, L, r, initsize=None, bias_alpha=0.0, last_bias_alpha=None, first_layer_alpha=1.0, last_layer_alpha=1.0,
-                 layernorm=False, readout_zero_init=False, last_layer_grad_no_alpha=False, dtype=torch.float32, device="cpu", seed=None):
+    def __init__(self, d, dout, L, r, initsize=None, bias_alpha=0.0, last_bias_alpha=None, first_layer_alpha=1.0,
+                 last_layer_alpha=1.0, layernorm=False, readout_zero_init=False, last_layer_grad_no_alpha=False,
+                 dtype=torch.float32, device="cpu", seed=None):
         for name, value in {"d": d, "dout": dout, "L": L, "r": r}.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}: expected a whole number of at least 1")
@@ -32,8 +33,13 @@ class InfPiMLP:
     def initialize(self, initsize, readout_zero_init=False, seed=None):
         """Random start: unit columns in A_1, B rows uniform on the sphere, A ~ N(0, 1/o), the readout and the biases zero."""
         rng = torch.Generator().manual_seed(seed) if seed is not None else None
-        normal = lambda *size: torch.randn(*size, generator=rng, dtype=torch.float64)
-        put = lambda t: t.to(self.device, self.dtype)
+
+        def normal(*size):
+            return torch.randn(*size, generator=rng, dtype=torch.float64)
+
+        def put(t):
+            return t.to(self.device, self.dtype)
+
         first = normal(self.d, self.r)
         self.As, self.Bs, self.Amult = {1: put(first / first.norm(dim=0))}, {}, {}
         for l in range(2, self.L + 2):
@@ -79,7 +85,8 @@ class InfPiMLP:
         """Adds the gradients of the last call to the buffer (default: the network's own); delta = ∂loss/∂out [b dout]."""
         if self.tape is None or delta.shape != (self.tape["X"].shape[0], self.dout):
             had = None if self.tape is None else (self.tape["X"].shape[0], self.dout)
-            raise ValueError(f"delta has shape {tuple(delta.shape)}, the last call's outputs {had}: call the network on this batch first")
+            raise ValueError(f"delta has shape {tuple(delta.shape)}, the last call's outputs {had}: "
+                             "call the network on this batch first")
         passes.backward(self, self.tape, delta.to(self.dtype), self.grads if buffer is None else buffer)
 
     def readout_backward(self, delta, buffer=None):
@@ -93,8 +100,8 @@ class InfPiMLP:
     def step(self, lr, wd=0.0, buffer=None, momentum=0.0, dampening=0.0, bias_lr_mult=1.0, first_layer_lr_mult=1.0,
              last_layer_lr_mult=1.0, apply_lr_mult_to_wd=True):
         """One step of SGD on the function: rows are appended; see update.step. The gradients stay until zero_grad."""
-        update.step(self, self.grads if buffer is None else buffer, lr, wd, momentum, dampening, bias_lr_mult, first_layer_lr_mult,
-                    last_layer_lr_mult, apply_lr_mult_to_wd)
+        update.step(self, self.grads if buffer is None else buffer, lr, wd, momentum, dampening, bias_lr_mult,
+                    first_layer_lr_mult, last_layer_lr_mult, apply_lr_mult_to_wd)
 
     def checkpoint(self):
         """Remembers the present state; `restore` comes back to it. Old rows are never written to, so nothing large is copied."""

@@ -26,12 +26,6 @@ def radial(c):
     return (1 - c * c).sqrt() / (2 * math.pi)
 
 
-def ddk(c):
-    """Second derivative of k; grows without bound towards c = ±1, where it is cut at the dtype's resolution."""
-    eps = torch.finfo(c.dtype).eps
-    return 1 / (2 * math.pi * (1 - c * c).clamp(min=eps).sqrt())
-
-
 def unit(g):
     """Rows of g [b r] as directions [b r] and lengths [b 1]; a zero row has the direction zero, so nothing becomes NaN."""
     s = g.norm(dim=1, keepdim=True)

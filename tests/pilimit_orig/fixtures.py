@@ -13,7 +13,7 @@ def found(pattern):
     """The fixture files of this pattern, as pytest parameters; one skipped parameter where the folder is absent."""
     files = sorted(FOLDER.glob(pattern))
     if not files:
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no recorded fixtures {pattern} at ../shared/fixtures/pilimit"))]
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no {pattern} at ../shared/fixtures/pilimit"))]
     return [pytest.param(f, id=f.stem) for f in files]
 
 

@@ -40,7 +40,8 @@ def train(net, t):
     return torch.stack(losses), torch.stack(preds), gradients
 
 
-@pytest.mark.parametrize("dtype, tolerance, suffix", [(torch.float32, 1e-5, ""), (torch.float64, 1e-10, "_f64")], ids=["float32", "float64"])
+@pytest.mark.parametrize("dtype, tolerance, suffix", [(torch.float32, 1e-5, ""), (torch.float64, 1e-10, "_f64")],
+                         ids=["float32", "float64"])
 @pytest.mark.parametrize("file", found("trace_*.npz"))
 def test_trace(file, dtype, tolerance, suffix):
     t = arrays(file, torch.float64 if suffix else torch.float32)
