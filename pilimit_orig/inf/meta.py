@@ -2,8 +2,8 @@
 
 Inner step t on the support set (i = 1..N):  rows  A = a·δ_t(i)·σ_i,  B = ĝ_i,  Amult = −η,  bias −= η_b·β·a·Σ_i δ_t(i)
 with δ_t = ∂loss/∂out, σ = |g| (1 under layer norm), a = last_layer_alpha, β the readout's bias multiplier. Both A and B of
-these rows depend on the layers below, and A on the rows of earlier steps through δ_t: that is all of the second order.
-Neither weight decay nor momentum acts in the inner loop. Corrected against the published code in the points that the README lists.
+these rows depend on the layers below, and A on the rows of earlier steps through δ_t: nothing else is of second order.
+Neither weight decay nor momentum acts in the inner loop. Where the published code differs, the README says how.
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ def _readout_adjoint(net, tape, G, rows):
     Amult = net.Amult[last][:rows].to(net.dtype)
     ghat, sigma = tape["ghat"][last], passes.scale(net, tape["s"][last])
     q = ghat @ B.T
-    weights_bar = (G @ A.T) * Amult                                        # [b m]
+    weights_bar = (tape["s"][last] > 0) * (G @ A.T) * Amult               # [b m]
     q_bar = sigma * weights_bar * relu.dk(q)
     A_bar = Amult[:, None] * ((sigma * relu.k(q)).T @ G)
     return A_bar, q_bar.T @ ghat, (relu.k(q) * weights_bar).sum(1, keepdim=True), q_bar @ B

@@ -21,9 +21,7 @@ def forward(net, X, record=True):
         ghat, s = relu.unit(g)
         q = ghat @ net.Bs[l].to(net.dtype).T                                    # [b m]
         weights = net.Amult[l].to(net.dtype)[:, None] * net.As[l].to(net.dtype)   # [m o]
-        g = relu.k(q) @ weights
-        if not net.layernorm:
-            g = g * s
+        g = scale(net, s) * (relu.k(q) @ weights)
         if net.biases.get(l) is not None:
             g = g + net.alpha_of_bias(l) * net.biases[l]
         if record:
@@ -33,14 +31,15 @@ def forward(net, X, record=True):
 
 
 def scale(net, s):
-    """The factor that k is multiplied by: the length of the argument, or 1 under layer norm."""
-    return s.new_ones(s.shape) if net.layernorm else s
+    """The factor that k is multiplied by: the length of the argument, or 1 under layer norm; 0 where the argument is zero."""
+    return (s > 0).to(s.dtype) if net.layernorm else s
 
 
 def layer_backward(net, tape, l, G):
     """∂loss/∂(input of layer l) [b r] from G = ∂loss/∂(output of layer l) [b o]."""
     ghat, s, q = tape["ghat"][l], tape["s"][l], tape["q"][l]
-    dgamma = (G @ net.As[l].to(net.dtype).T) * net.Amult[l].to(net.dtype)
+    # The network is φ(0) = 0 where its argument is zero, and passes no gradient there.
+    dgamma = (s > 0) * (G @ net.As[l].to(net.dtype).T) * net.Amult[l].to(net.dtype)
     along_rows = (dgamma * relu.dk(q)) @ net.Bs[l].to(net.dtype)
     if not net.layernorm:
         return along_rows + (dgamma * relu.radial(q)).sum(1, keepdim=True) * ghat

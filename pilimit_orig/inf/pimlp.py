@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+from pilimit_orig import checkpoint
 from pilimit_orig.inf import passes, update
 from pilimit_orig.inf.grads import Grads
 
@@ -127,6 +128,30 @@ class InfPiMLP:
         for arrays in (self.As, self.Bs):
             arrays.update({l: a.half() for l, a in arrays.items() if l > 1})
         return self
+
+    def state(self):
+        """The dictionary of pilimit_orig.checkpoint, sharing this network's arrays."""
+        return {name: getattr(self, name) for name in (*checkpoint.ALPHAS, "layernorm", *checkpoint.ARRAYS)}
+
+    def save(self, path):
+        """Writes `state()` as plain tensors; gradients and velocities are not part of it."""
+        checkpoint.write(self.state(), path)
+
+    @classmethod
+    def load(cls, path, dtype=torch.float32, device="cpu"):
+        """A network from any file of the original code, from what `save` or convert_net wrote, or from such a dictionary.
+
+        dtype is that of the computation; rows keep the precision that they were saved in.
+        """
+        found = checkpoint.checked(path) if isinstance(path, dict) else checkpoint.read(path)
+        L = len(found["As"]) - 1
+        net = cls(*found["As"][1].shape[:1], found["As"][L + 1].shape[1], L, found["As"][1].shape[1], initsize=1,
+                  layernorm=found["layernorm"], dtype=dtype, device=device, **{name: found[name] for name in checkpoint.ALPHAS})
+        rows = {name: {l: a.to(net.device) for l, a in found[name].items() if l > 1} for name in ("As", "Bs")}
+        net.As, net.Bs = {1: found["As"][1].to(net.device, dtype)} | rows["As"], rows["Bs"]
+        net.Amult = {l: a.to(net.device, dtype) for l, a in found["Amult"].items()}
+        net.biases = {l: found["biases"][l].to(net.device, dtype) for l in net.biases}
+        return net
 
     def sample(self, width, seed=None, tieomegas=False):
         """A FinPiMLP of this width whose function tends to this network's as the width grows."""

@@ -8,7 +8,8 @@ from pilimit_orig.losses import LOSSES
 from tests.pilimit_orig import small
 
 
-@pytest.mark.parametrize("case", [dict(), dict(layernorm=True), dict(L=1), dict(L=3, bias_alpha=0.0, last_bias_alpha=None)], ids=str)
+@pytest.mark.parametrize("case", [dict(), dict(layernorm=True), dict(L=1), dict(L=3, bias_alpha=0.0, last_bias_alpha=None)],
+                         ids=str)
 def test_backward_is_autograd(case):
     inf = small.network(**case)
     net = inf.sample(16, seed=3)
@@ -56,7 +57,8 @@ def test_training_side_by_side_tends_to_the_infinite_network(layernorm):
                 fin.project()
                 for net in (inf, fin):
                     net.gclip(0.4, per_param=True)
-                    net.step(0.3, 0.01, bias_lr_mult=0.5, first_layer_lr_mult=0.1, last_layer_lr_mult=2.0, apply_lr_mult_to_wd=False)
+                    net.step(0.3, 0.01, bias_lr_mult=0.5, first_layer_lr_mult=0.1, last_layer_lr_mult=2.0,
+                             apply_lr_mult_to_wd=False)
             gap.append((inf.predict(X) - fin(X)).abs().max())
         gaps.append(torch.stack(gap).mean())
     slope = float((gaps[1] / gaps[0]).log() / torch.tensor(16.0).log())

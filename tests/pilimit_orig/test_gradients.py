@@ -122,7 +122,9 @@ def test_a_zero_input_gives_no_nan():
         net = small.network(bias_alpha=0.0, last_bias_alpha=None, layernorm=layernorm)
         X, Y = small.data(net)
         X[2] = 0
+        assert (net(X)[2] == 0).all()
         net.backward(LOSSES["xent"][0](net(X), Y)[1])
+        assert (net.grads.rows(3)[0][2] == 0).all()
         net.step(0.1)
         assert net.predict(X).isfinite().all()
 

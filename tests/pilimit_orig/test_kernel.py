@@ -35,7 +35,8 @@ def finite(varws, varbs, lrws, lrbs, X, width, draws):
         scale = [m**0.5 for m in [*lrws, *lrbs]]
         J = []
         for i in range(len(X)):
-            J.append(torch.cat([s * grad.flatten() for s, grad in zip(scale, torch.autograd.grad(h[i, 0], W + B, retain_graph=True))]))
+            slopes = torch.autograd.grad(h[i, 0], W + B, retain_graph=True)
+            J.append(torch.cat([s * slope.flatten() for s, slope in zip(scale, slopes)]))
         J = torch.stack(J)
         ntk = ntk + J @ J.T / draws
     return gp, ntk
