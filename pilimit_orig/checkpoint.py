@@ -20,7 +20,8 @@ ARRAYS = ("As", "Bs", "Amult", "biases")
 def read(path):
     """The dictionary above from a file, without executing anything in it.
 
-    Its tensors lie in the file until they are used, and dtypes stay as saved. CheckpointError (a ValueError) names what is wrong.
+    Dtypes stay as saved. Tensors of a zip file (torch since 1.6) lie in the file until they are used; those of older ones are
+    read. CheckpointError (a ValueError) names what is wrong.
     """
     path = os.fspath(path)
     try:

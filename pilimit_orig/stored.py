@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint file that stay in the file until they are used: mapped, never read twice, never executed."""
+"""Tensors of a checkpoint file: where their bytes lie, mapped into memory only when they are opened."""
 
 import io
 import math

@@ -79,7 +79,8 @@ def test_arrays_stay_in_the_file_until_used_and_the_file_stays_as_it_is(zipped, 
     originals.save_object(net, path, zipped=zipped)
     before, resident = path.stat().st_mtime_ns, resident_bytes()
     read = checkpoint.read(path)
-    if resident is not None:
+    # The old format puts arrays at odd places, from where they have to be read.
+    if resident is not None and zipped:
         assert path.stat().st_size > 250 << 20 and resident_bytes() - resident < 40 << 20
     assert torch.equal(read["As"][2], net.As[2])
     read["As"][2][0] = 0
