@@ -75,12 +75,13 @@ class NumpyType:
     """numpy.dtype, of numbers and truth values only."""
 
     def __init__(self, name, *flags):
+        name = name.decode("latin1") if isinstance(name, bytes) else name
         if not isinstance(name, str) or name.lstrip("<|=")[:1] not in tuple("fiub"):
             raise CheckpointError(f"a numpy array of type {name!r}")
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state):
-        if not isinstance(state, tuple) or state[1] not in ("<", "|", "="):
+        if not isinstance(state, tuple) or state[1] not in ("<", "|", "=", b"<", b"|", b"="):
             raise CheckpointError("a numpy type in big-endian order")
 
 
