@@ -85,7 +85,7 @@ class NumpyType:
             raise CheckpointError("a numpy type in big-endian order")
 
 
-def _latin1(text, encoding="latin1"):
+def latin1(text, encoding="latin1"):
     """How Python 2 bytes are written in newer pickles."""
     if not isinstance(text, str) or encoding != "latin1":
         raise CheckpointError("bytes in an unknown encoding")
@@ -108,7 +108,7 @@ KNOWN = {
     ("torch.storage", "_load_from_bytes"): _nested,
     ("torch", "device"): Inert, ("torch", "Size"): Inert,
     ("numpy.core.multiarray", "scalar"): _scalar, ("numpy._core.multiarray", "scalar"): _scalar,
-    ("numpy", "dtype"): NumpyType, ("_codecs", "encode"): _latin1,
+    ("numpy", "dtype"): NumpyType, ("_codecs", "encode"): latin1,
     **{("torch", f"{name}Storage"): StorageType(dtype) for name, dtype in DTYPES.items()},
     **{("torch", str(dtype).split(".")[1]): dtype for dtype in DTYPES.values()},
 }
@@ -120,7 +120,7 @@ class Reader(pickle._Unpickler):
     The Python one of the standard library's two unpicklers: a few damaged bytes can make the other allocate all memory.
     """
 
-    known = KNOWN
+    known, kind = KNOWN, "checkpoint of the original code"
 
     def __init__(self, file, storages=None, **kw):
         super().__init__(file, **kw)
@@ -128,7 +128,7 @@ class Reader(pickle._Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.known:
-            raise CheckpointError(f"the file asks for {module}.{name}, which no checkpoint of the original code contains")
+            raise CheckpointError(f"the file asks for {module}.{name}, which no {self.kind} contains")
         return self.known[module, name]
 
     def persistent_load(self, pid):

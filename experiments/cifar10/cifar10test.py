@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from experiments.cifar10.cifar10mlp import Settings as TrainSettings
 from experiments.cifar10.cifar10mlp import evaluate
+from experiments.cifar10.saved import ALPHAS, load_network
 from experiments.common import human_bytes, pick_device, write_text
 from experiments.data import DATASETS, ImageSet, load_images
-from pilimit_lib.core import load
 from pilimit_lib.inf import InfMLP
 from pilimit_lib.inf.gp import (
     ReLUKernel,
@@ -86,7 +86,7 @@ class Settings:
         if bool(self.load_model_path) + self.gp + self.ntk != 1:
             problems.append("give one of --load-model-path, --gp and --ntk")
         if not self.load_model_path:
-            for name in ("load_from_pilimit_orig", "test_kernel", "width", "r", "layernorm", *_ALPHAS):
+            for name in ("load_from_pilimit_orig", "test_kernel", "width", "r", "layernorm", *ALPHAS):
                 if getattr(self, name):
                     problems.append(f"--{name.replace('_', '-')} belongs to a network: give its --load-model-path")
         if self.load_model_path or self.gp:
@@ -106,32 +106,18 @@ class Settings:
         return sorted({*REGS, self.kernel_reg}) if self.multiple_regs else [self.kernel_reg]
 
 
-_ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
-
-
-def load_network(settings: Settings, device: torch.device) -> nn.Module:
-    """The network of the checkpoint, checked against every setting that was given."""
-    path = settings.load_model_path
-    row_dtype = torch.float32 if settings.float else None
-    if settings.load_from_pilimit_orig:
-        net = InfMLP.from_pilimit_orig(path, device=device, row_dtype=row_dtype)
-    else:
-        state = load(path)
-        if not isinstance(state, dict):
-            raise ValueError(f"{path} holds a {type(state).__name__}, not a network's state_dict")
-        state = state.get("model", state)   # a training run's checkpoint.pt holds the network beside the optimiser
-        net = InfMLP.from_state_dict(state, None if "_extra_state" in state else settings.layernorm, device=device)
-    # The paper's code counts one more hidden layer.
-    expected = {"r": settings.r, "L": settings.depth, "layernorm": settings.layernorm or None,
-                **{name: getattr(settings, name) for name in _ALPHAS}}
-    differing = [f"{name} is {getattr(net, name)}, {value} was given" for name, value in expected.items()
-                 if value is not None and getattr(net, name) != value]
-    if differing:
-        raise ValueError(f"the network in {path} is another one: {'; '.join(differing)}. Leave these flags out to take its own")
-    if settings.width is not None:
-        torch.manual_seed(settings.seed)
-        net = net.sample(settings.width)
-    return net
+def network(settings: Settings, device: torch.device) -> nn.Module:
+    """The saved network, or the finite sample of it that --width asks for."""
+    given = {"r": settings.r, "L": settings.depth, "layernorm": settings.layernorm or None,
+             **{name: getattr(settings, name) for name in ALPHAS}}
+    net = load_network(settings.load_model_path, given, settings.load_from_pilimit_orig, device,
+                       torch.float32 if settings.float else None)
+    if settings.width is None or getattr(net, "n", None) == settings.width:
+        return net
+    if not isinstance(net, InfMLP):
+        raise ValueError(f"--width {settings.width}, but the saved network is finite already, of width {net.n}")
+    torch.manual_seed(settings.seed)
+    return net.sample(settings.width)
 
 
 def images_for(settings: Settings, net: nn.Module | None) -> ImageSet:
@@ -222,7 +208,7 @@ def run(settings: Settings, save_dir: str | Path, *, save_kernel: bool = False, 
     """Test what the settings describe; one record per ridge (accuracies are fractions), also written to `save_dir`."""
     settings.check()
     device = pick_device(settings.cuda)
-    net = load_network(settings, device) if settings.load_model_path else None
+    net = network(settings, device) if settings.load_model_path else None
     data = images_for(settings, net)
     folder = prepare(Path(save_dir), asdict(settings), overwrite)
     if verbose:

@@ -129,7 +129,7 @@ def kernel_regression(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, tar
     interrupted computation goes on from there and a finished one is read. See `kernel_matrix` and `kernel_ridge`.
     Raises MemoryError before anything is computed where the machine's memory does not suffice.
     """
-    require_memory(memory_needed(len(x), dtype, method, len(ridges), cached=cache is not None))
+    require_memory(memory_needed(len(x), dtype, method, len(ridges)))
     K = kernel_matrix(kernel, x, dtype=dtype, block=block, cache=cache, device=device, progress=progress)
     coefficients = kernel_ridge(K, targets, ridges, method=method, progress=progress)
     return kernel_product(kernel, x_test, x, coefficients, block=block, device=device, progress=progress)

@@ -15,8 +15,7 @@ from tqdm import tqdm
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
-def memory_needed(samples: int, dtype: torch.dtype = torch.float64, method: str = "auto", ridges: int = 1,
-                  cached: bool = False) -> int:
+def memory_needed(samples: int, dtype: torch.dtype = torch.float64, method: str = "auto", ridges: int = 1) -> int:
     """Bytes for the kernel matrix of `samples` samples and the regression on it (see `kernel_ridge`).
 
     50,000 samples are 10 GB in float32 and 20 GB in float64 with method "cholesky", which works in the matrix itself.
@@ -26,9 +25,7 @@ def memory_needed(samples: int, dtype: torch.dtype = torch.float64, method: str 
     if resolved(method, ridges) == "eigen":
         # float64 copy, eigenvectors, and the workspace of the divide-and-conquer driver: two more of the same size.
         return matrix + 4 * samples * samples * 8
-    panels = 3 * samples * CHOLESKY_PANEL * 8
-    # Blocks of a file are held in memory while they are factorised.
-    return matrix + panels
+    return matrix + 3 * samples * CHOLESKY_PANEL * 8
 
 
 def require_memory(needed: int) -> None:
@@ -67,7 +64,7 @@ def kernel_matrix(kernel: Kernel, x: Tensor, *, dtype: torch.dtype = torch.float
     store = _Cache(cache, kernel, x, dtype, block) if cache is not None else None
     out = store.matrix if store else torch.empty(count, count, dtype=dtype)
     todo = [pair for pair in pairs if not store or pair not in store.done]
-    for i, j in tqdm(todo, desc=f"kernel of {count} samples", initial=0, disable=not progress or not todo):
+    for i, j in tqdm(todo, desc=f"kernel of {count} samples", disable=not progress or not todo):
         rows, cols = slice(i, i + block), slice(j, j + block)
         part = kernel(x[rows].to(device), x[cols].to(device)).to(out)
         if i == j:
@@ -77,7 +74,7 @@ def kernel_matrix(kernel: Kernel, x: Tensor, *, dtype: torch.dtype = torch.float
             out[cols, rows] = part.T
         if store:
             store.record(i, j)
-    return out
+    return store.private() if store else out
 
 
 def kernel_product(kernel: Kernel, x: Tensor, y: Tensor, coefficients: Tensor, *, block: int = 2048,
@@ -121,6 +118,10 @@ class _Cache:
             self._write_note()
         self.stored = stored
         self.matrix = torch.from_numpy(stored)
+
+    def private(self) -> Tensor:
+        """The matrix for work in place: what is written to it never reaches the file."""
+        return torch.from_numpy(np.load(self.path, mmap_mode="c"))
 
     def record(self, i: int, j: int) -> None:
         """The block's numbers reach the file before the note says so."""

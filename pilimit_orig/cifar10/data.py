@@ -5,7 +5,7 @@ import os
 import numpy as np
 import torch
 
-from pilimit_orig.unpickle import NumpyType, Reader
+from pilimit_orig.unpickle import NumpyType, Reader, latin1
 
 TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
 TEST = ["test_batch"]
@@ -24,7 +24,8 @@ class Array:
 class ArrayReader(Reader):
     """Knows numpy's arrays of numbers, and nothing else."""
 
-    known = {("numpy", "ndarray"): Array, ("numpy", "dtype"): NumpyType,
+    kind = "batch of CIFAR-10"
+    known = {("_codecs", "encode"): latin1, ("numpy", "ndarray"): Array, ("numpy", "dtype"): NumpyType,
              **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda kind, shape, code: kind.__new__(kind)
                 for core in ("core", "_core")}}
 
