@@ -1,12 +1,14 @@
 """Multilayer perceptrons of infinite width, and the finite ones sampled from them."""
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .convert import build, load
 from .functional import direction
 from .layers import ROWS, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU, bias_misfit
 
@@ -79,6 +81,19 @@ class InfMLP(nn.Module):
         net = cls(**_architecture(state, layernorm), device=device)
         net.load_state_dict(state)
         return net
+
+    @classmethod
+    def from_pilimit_orig(cls, source: str | os.PathLike | Mapping[str, Any], device: torch.device | str | None = None,
+                          dtype: torch.dtype | None = None, row_dtype: torch.dtype | None = None) -> InfMLP:
+        """Build the network of a checkpoint of the paper's code: a pickled network, a pickled or a converted dictionary.
+
+        Nothing in the file is executed. Its L hidden layers are L - 1 here; rows keep their precision unless told otherwise.
+        """
+        return build(cls, source, device, dtype, row_dtype)
+
+    def load_pilimit_orig_net(self, orig_net: str | os.PathLike | Mapping[str, Any]) -> None:
+        """Take over weights, alphas and layer norm of such a checkpoint, or raise ValueError and stay as before."""
+        load(self, orig_net)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """Load a checkpoint with any number of rows, or raise and stay as before."""
