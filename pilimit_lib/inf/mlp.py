@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .convert import build, load
 from .functional import direction
-from .layers import ROWS, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
+from .layers import ROWS, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU, bias_misfit
 
 
 class InfMLP(nn.Module):
@@ -97,7 +97,7 @@ class InfMLP(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """Load a checkpoint with any number of rows, or raise and stay as before."""
-        problems = _misfits(self, state_dict)
+        problems = _misfits(self, state_dict, strict)
         if problems:
             raise RuntimeError("the checkpoint does not fit this InfMLP (InfMLP.from_state_dict builds one that fits):\n  "
                                + "\n  ".join(problems))
@@ -211,23 +211,32 @@ def _architecture(state: Mapping[str, Any], layernorm: bool | None) -> dict[str,
             "layernorm": layernorm, **alphas}
 
 
-def _misfits(net: InfMLP, state: Mapping[str, Any]) -> list[str]:
-    """What in `state` can't be loaded into `net`, apart from the number of rows."""
+def _misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:
+    """What in `state` can't be loaded into `net`, apart from the number of rows. Torch would find out halfway through."""
     problems = []
     own = {f"layers.{i}.{name}": parameter for i, layer in enumerate(net.layers) for name, parameter in layer.named_parameters()}
     for key, parameter in own.items():
         if key not in state:
-            problems.append(f"{key} is missing")
+            problems += [f"{key} is missing"] * strict
             continue
         rows = key.rsplit(".", 1)[1] in ROWS and not key.startswith("layers.0.")
         got, expected = list(state[key].shape), list(parameter.shape)
         if len(got) != len(expected) or got[rows:] != expected[rows:]:
             problems.append(f"{key} has shape {got}; expected {['rows', *expected[1:]] if rows else expected}")
-    for i in range(1, len(net.layers)):
-        counts = {name: len(state[key]) for name in ROWS if (key := f"layers.{i}.{name}") in state}
+    known = {*own, *_ALPHAS, "_extra_state"}
+    for i, layer in enumerate(net.layers):
+        known |= {f"layers.{i}.{name}" for name in ("bias", "bias_alpha", *(("origin", "layer_alpha") if i else ()))}
+        counts = {name: len(state[key]) for name in (*ROWS, "origin") if i and (key := f"layers.{i}.{name}") in state}
         if len(set(counts.values())) > 1:
             problems.append(f"layers.{i} has rows of different number: {counts}")
+        misfit = bias_misfit(layer, state, f"layers.{i}.")
+        problems += [misfit] if misfit else []
+    unknown = sorted(set(state) - known)
+    if unknown and strict:
+        problems.append(f"unknown entries: {unknown[:8]}")
+    if not {*_ALPHAS, "layernorm"} <= set(state.get("_extra_state", {*_ALPHAS, "layernorm"})):
+        problems.append(f"_extra_state lacks settings of an InfMLP: {state['_extra_state']}")
     layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
-    if len(layers) != len(net.layers):
+    if len(layers) != len(net.layers) and strict:
         problems.append(f"the checkpoint has {len(layers)} layers, the network {len(net.layers)} (L={net.L})")
     return problems
