@@ -1,4 +1,5 @@
 """Checkpoints of the original code in InfMLP: same function, every setting kept, nothing changed by a file that does not fit."""
+import inspect
 import os
 import pickle
 import subprocess
@@ -87,6 +88,20 @@ def test_half_precision_rows_stay_half():
     assert InfMLP.from_pilimit_orig(net.state(), row_dtype=torch.float32).layers[1].A.dtype == torch.float32
     X = small.data(net)[0].float()
     assert torch.allclose(ours(X), net.predict(X), atol=1e-5)
+
+
+@pytest.mark.skipif("memory" not in inspect.signature(InfMLP).parameters, reason="this version has rows only")
+def test_straight_to_moments(tmp_path):
+    net = small.network(L=2).to(dtype=torch.float32).half()
+    originals.save_object(net, tmp_path / "net.th")
+    ours = InfMLP.from_pilimit_orig(tmp_path / "net.th", memory="moments", degree=4)
+    X = small.data(net)[0].float()
+    rows = InfMLP.from_pilimit_orig(tmp_path / "net.th")
+    assert next(ours.layers[1].parameters()).dtype == torch.float32
+    assert torch.allclose(ours(X), rows.to_moments(4)(X), atol=1e-5)
+    assert (ours(X) - rows(X)).abs().max() < 0.05 * rows(X).abs().max()
+    with pytest.raises(ValueError, match="holds moments"):
+        to_pilimit_orig(ours)
 
 
 @pytest.mark.parametrize("case", [*NETS, "one zero row"])
