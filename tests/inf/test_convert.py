@@ -184,3 +184,19 @@ def test_neither_loads_the_other():
             "[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('pilimit_orig')];"
             "import pilimit_lib.inf.convert; assert not [m for m in sys.modules if m.startswith('pilimit_orig')]")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_network_saved_on_a_gpu_opens_without_one(tmp_path):
+    """Published networks were: their storages say cuda:0 where these say cpu."""
+    net = small.network()
+    originals.save_object(net, tmp_path / "cpu.th", device="cuda:0")
+    with zipfile.ZipFile(tmp_path / "cpu.th") as source, zipfile.ZipFile(tmp_path / "gpu.th", "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("data.pkl"):
+                assert b"X\x03\x00\x00\x00cpu" in content
+                content = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+            target.writestr(name, content)
+    same_function(InfMLP.from_pilimit_orig(tmp_path / "gpu.th"), net)
+    X, _ = small.data(net)
+    assert torch.equal(InfPiMLP.load(tmp_path / "gpu.th", torch.float64).predict(X), net.predict(X))
