@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from opt_einsum import contract
 from torch import Tensor
 
 from ..core import UNKNOWN, current_ids
@@ -46,7 +45,7 @@ class Rows:
         """Size of the update that these rows stand for: sqrt(Σ_ij A_i·A_j k(B_i·B_j)), the norm that clipping uses."""
         A, B = self.A.to(accumulator(self.A.dtype)), self.B.to(accumulator(self.B.dtype))
         # A row without direction (B = 0) has A = 0 too, so its k(0) does not count.
-        return contract("io,jo,ij->", A, A, relu_k(B @ B.T)).clamp_min(0).sqrt()
+        return (relu_k(B @ B.T) * (A @ A.T)).sum().clamp_min(0).sqrt()
 
     @staticmethod
     def joined(parts: list[Rows]) -> Rows:
