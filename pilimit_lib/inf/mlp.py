@@ -84,12 +84,13 @@ class InfMLP(nn.Module):
 
     @classmethod
     def from_pilimit_orig(cls, source: str | os.PathLike | Mapping[str, Any], device: torch.device | str | None = None,
-                          dtype: torch.dtype | None = None, row_dtype: torch.dtype | None = None) -> InfMLP:
+                          dtype: torch.dtype | None = None, row_dtype: torch.dtype | None = None, **how: Any) -> InfMLP:
         """Build the network of a checkpoint of the paper's code: a pickled network, a pickled or a converted dictionary.
 
         Nothing in the file is executed. Its L hidden layers are L - 1 here; rows keep their precision unless told otherwise.
+        `how`: further arguments of the constructor, such as memory="moments".
         """
-        return build(cls, source, device, dtype, row_dtype)
+        return build(cls, source, device, dtype, row_dtype, **how)
 
     def load_pilimit_orig_net(self, orig_net: str | os.PathLike | Mapping[str, Any]) -> None:
         """Take over weights, alphas and layer norm of such a checkpoint, or raise ValueError and stay as before."""
