@@ -18,17 +18,17 @@ from ..core import batch, current_ids
 # Modules that treat each row by itself, so that two streams in one call give what two calls give.
 _ROWWISE = (nn.Sequential, nn.Identity, nn.Flatten, nn.Unflatten, nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
             nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm,
-            nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
-            nn.Sigmoid,
-            nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+            nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Sigmoid,
+            nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.Dropout, nn.Dropout1d, nn.Dropout2d,
+            nn.Dropout3d,
             nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
             nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
             nn.PixelShuffle, nn.ChannelShuffle, nn.RNN, nn.LSTM, nn.GRU)
 
 
 def rowwise(module: nn.Module) -> bool:
-    """Whether every part is known to treat rows one by one; batch norms count, they are kept apart. A subclass is not known."""
-    return all(type(m) in _ROWWISE or isinstance(m, _BatchNorm) for m in module.modules())
+    """Whether every part is known to treat rows one by one; a subclass is not known."""
+    return all(type(m) in _ROWWISE for m in module.modules())
 
 
 def run(module: nn.Module, x: Tensor) -> Tensor:
@@ -45,7 +45,11 @@ def run(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def run_both(module: nn.Module, h: Tensor, t: Tensor | None, fuse: bool | str = "auto") -> tuple[Tensor, Tensor | None]:
-    """Input and target stream through `module`: in one call if `fuse` (or "auto" and the module is known to be rowwise)."""
+    """Input and target stream through `module`: in one call if `fuse`, or if "auto" and every part is known to be rowwise.
+
+    With batch norms inside one call is right as well, since they are kept apart, but joining and parting at each of them
+    costs more than it saves on large feature maps: "auto" then makes two calls.
+    """
     if t is None:
         return run(module, h), None
     if h.shape[1:] == t.shape[1:] and h.dtype == t.dtype and (rowwise(module) if fuse == "auto" else fuse):
@@ -69,7 +73,8 @@ def _fused(module: nn.Module, h: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             out = _unnamed(module, both)
     if len(out) != len(both):
         raise ValueError(f"block {type(module).__name__} made {len(out)} rows of {len(both)}; dimension 0 must stay the rows")
-    return out[:len(h)], out[len(h):]
+    # split, not two slices: the gradient of a slice is a padded copy of the whole.
+    return out.split([len(h), len(t)])
 
 
 def _unnamed(module: nn.Module, x: Tensor) -> Tensor:
@@ -98,9 +103,10 @@ def _norms_apart(module: nn.Module, rows: int) -> Iterator[None]:
 
     def apart(norm: _BatchNorm):
         def forward(x: Tensor) -> Tensor:
-            h = type(norm).forward(norm, x[:rows])
+            h, t = x.split([rows, len(x) - rows])
+            h = type(norm).forward(norm, h)
             with own_statistics(norm):
-                return torch.cat([h, type(norm).forward(norm, x[rows:])])
+                return torch.cat([h, type(norm).forward(norm, t)])
         return forward
 
     try:

@@ -67,7 +67,8 @@ def _blocks(network, name: str | None) -> list[nn.Module]:
         outside = [path for path, p in network.named_parameters() if id(p) not in inside]
         if outside:
             raise ValueError(f"parameters {outside} of {type(network).__name__} lie outside of the blocks '{key}', whose chain "
-                             "alone is wrapped; give what comes before to the signal (module_input) and what comes after as a last block")
+                             "alone is wrapped; give what comes before to the signal (module_input) and what comes after as a "
+                             "last block")
     else:
         raise TypeError("network must be an nn.Sequential, a list of blocks or a module that holds one, "
                         f"got {type(network).__name__}")

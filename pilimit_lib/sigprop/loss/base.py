@@ -26,6 +26,6 @@ def class_labels(h1: Tensor, t1: Tensor, context: Tensor) -> Tensor:
     """Labels [b] that index target rows of classes [classes ...]; out of range they are refused (on a GPU, by the indexing)."""
     labels = labels_of(context, len(h1))
     if not labels.is_cuda and len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(t1)):
-        raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())} do not index the {len(t1)} target rows; give one "
-                         "target row per sample, or one per class (signals.DistinctBatchLabelsOnehot makes the latter)")
+        raise ValueError(f"labels from {int(labels.min())} to {int(labels.max())} do not index the {len(t1)} target rows; "
+                         "give one target row per sample, or one per class (signals.DistinctBatchLabelsOnehot makes the latter)")
     return labels

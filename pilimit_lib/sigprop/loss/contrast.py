@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..functional.contrast import MODES, PARTNERS_BY, check_k, contrast, labels_of, partners, similarity
@@ -48,6 +49,8 @@ class Contrast(Loss):
         if class_rows(sp_learn, h1, t1):
             labels = class_labels(h1, t1, y)
             classes = torch.arange(len(t1), device=labels.device)
+            if self.by == "label" and not self.counts:
+                return F.cross_entropy(similar / self.temperature, labels)                    # each class is its only partner
             if self.counts:
                 counts = torch.bincount(labels, minlength=len(t1))
                 present = classes[counts > 0]     # as with repeated rows, a class that the batch lacks is nobody's partner

@@ -104,7 +104,7 @@ class Model(nn.Module):
         return {name: learner.optimizer for name, learner in self.learners().items() if learner.optimizer is not None}
 
     def schedule(self, builder: Callable) -> local.Schedule:
-        """A learning-rate scheduler `builder(optimizer)` for every local optimiser; call `.step()` of what is returned."""
+        """A learning-rate scheduler `builder(optimizer)` for every local optimiser; call `.step()` of the result."""
         self._schedule = local.Schedule({name: builder(optimizer) for name, optimizer in self.local_optimizers().items()})
         return self._schedule
 
@@ -143,7 +143,7 @@ class Model(nn.Module):
         return exits.predict(self, x, num_classes, upto)
 
     def compile_blocks(self, **options) -> None:
-        """torch.compile every block in place; names and checkpoints stay. Both streams of blocks with batch norm then run apart."""
+        """torch.compile every block in place; names and checkpoints stay. Streams of blocks with batch norm then run apart."""
         for _, propagator in propagators_in(self):
             if hasattr(propagator, "module"):
                 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in propagator.module.modules()):

@@ -27,8 +27,8 @@ class Learn(Propagator):
                  fuse: bool | str = "auto", scaler: torch.amp.GradScaler | None = None):
         super().__init__(module)
         if optimizer is not None and not (hasattr(optimizer, "step") and hasattr(optimizer, "zero_grad")):
-            raise TypeError(f"optimizer must be a built optimiser like Adam(module.parameters()), got {type(optimizer).__name__}; "
-                            "functions that build one go to sigprop.wrap, managers.Preset or Model(..., optimizer=)")
+            raise TypeError(f"optimizer must be a built optimiser like Adam(module.parameters()), got {type(optimizer).__name__}"
+                            "; functions that build one go to sigprop.wrap, managers.Preset or Model(..., optimizer=)")
         if loss is not None and not callable(loss):
             raise TypeError(f"loss must be callable as loss(propagator, h1, t1, h0, t0, context), got {type(loss).__name__}")
         if fuse not in (True, False, "auto"):

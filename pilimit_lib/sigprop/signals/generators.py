@@ -61,7 +61,8 @@ def project(module: nn.Module, t: Tensor | None, input_shape: tuple[int, ...], o
     flat = t.reshape(len(t), -1)
     if flat.shape[1] != math.prod(input_shape):
         raise ValueError(f"a context row has {flat.shape[1]} numbers (shape {list(t.shape[1:])}), but input_shape "
-                         f"{list(input_shape)} wants {math.prod(input_shape)}; labels become vectors by LabelNumberToOnehot(num_classes) before")
+                         f"{list(input_shape)} wants {math.prod(input_shape)}; labels become vectors by "
+                         "LabelNumberToOnehot(num_classes) before")
     out = module(flat)
     if out.numel() != len(t) * math.prod(output_shape):
         raise ValueError(f"the context module made rows of shape {list(out.shape[1:])}, "
