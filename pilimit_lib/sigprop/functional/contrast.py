@@ -49,7 +49,7 @@ def partners(t0: Tensor, mode: str = "max_all", *, k: int | None = None, by: str
         if by == "label":
             allowed = labels[:, None] == labels[None, :]                              # [r r]
             # Among rows of one class all are equally close, unless the k closest of them are asked for.
-            g = similarity(t0, t0) if mode == "topk" else torch.zeros(allowed.shape, device=t0.device)
+            g = similarity(t0, t0) if mode == "topk" else _wide(t0).new_zeros(allowed.shape)
             g = g.masked_fill(~allowed, -math.inf)
         else:
             g = similarity(t0, t0, normalize=by == "cosine")
