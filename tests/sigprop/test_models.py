@@ -62,7 +62,8 @@ def test_targets_propagate_through_every_layer(make, data):
     _, (h, t) = seen["signal"]
     for i in (0, 1):
         into, out = seen[f"model.{i}"]
-        assert torch.equal(into[1], t) and torch.allclose(out.t, net.model[i].module(t)) and out.context is y
+        assert torch.equal(into[0], h) and torch.equal(into[1], t) and out.context is y
+        assert torch.allclose(out.h, net.model[i].module(h)) and torch.allclose(out.t, net.model[i].module(t))
         h, t = out.h, out.t
     assert list(seen) == ["signal", "model.0", "model.1"] and len(t) == len(x)
     assert make(per_class=True, lr=0.)(x, y).shape == (24, 3)
@@ -249,9 +250,10 @@ def test_loops_update_as_often_as_they_say(cls, updates, data):
     net.signal.register_forward_pre_hook(lambda m, args: targets.append(args[0][1]))
     out = net(x, y)
     assert out.requires_grad and len(steps) == updates
-    expected = F.one_hot(y, 3).float()
-    assert torch.allclose((targets[-1] + loop(cls).error(torch.zeros(24, 3), y) * 0).sum(1), torch.zeros(24), atol=1e-6)
-    assert (targets[0] is None) == (cls is models.LoopBack) and targets[-1].shape == expected.shape
+    # An error (label minus prediction) sums to zero and is positive at the label alone, unlike the label itself.
+    assert torch.allclose(targets[-1].sum(1), torch.zeros(24), atol=1e-6)
+    assert torch.equal(targets[-1] > 0, F.one_hot(y, 3).bool())
+    assert (targets[0] is None) == (cls is models.LoopBack)
     norm = net.signal.get_submodule("module" if cls is models.LoopBack else "module.1").module_input[1]
     assert norm.num_batches_tracked == updates
     assert net.eval()(x).shape == (24, 3) and len(steps) == updates

@@ -158,7 +158,7 @@ def test_a_subclass_needs_only_a_loss(flow):
     (lambda f: propagators.Identity(block())((f.h, f.t)), TypeError, "got 2 entries"),
     (lambda f: propagators.Loss(block(), None, lambda *a: 3.)(f), TypeError, "one number as a tensor, got float"),
     (lambda f: propagators.Loss(block(), None, lambda *a: torch.ones(2))(f), TypeError, r"got a tensor of shape \[2\]"),
-    (lambda f: propagators.signals.Loss(nn.Identity(), None, V9)((f.h, f.t, f.context)), TypeError, "there must come a generator"),
+    (lambda f: propagators.signals.Loss(nn.Identity(), None, V9)(f), TypeError, "there must come a generator"),
 ])
 def test_bad_input_is_named(flow, call, error, message):
     with pytest.raises(error, match=message):
