@@ -5,7 +5,9 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from . import data, networks
+from experiments.data import DATASETS, load_images
+
+from . import networks
 from .report import summarise, write_settings
 from .training import METHODS, Settings, run
 
@@ -13,7 +15,7 @@ from .training import METHODS, Settings, run
 def parser(description: str, defaults: Settings, out: str) -> argparse.ArgumentParser:
     """One flag per setting, beside seeds, methods and folders."""
     flags = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    choices = {"dataset": data.NAMES, "network": networks.NAMES, "loss": ("v9", "v14", "v15"),
+    choices = {"dataset": DATASETS, "network": networks.NAMES, "loss": ("v9", "v14", "v15"),
                "partners": ("product", "cosine", "label")}
     for field in fields(Settings):
         default, name = getattr(defaults, field.name), "--" + field.name.replace("_", "-")
@@ -24,7 +26,7 @@ def parser(description: str, defaults: Settings, out: str) -> argparse.ArgumentP
             flags.add_argument(name, type=kind, default=default, choices=choices.get(field.name))
     flags.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     flags.add_argument("--seeds", nargs="+", type=int, default=[0])
-    flags.add_argument("--data", help="folder of the data set in torchvision's layout (not needed for digits)")
+    flags.add_argument("--data", default="./dataset", help="folder of the data set as torchvision lays it out; digits need none")
     flags.add_argument("--out", type=Path, default=Path(out), help="folder for settings, metrics, checkpoints and the figure")
     return flags
 
@@ -33,7 +35,7 @@ def main(description: str, defaults: Settings, out: str, argv: list[str] | None 
     """Every method with every seed, then the table."""
     flags = parser(description, defaults, out).parse_args(argv)
     settings = replace(defaults, **{field.name: getattr(flags, field.name) for field in fields(Settings)})
-    images = data.load(settings.dataset, flags.data, settings.train, settings.test)
+    images = load_images(settings.dataset, flags.data, settings.train, settings.test)
     write_settings(flags.out, settings, methods=flags.methods, seeds=flags.seeds)
     records = [record for seed in flags.seeds for method in flags.methods
                for record in run(settings, method, seed, images, flags.out, watch)]

@@ -104,18 +104,14 @@ def measure(way: str, depth: int, width: int, batch: int, device: str) -> dict:
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Both measures against depth."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import seaborn as sns
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharex=True)
-    for ax, column in zip(axes, ("saved kB", "live kB")):
+    from matplotlib.figure import Figure  # not pyplot: nothing global, no window
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for ax, column in zip(figure.subplots(1, 2, sharex=True), ("saved kB", "live kB")):
         sns.lineplot(frame, x="depth", y=column, hue="way", marker="o", ax=ax, legend=column == "saved kB")
         ax.set(xscale="log", xticks=sorted(frame.depth.unique()), xticklabels=sorted(frame.depth.unique()),
                xlabel="hidden layers")
-    figure.tight_layout()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.common import write_text
+
 from .training import Settings
 
 
 def write_settings(folder: Path, settings: Settings, **more) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps({**asdict(settings), **more}, indent=1))
+    write_text(folder / "settings.json", json.dumps({**asdict(settings), **more}, indent=1))
 
 
 def summarise(records: list[dict], folder: Path) -> pd.DataFrame:
@@ -30,13 +32,10 @@ def summarise(records: list[dict], folder: Path) -> pd.DataFrame:
 
 def plot(frame: pd.DataFrame, path: Path) -> None:
     """Test accuracy against epochs, one line per method, a band over the seeds."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import seaborn as sns
-    figure, axes = plt.subplots(figsize=(5, 3.5))
+    from matplotlib.figure import Figure  # not pyplot: nothing global, no window
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
     sns.lineplot(frame, x="epoch", y="accuracy", hue="method", errorbar=("pi", 100), marker="o", ax=axes)
     axes.set(xlabel="epoch", ylabel="test accuracy")
-    figure.tight_layout()
     figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments.common import seed_everything, write_text
+from experiments.data import Batches, ImageSet
 from pilimit_lib import core, sigprop
 
-from .data import Images, batches
 from .networks import build
 
 METHODS = ("sigprop", "backprop", "frozen")
@@ -88,12 +89,15 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, size: int = 500) -> float:
     return float(right) / len(x)
 
 
-def run(settings: Settings, method: str, seed: int, images: Images, folder: Path, watch: bool = False,
+def run(settings: Settings, method: str, seed: int, images: ImageSet, folder: Path, watch: bool = False,
         show: Callable[[str], None] = tqdm.write) -> list[dict]:
     """Train and test after every epoch; returns one record per epoch, also written to `folder` with a checkpoint."""
-    torch.manual_seed(seed)
+    if settings.batch > len(images.train_x):
+        raise ValueError(f"{len(images.train_x)} images do not fill a batch of {settings.batch}")
+    seed_everything(seed)
     monitors = sigprop.monitors.Group() if watch and method == "sigprop" else None
-    model, optimizer = make(settings, method, images.shape, monitors)
+    model, optimizer = make(settings, method, tuple(images.train_x.shape[1:]), monitors)
+    order = Batches(images.train_x, images.train_y, settings.batch, seed)
     checkpoint, records, done = folder / f"{method}-{seed}.pt", [], 0
     if checkpoint.exists():
         extras = core.restore(model, core.load(checkpoint), optimizer)
@@ -102,15 +106,16 @@ def run(settings: Settings, method: str, seed: int, images: Images, folder: Path
         records, done = extras["records"], len(extras["records"])
         if isinstance(model, sigprop.models.Model):
             model.load_optimizer_state_dict(extras["local"])
+        order.load_state(extras["order"])
         core.set_rng_state(extras["rng"])
     for epoch in range(done, settings.epochs):
         model.train()
         if monitors is not None:
             monitors.reset()
         started, losses = time.perf_counter(), []
-        order = batches(images.train_x, images.train_y, settings.batch, seed=1000 * seed + epoch)
-        for x, y in tqdm(order, total=len(images.train_x) // settings.batch, desc=f"{method} {seed}.{epoch}", leave=False):
-            losses.append(step(model, optimizer, x, y))
+        for _, x, y in tqdm(order, total=len(order), desc=f"{method} {seed}.{epoch}", leave=False):
+            if len(x) == settings.batch:     # a short last batch may lack the k partners that a loss wants
+                losses.append(step(model, optimizer, x, y))
         seconds = time.perf_counter() - started
         record = {"method": method, "seed": seed, "epoch": epoch + 1, "loss": float(torch.stack(losses).mean()),
                   "accuracy": accuracy(model, images.test_x, images.test_y), "seconds": seconds}
@@ -119,7 +124,7 @@ def run(settings: Settings, method: str, seed: int, images: Images, folder: Path
             record["layers"] = monitors.as_dict()
         records.append(record)
         local = model.optimizer_state_dict() if isinstance(model, sigprop.models.Model) else {}
-        core.save(core.snapshot(model, optimizer, settings=asdict(settings), records=records, local=local, rng=core.rng_state()),
-                  checkpoint)
-        (folder / f"{method}-{seed}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        core.save(core.snapshot(model, optimizer, settings=asdict(settings), records=records, local=local, order=order.state(),
+                                rng=core.rng_state()), checkpoint)
+        write_text(folder / f"{method}-{seed}.jsonl", "".join(json.dumps(r) + "\n" for r in records))
     return records

@@ -8,11 +8,6 @@ from torch import nn
 from pilimit_lib import sigprop
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def data():
     """24 samples of 12 numbers, 3 classes."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.sigprop import data, memory, networks, timing, training
+from experiments.data import load_images
+from experiments.sigprop import memory, networks, timing, training
 from experiments.sigprop.training import Settings
 from pilimit_lib import core, sigprop
 
@@ -17,26 +18,15 @@ TINY = Settings(width=4, epochs=2, batch=50)
 
 @pytest.fixture(scope="module")
 def digits():
-    images = data.load("digits")
-    return images._replace(train_x=images.train_x[:150], train_y=images.train_y[:150])
+    return load_images("digits", train_size=170)
 
 
-def test_digits_are_split_evenly_and_standardised():
-    images = data.load("digits")
-    assert len(images.train_x) == 1437 and len(images.test_x) == 360 and images.shape == (1, 8, 8)
-    assert images.train_x.mean().abs() < 1e-5 and (images.train_x.std() - 1).abs() < 1e-5
-    assert torch.bincount(images.test_y).min() >= 34
-    fewer = data.load("digits", train=100, test=50)
-    assert len(fewer.train_x) == 100 and torch.equal(fewer.train_y, data.load("digits", train=100, test=50).train_y)
-
-
-def test_batches_are_full_and_follow_the_seed():
-    x, y = torch.arange(10.), torch.arange(10)
-    a, b, c = (list(data.batches(x, y, 4, seed)) for seed in (1, 1, 2))
-    assert [len(xs) for xs, _ in a] == [4, 4] and all(torch.equal(p[0], q[0]) for p, q in zip(a, b))
-    assert not all(torch.equal(p[0], q[0]) for p, q in zip(a, c)) and all(torch.equal(xs.long(), ys) for xs, ys in a)
-    with pytest.raises(ValueError, match="do not fill a batch of 11"):
-        next(data.batches(x, y, 11, 0))
+def test_a_batch_must_be_filled(digits, tmp_path):
+    with pytest.raises(ValueError, match="170 images do not fill a batch of 500"):
+        training.run(replace(TINY, batch=500), "sigprop", 0, digits, tmp_path)
+    # 170 images make three full batches and a short one, which top-k of 30 could not use
+    settings = replace(TINY, loss="v15", k=30, epochs=1)
+    assert len(training.run(settings, "sigprop", 0, digits, tmp_path)) == 1
 
 
 @pytest.mark.parametrize("name", networks.NAMES)
@@ -51,7 +41,7 @@ def test_networks_take_images_of_any_size(name, image):
 def test_methods_share_layers_and_initial_values(digits):
     def hidden(method):
         torch.manual_seed(3)
-        model, optimizer = training.make(TINY, method, digits.shape)
+        model, optimizer = training.make(TINY, method, (1, 8, 8))
         return model, optimizer, sorted(p.detach().sum().item() for n, p in model.named_parameters() if "context" not in n)
     (_, _, a), (net, outer, b), (frozen, _, c) = map(hidden, ("backprop", "sigprop", "frozen"))
     assert a == b == c and len(net.local_optimizers()) == 3 and not frozen.local_optimizers()
@@ -133,22 +123,13 @@ def test_live_bytes_are_counted_while_they_live():
         assert live.held == 4000 and live.peak == 8000 and b.sum() == 2000
 
 
-def test_larger_sets_need_a_folder():
-    with pytest.raises(FileNotFoundError, match="needs --data FOLDER"):
-        data.load("cifar10", "nowhere")
-    with pytest.raises(ValueError, match="unknown data set"):
-        data.load("mnist")
-    with pytest.raises(ValueError, match="asked for 5000 of 1437"):
-        data.load("digits", train=5000)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("settings, least, frozen_most", [
     (Settings(epochs=8, batch=32, lr=2e-3, output_lr=2e-3), .95, .93),
     (Settings(network="mlp", width=32, epochs=25, lr=2e-3, output_lr=2e-3), .94, .70),
 ])
 def test_accuracy_on_digits(settings, least, frozen_most, tmp_path):
-    images = data.load("digits")
+    images = load_images("digits")
     mean = {method: sum(training.run(settings, method, seed, images, tmp_path)[-1]["accuracy"] for seed in range(4)) / 4
             for method in ("sigprop", "frozen")}
     assert mean["sigprop"] >= least and mean["frozen"] <= frozen_most

@@ -85,7 +85,7 @@ class Model(nn.Module):
             if set_to_none:
                 p.grad = None
             elif p.grad is not None:
-                p.grad = torch.zeros_like(p.grad)
+                p.grad.detach_().zero_()
 
     def requires_grad_(self, requires_grad: bool = True):
         """Set it for all parameters, local ones too."""
