@@ -118,19 +118,22 @@ def test_resume_is_bit_for_bit(tmp_path):
     assert list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a) and net.rows[0] > 8 + 2 * 60
 
 
-def digits(way_lr, seed, epochs=6):
+def digits(lr, seed, epochs=6):
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images).float() / 16, torch.tensor(labels)
     x = x - x[:600].mean(0)
-    net, model = infinite(lr=way_lr, r=16, d=64, classes=10, seed=seed)
+    # Products of pre-activations have no scale of their own: with them two of four seeds fail, with cosines none does.
+    loss = sigprop.loss.Contrast(by="label", cosine=True, temperature=0.1)
+    net, model = infinite(lr=lr, r=16, d=64, classes=10, seed=seed, loss=loss)
     train(model, x[:600], y[:600], epochs, batch=50)
     exits = model.exits(x[600:1200])
     return net, {name: (out.argmax(1) == y[600:1200]).float().mean().item() for name, out in exits.items()}
 
 
-def test_an_infinite_network_learns_digits_forward_only():
-    net, accuracy = digits(0.5, seed=0)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_an_infinite_network_learns_digits_forward_only(seed):
+    net, accuracy = digits(0.5, seed)
     assert accuracy["output"] > 0.8 and accuracy["model.2"] > 0.8, "readout, and the deepest π-layer by itself"
     assert net.rows == [16 + 6 * 600 + 6 * 12 * 10] * 2 + [16 + 6 * 600]
-    _, frozen = digits(0., seed=0)
+    _, frozen = digits(0., seed)
     assert frozen["output"] < 0.5
