@@ -11,7 +11,7 @@ from torch import nn
 from experiments.data import load_images
 from experiments.sigprop import memory, networks, timing, training
 from experiments.sigprop.training import Settings
-from pilimit_lib import core, sigprop
+from pilimit_lib import core
 
 TINY = Settings(width=4, epochs=2, batch=50)
 
@@ -133,16 +133,3 @@ def test_accuracy_on_digits(settings, least, frozen_most, tmp_path):
     mean = {method: sum(training.run(settings, method, seed, images, tmp_path)[-1]["accuracy"] for seed in range(4)) / 4
             for method in ("sigprop", "frozen")}
     assert mean["sigprop"] >= least and mean["frozen"] <= frozen_most
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("partners, wrong", [("product", True), ("label", False)])
-def test_partners_of_deep_layers(partners, wrong):
-    """Random ReLU layers, ten classes: how many partners are of a wrong class after two of them."""
-    torch.manual_seed(0)
-    labels = torch.arange(100) % 10
-    t = torch.randn(10, 64)[labels]
-    for _ in range(2):
-        t = nn.functional.relu(nn.Linear(64, 64)(t)).detach()
-    w = sigprop.functional.partners(t, by=partners, labels=labels)
-    assert bool(w.bool().logical_and(labels[:, None] != labels).any()) == wrong
