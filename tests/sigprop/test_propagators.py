@@ -72,6 +72,14 @@ def test_loss_without_optimizer_or_in_evaluation_changes_nothing_and_builds_no_g
     assert propagator.last_loss is not None
 
 
+def test_a_signal_without_optimizer_builds_no_graph():
+    signal = propagators.signals.Loss(sigprop.signals.project_labels(3, (5,), nn.Linear(4, 5)), None, V9)
+    with sigprop.monitors.Memory() as memory:
+        y = torch.tensor([0, 1, 2])
+        signal((torch.randn(3, 4), y, y))
+    assert memory.total == 0 and signal.last_loss is not None
+
+
 def test_nothing_is_learnt_where_gradients_are_off(flow):
     layer = block()
     before = copy.deepcopy(layer.state_dict())

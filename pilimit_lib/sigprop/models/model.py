@@ -31,6 +31,7 @@ class Model(nn.Module):
                                 + ("layers in sigprop.propagators.Loss, the last in Identity (or call sigprop.wrap)"
                                    if name == "model" else "the signal in sigprop.propagators.signals.Loss or .Fixed"))
         self.model, self.signal = model, signal
+        self._schedule: local.Schedule | None = None
         if optimizer is not None:
             self.build_optimizers(optimizer)
 
@@ -110,11 +111,11 @@ class Model(nn.Module):
 
     def optimizer_state_dict(self) -> dict:
         """State of all local optimisers, their gradient scalers and schedulers: plain tensors and builtins."""
-        return local.state_dict(self.learners(), getattr(self, "_schedule", None))
+        return local.state_dict(self.learners(), self._schedule)
 
     def load_optimizer_state_dict(self, state: dict) -> None:
         """Take up an `optimizer_state_dict`; on any mismatch nothing is changed."""
-        local.load_state_dict(self.learners(), getattr(self, "_schedule", None), state)
+        local.load_state_dict(self.learners(), self._schedule, state)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:

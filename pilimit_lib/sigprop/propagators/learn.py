@@ -43,7 +43,7 @@ class Learn(Propagator):
         h, t = h.detach(), None if t is None else t.detach()
         compare = t is not None and context is not None
         training = self.training and compare and torch.is_grad_enabled()
-        with nullcontext() if training else torch.no_grad():
+        with nullcontext() if training and self.needs_graph() else torch.no_grad():
             h1, t1, h0, t0 = self.propagate(h, t)
             if compare:
                 self.last_loss = (self.train_ if training else self.eval_)(h1, t1, h0, t0, context)[0]
@@ -59,6 +59,10 @@ class Learn(Propagator):
 
     def eval_(self, h1, t1, h0, t0, context):
         return self.loss_(h1, t1, h0, t0, context).detach(), None, None
+
+    def needs_graph(self) -> bool:
+        """Whether `train_` differentiates; it may also update by other rules, so a subclass does unless it says otherwise."""
+        return True
 
     def update(self, loss: Tensor) -> None:
         """One step of the local optimiser on `loss`, or only its gradient inside `model.accumulate()`."""
@@ -98,10 +102,8 @@ class Loss(Learn):
             raise ValueError(f"{type(self).__name__} needs a loss, for instance sigprop.loss.v9_input_target_max_all; "
                              "a block that shall not learn goes into Fixed")
 
-    def propagate(self, h, t):
-        # A block that cannot learn needs no graph.
-        with nullcontext() if self.optimizer is not None else torch.no_grad():
-            return super().propagate(h, t)
+    def needs_graph(self) -> bool:
+        return self.optimizer is not None
 
     def loss_(self, h1, t1, h0, t0, context):
         loss = self.loss(self, h1, t1, h0, t0, context)
