@@ -309,3 +309,20 @@ def test_parts_that_are_not_wrapped_are_named():
         models.Forward(propagators.Identity(nn.Linear(8, 3)), signal.module)
     with pytest.raises(TypeError, match="optimizer must be a function"):
         models.Forward(propagators.Identity(nn.Linear(8, 3)), signal, optimizer=adam(nn.Linear(1, 1)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("half", [False, True])
+def test_the_gpu_trains_as_the_cpu(make, data, half):
+    x, y = data
+    net = make(norm=True, per_class=True, loss=sigprop.loss.Contrast(by="label"))
+    twin = copy.deepcopy(net).cuda()
+    if half:
+        for learner in twin.learners().values():
+            learner.scaler = torch.amp.GradScaler("cuda")
+    with torch.autocast("cuda", dtype=torch.float16, enabled=half):
+        out = twin(x.cuda(), y.cuda())
+    tolerance = 2e-2 if half else 1e-4
+    assert torch.allclose(net(x, y), out.float().cpu(), atol=tolerance)
+    for (_, p), (_, q) in zip(net.named_parameters(), twin.named_parameters()):
+        assert torch.allclose(p, q.cpu(), atol=tolerance)

@@ -64,8 +64,6 @@ class Model(nn.Module):
         """Let `manager` make a model of this class of `module`."""
         return manager.set_model(module, cls, **options)
 
-    # Who trains what
-
     def learners(self) -> dict[str, Learn]:
         """The propagators that learn locally, by their path in the model, the signal first."""
         parts = (("signal", self.signal), ("model", self.model))
@@ -93,8 +91,6 @@ class Model(nn.Module):
         for p in _all(self):
             p.requires_grad_(requires_grad)
         return self
-
-    # Local optimisers
 
     def build_optimizers(self, builder: Callable) -> None:
         """Give each learner without an optimiser `builder(module)`; blocks without trainable parameters get none."""
@@ -133,8 +129,6 @@ class Model(nn.Module):
         """Step all local optimisers on the gradients that `accumulate` left, and drop these."""
         for learner in self.learners().values():
             learner.step()
-
-    # Looking in
 
     def exits(self, x: Tensor, num_classes: int | None = None, upto: str | None = None) -> dict[str, Tensor]:
         """What each layer predicts by itself: similarities [b classes] to one target row per class, and "output" [b ...].
