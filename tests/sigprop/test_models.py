@@ -295,6 +295,14 @@ def test_a_batch_smaller_than_k_is_refused_before_the_first_layer_learns(data):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+def test_v1_refuses_targets_of_samples(make, data):
+    v1 = sigprop.loss.v1_input_label_direct
+    with pytest.raises(ValueError, match="the 24 target rows stand for samples.*per_class=True"):
+        make(loss=v1)(*data)
+    x, y = data
+    make(loss=v1, per_class=True)(x[:3], y[:3])     # as many samples as classes: the signal says which
+
+
 def test_streams_of_different_shape_are_refused_by_the_signal(make, data):
     net = make(signal=sigprop.signals.project_labels(3, (9,), nn.Linear(12, 8)))
     with pytest.raises(ValueError, match=r"input rows of shape \[8\] and target rows of \[9\]"):
