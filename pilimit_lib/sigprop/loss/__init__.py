@@ -15,9 +15,9 @@ _MAX_RAND = Contrast("max_rand")
 def v1_input_label_direct(sp_learn, h1: Tensor, t1: Tensor, h0: Tensor, t0: Tensor, y: Tensor) -> Tensor:
     """Classify by the targets themselves: cross-entropy of the similarities to one target row per class, y class numbers."""
     if sp_learn is not None and not class_rows(sp_learn, h1, t1):
-        raise ValueError(f"v1 compares with one target row per class, but the {len(t1)} target rows stand for samples: make them by "
-                         "signals.project_labels(..., per_class=True) or signals.DistinctBatchLabelsOnehot (a formatter of your "
-                         "own that does so says class_rows = True)")
+        raise ValueError(f"v1 compares with one target row per class, but the {len(t1)} target rows stand for samples: make them "
+                         "by signals.project_labels(..., per_class=True) or signals.DistinctBatchLabelsOnehot (a formatter of "
+                         "your own that does so says class_rows = True)")
     labels = class_labels(h1, t1, y)
     return F.cross_entropy(similarity(h1, t1), labels)
 
