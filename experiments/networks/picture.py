@@ -1,9 +1,8 @@
-"""The picture of the README: what an infinite network learns, finite networks on their way to it, and how rows grow.
+"""The picture of the README: what a π-layer is, a trained infinite network, and finite networks sampled from it.
 
-    python -m experiments.networks.picture --save-dir output/picture                  # under a minute on 2 cores
+    python -m experiments.networks.picture --save-dir output/picture                  # seconds
 
-A one-dimensional function is learned from 12 points by the infinite π-network and by networks of several widths sampled from it
-*before* training and trained in the same way.
+The infinite π-network learns a one-dimensional function from 12 points; then networks of several widths are sampled from it.
 """
 from __future__ import annotations
 
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiments.common import seed_everything
 from pilimit_lib.inf import InfMLP, PiSGD, param_groups
 
-WIDTHS, STEPS, LR, SEEDS = (32, 256, 2048), 45, 0.2, 4
+WIDTHS, DRAWS, STEPS, LR = (64, 512, 4096), 5, 600, 0.2
 
 
 def inputs(t: Tensor) -> Tensor:
@@ -25,12 +24,15 @@ def inputs(t: Tensor) -> Tensor:
     return torch.stack([t, torch.ones_like(t)], 1)
 
 
-def fit(net: nn.Module, x: Tensor, y: Tensor) -> None:
-    optimizer = PiSGD(param_groups(net, LR), lr=LR)
+def fit(net: InfMLP, x: Tensor, y: Tensor) -> list[int]:
+    """Train on all points at once; the number of rows of the hidden layer after each step."""
+    optimizer, rows = PiSGD(param_groups(net, LR), lr=LR), [net.rows[0]]
     for _ in range(STEPS):
         optimizer.zero_grad()
         (net(x)[:, 0] - y).square().mean().backward()
         optimizer.step()
+        rows.append(net.rows[0])
+    return rows
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -40,29 +42,21 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--save-dir", type=Path, default=Path("output/picture"))
     args = parser.parse_args(argv)
     seed_everything(0)
-    t = torch.linspace(-2, 2, 12)
+    t, grid = torch.linspace(-2, 2, 12), torch.linspace(-2.4, 2.4, 200)
     y = torch.sin(2.2 * t) + .3 * t
-    grid = torch.linspace(-2.4, 2.4, 200)
-    untrained = InfMLP(2, 1, r=12, L=1, bias_alpha=.5)
-    twins = {(n, seed): untrained.sample(n) for n in WIDTHS for seed in range(SEEDS)}
-    rows = [untrained.rows[0]]
-    infinite = untrained
-    fit(infinite, inputs(t), y)
-    rows += [rows[0] + len(t) * step for step in range(1, STEPS + 1)]
-    assert rows[-1] == infinite.rows[0]
-    for twin in twins.values():
-        fit(twin, inputs(t), y)
+    net = InfMLP(2, 1, r=12, L=1, bias_alpha=.5)
+    rows = fit(net, inputs(t), y)
     with sns.axes_style("white"), torch.no_grad():
         figure = Figure(figsize=(10, 3.2), layout="constrained")
         left, middle, right = figure.subplots(1, 3, width_ratios=[1.05, 1.5, .9])
         draw_layer(left)
         for colour, n in zip(sns.color_palette("crest", len(WIDTHS)), WIDTHS):
-            for seed in range(SEEDS):
-                label = f"width {n}" if seed == 0 else None
-                middle.plot(grid, twins[n, seed](inputs(grid))[:, 0], color=colour, linewidth=.9, alpha=.8, label=label)
-        middle.plot(grid, infinite(inputs(grid))[:, 0], color="crimson", linewidth=2.2, label="infinite")
+            for draw in range(DRAWS):
+                label = f"width {n}" if draw == 0 else None
+                middle.plot(grid, net.sample(n)(inputs(grid))[:, 0], color=colour, linewidth=.9, label=label)
+        middle.plot(grid, net(inputs(grid))[:, 0], color="crimson", linewidth=2.2, label="infinite")
         middle.scatter(t, y, color="black", s=16, zorder=3, label="data")
-        middle.set(title=f"learned functions ({SEEDS} draws per width)", ylim=(-2.2, 2.2))
+        middle.set(title=f"trained, then sampled {DRAWS} times per width", ylim=(-2.2, 2.2))
         middle.legend(fontsize=8, frameon=False)
         right.plot(np.arange(STEPS + 1), rows, color="crimson")
         right.set(title="rows of a π-layer", xlabel="training step")
