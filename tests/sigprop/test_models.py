@@ -8,6 +8,7 @@ from torch import nn
 
 from pilimit_lib import core, sigprop
 from pilimit_lib.sigprop import models, propagators
+from pilimit_lib.sigprop.models import trial
 
 V9 = sigprop.loss.v9_input_target_max_all
 
@@ -243,6 +244,8 @@ def loop(cls, seed=0):
 def test_loops_update_as_often_as_they_say(cls, updates, data):
     x, y = data
     net = loop(cls)
+    trial.fits(net, x)
+    net._tried = True
     steps, targets = [], []
     learner = net.learners()["model.0"]
     step = learner.optimizer.step
@@ -293,6 +296,19 @@ def test_a_batch_smaller_than_k_is_refused_before_the_first_layer_learns(data):
     with pytest.raises(ValueError, match="k=6 partners but there are only 4.*drop_last=True"):
         net(x[:4], y[:4])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_a_block_that_does_not_fit_is_found_before_any_has_learnt(data):
+    layers = [nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), nn.Linear(7, 8), nn.Linear(8, 3)]
+    net = sigprop.wrap(layers, signal=sigprop.signals.project_labels(3, (8,), nn.Linear(12, 8)), optimizer=adam)
+    before = copy.deepcopy(net.state_dict())
+    with core.batch(torch.arange(24)):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"(?s)shapes cannot be multiplied.*raised in 'model.2' \(Loss\("):
+                net(*data)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and all(m.training for m in net.modules())
+    net.model[2] = propagators.Loss(nn.Linear(8, 8), loss=V9)
+    assert net(*data).shape == (24, 3)
 
 
 def test_v1_refuses_targets_of_samples(make, data):

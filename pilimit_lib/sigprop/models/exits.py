@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ..functional.contrast import similarity
+from .trial import evaluation
 
 
 class _Stop(Exception):
@@ -27,10 +28,8 @@ def predict(model, x: Tensor, num_classes: int | None, upto: str | None) -> dict
         return hook
 
     handles = [learner.register_forward_hook(look(name)) for name, learner in learners.items()]
-    was_training = {m: m.training for m in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluation(model), torch.no_grad():
             h, t = model.signal((x, classes, None))
             found["output"] = model.model((h, t, None))[0]
     except _Stop:
@@ -38,8 +37,6 @@ def predict(model, x: Tensor, num_classes: int | None, upto: str | None) -> dict
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in was_training.items():
-            module.training = training
     return found
 
 

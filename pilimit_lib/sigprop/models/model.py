@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..propagators import Learn, Propagator
 from ..propagators.base import propagators_in
 from ..streams import own_statistics
-from . import exits, local
+from . import exits, local, trial
 
 
 class Model(nn.Module):
@@ -32,6 +32,7 @@ class Model(nn.Module):
                                    if name == "model" else "the signal in sigprop.propagators.signals.Loss or .Fixed"))
         self.model, self.signal = model, signal
         self._schedule: local.Schedule | None = None
+        self._tried = False
         if optimizer is not None:
             self.build_optimizers(optimizer)
 
@@ -42,6 +43,9 @@ class Model(nn.Module):
                                 + (" beside a context" if context is not None else ""))
             input, context = input
         self._check(input, context)
+        if self.training and not self._tried and isinstance(input, Tensor):
+            trial.fits(self, input)
+            self._tried = True
         return super().__call__((input, context))
 
     def _check(self, x, context) -> None:
