@@ -1,1 +1,24 @@
+"""Dendrites: networks that grow beside their neurons when learning stalls.
 
+The engine is `DendriteConfig`, `dendritic` and `Growth`; `GPA`, `UPA` and `PBM` are the documented facade over it.
+"""
+
+from .config import DendriteConfig
+from .convert import PAISequential, Report, dendritic, dendritic_layers, finalize, report
+from .dimensions import DimensionError
+from .layer import DendriticLayer
+from .plain import PlainDendritic
+from .plateau import Decision, Plateau
+from .processors import (
+    GRUProcessor,
+    LSTMCellProcessor,
+    LSTMProcessor,
+    LSTMProcessorLastHidden,
+    MultiOutputProcessor,
+    Processor,
+)
+from .rules import EveryEpoch, Fixed, History, Never, Rules
+
+__all__ = ["Decision", "DendriteConfig", "DendriticLayer", "DimensionError", "EveryEpoch", "Fixed", "GRUProcessor", "History",
+           "LSTMCellProcessor", "LSTMProcessor", "LSTMProcessorLastHidden", "MultiOutputProcessor", "Never", "PAISequential",
+           "PlainDendritic", "Plateau", "Processor", "Report", "Rules", "dendritic", "dendritic_layers", "finalize", "report"]
