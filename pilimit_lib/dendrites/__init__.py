@@ -6,6 +6,7 @@ The engine is `DendriteConfig`, `dendritic` and `Growth`; `GPA`, `UPA` and `PBM`
 from .config import DendriteConfig
 from .convert import PAISequential, Report, dendritic, dendritic_layers, finalize, report
 from .dimensions import DimensionError
+from .growth import Growth, StepResult
 from .layer import DendriticLayer
 from .plain import PlainDendritic
 from .plateau import Decision, Plateau
@@ -19,6 +20,6 @@ from .processors import (
 )
 from .rules import EveryEpoch, Fixed, History, Never, Rules
 
-__all__ = ["Decision", "DendriteConfig", "DendriticLayer", "DimensionError", "EveryEpoch", "Fixed", "GRUProcessor", "History",
+__all__ = ["Decision", "DendriteConfig", "DendriticLayer", "DimensionError", "EveryEpoch", "Fixed", "GRUProcessor", "Growth", "History",
            "LSTMCellProcessor", "LSTMProcessor", "LSTMProcessorLastHidden", "MultiOutputProcessor", "Never", "PAISequential",
-           "PlainDendritic", "Plateau", "Processor", "Report", "Rules", "dendritic", "dendritic_layers", "finalize", "report"]
+           "PlainDendritic", "Plateau", "Processor", "Report", "Rules", "StepResult", "dendritic", "dendritic_layers", "finalize", "report"]

@@ -191,11 +191,11 @@ class Plateau:
 
     def _searching(self, score: float, new_best: bool) -> Decision:
         s, t = self.state, self.state.search
-        if t.best is None or self._better(score, t.best):
+        if t.best is None or self.better(score, t.best):
             t.best = score
         if len(s.levels) < 2 and not self._patience_over():
             return Decision("continue", f"trying the learning rate {t.skip} steps below the usual start", new_best)
-        if t.skip and not self._better(t.best, t.previous):
+        if t.skip and not self.better(t.best, t.previous):
             s.skip, s.levels = t.skip - 1, list(t.previous_levels)
             s.search, s.last_improved = None, s.epoch
             return Decision("commit_rate", f"the start {t.skip - 1} steps below the usual learning rate was better", new_best)
@@ -207,7 +207,8 @@ class Plateau:
         s.search, s.last_improved = None, s.epoch
         return Decision("continue", "the lowest starting learning rate was the best", new_best)
 
-    def _better(self, score: float, other: float | None) -> bool:
+    def better(self, score: float, other: float | None) -> bool:
+        """Whether a score is better at all, without thresholds."""
         if math.isnan(score):
             return False
         return other is None or math.isnan(other) or (score > other if self.rules.maximize else score < other)

@@ -171,6 +171,7 @@ def test_correlation_phase_ends_by_patience_or_cap():
     assert [capped.observe_candidates({"fc": [float(c)]}).action for c in (1, 2)] == ["continue", "mature"]
 
 
+@pytest.mark.filterwarnings("ignore:the score has stalled")
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(0, 59))
 def test_saved_and_loaded_it_decides_the_same(scores, cut):
