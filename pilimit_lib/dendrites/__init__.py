@@ -3,6 +3,7 @@
 The engine is `DendriteConfig`, `dendritic` and `Growth`; `GPA`, `UPA` and `PBM` are the documented facade over it.
 """
 
+from .compat import GPA, PBM, UPA
 from .config import DendriteConfig
 from .convert import PAISequential, Report, dendritic, dendritic_layers, finalize, report
 from .dimensions import DimensionError
@@ -20,6 +21,6 @@ from .processors import (
 )
 from .rules import EveryEpoch, Fixed, History, Never, Rules
 
-__all__ = ["Decision", "DendriteConfig", "DendriticLayer", "DimensionError", "EveryEpoch", "Fixed", "GRUProcessor", "Growth", "History",
-           "LSTMCellProcessor", "LSTMProcessor", "LSTMProcessorLastHidden", "MultiOutputProcessor", "Never", "PAISequential",
-           "PlainDendritic", "Plateau", "Processor", "Report", "Rules", "StepResult", "dendritic", "dendritic_layers", "finalize", "report"]
+__all__ = ["Decision", "DendriteConfig", "DendriticLayer", "DimensionError", "EveryEpoch", "Fixed", "GPA", "GRUProcessor", "Growth", "History",
+           "LSTMCellProcessor", "LSTMProcessor", "LSTMProcessorLastHidden", "MultiOutputProcessor", "Never", "PAISequential", "PBM",
+           "PlainDendritic", "Plateau", "Processor", "Report", "Rules", "StepResult", "UPA", "dendritic", "dendritic_layers", "finalize", "report"]

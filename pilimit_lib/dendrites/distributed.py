@@ -58,5 +58,6 @@ def rewrap(model: nn.Module, network: nn.Module) -> nn.Module:
         kwargs = {name: getattr(model, name) for name in (*DDP_ARGUMENTS, BUFFERS) if hasattr(model, name)}
         return DistributedDataParallel(network, **kwargs)
     if isinstance(model, DataParallel):
-        return DataParallel(network, device_ids=model.device_ids, output_device=model.output_device, dim=model.dim)
+        known = {name: getattr(model, name) for name in ("device_ids", "output_device", "dim") if hasattr(model, name)}
+        return DataParallel(network, **known) if model.device_ids else DataParallel(network)  # without devices it only passes calls on
     return network

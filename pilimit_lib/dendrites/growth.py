@@ -78,7 +78,8 @@ class Growth:
         self.pending: tuple[str, Any] | None = None
         self.optimizer: Optimizer | None = None
         self.scheduler: Any = None
-        self._clock, self._bookkeeping = time.perf_counter(), 0.0
+        self._bookkeeping = 0.0
+        self.restart_clock()
         self._model = model if wrap is None or model is not self.network else wrap(self.network)
         if isinstance(optimizer, Optimizer):
             self.optimizer = optimizer
@@ -93,12 +94,14 @@ class Growth:
     # --- the one call per epoch ------------------------------------------------------------------------------------------------
 
     def step(self, score: float, *, extra: dict[str, float] | None = None, test: dict[str, float] | float | None = None,
-             losses: dict[str, float] | None = None, force: bool = False) -> StepResult:
+             also: dict[str, dict[str, float]] | None = None, force: bool = False) -> StepResult:
         """Take the validation score of an epoch, and grow, retry, go back or finish where the rules say so.
 
-        ``extra``, ``test`` and ``losses`` are recorded beside it. ``force`` acts as if the patience had run out.
+        ``extra`` and ``test`` scores are recorded and drawn beside it, ``also`` (kinds of numbers by name) is recorded only.
+        ``force`` acts as if the patience had run out.
         """
         started = time.perf_counter()
+        trained = (self._stopped or started) - self._clock
         self._raise_dimension_errors()
         score = distributed.agree([as_score(score)], self.config.reduce_scores, self._device())[0]
         if self.plateau.state.finished:
@@ -113,19 +116,52 @@ class Growth:
                 self._step_scheduler(score)
                 decision = self.plateau.observe(score, first_rate(self.optimizer) if self.scheduler is not None else None, force=force)
             if decision.new_best:
-                self.best = self.snapshot()
+                s = self.plateau.state
+                self.best = self.snapshot(plateau={**before, "epoch": s.epoch, "best": s.best, "best_epoch": s.best_epoch, "accepted": True,
+                                                   "last_improved": s.epoch, "search": None, "finished": ""})
             result = self._act(decision)
         except Exception:
             self.plateau.load_state_dict(before)
             raise
         s = self.plateau.state
         row = {"epoch": s.epoch, "validation": score, "running": s.running if s.running is not None else score, "best": s.best, "phase": phase,
-               "learning_rate": lr, "parameters": parameters, "dendrites": dendrites, "train_seconds": started - self._clock, "correlation": correlation,
+               "learning_rate": lr, "parameters": parameters, "dendrites": dendrites, "train_seconds": trained, "correlation": correlation,
                "new_best": decision.new_best, "bookkeeping_seconds": self._bookkeeping}
-        self._record(row, {"extra": extra, "test": test, "loss": losses}, decision)
-        self._clock = time.perf_counter()
+        self._record(row, {"extra": extra, "test": test, **(also or {})}, decision)
+        self.restart_clock()
         self._bookkeeping = self._clock - started
         return result
+
+    def grow_now(self) -> StepResult:
+        """Grow the network as it is, whatever the score."""
+        decision = self.plateau.grow_now()
+        result = self._act(decision)
+        self._record_switch(decision)
+        return result
+
+    def restart_clock(self) -> None:
+        """Training time counts from now."""
+        self._clock, self._stopped = time.perf_counter(), None
+
+    def stop_clock(self) -> None:
+        """Training time stops counting now."""
+        self._stopped = time.perf_counter()
+
+    def adopt(self, model: nn.Module) -> None:
+        """Take over the wrapper that the caller uses around the same network."""
+        if distributed.unwrap(model) is not self.network:
+            raise ValueError(f"the model given ({type(model).__name__}) is not the network of this Growth")
+        self._model = model
+
+    def reconfigure(self, config: DendriteConfig) -> None:
+        """Change settings during the run; what the conversion already did stays."""
+        if config.mode != self.config.mode and self.plateau.state.dendrites:
+            raise ValueError(f"mode cannot change from '{self.config.mode}' to '{config.mode}' once the network has dendrites")
+        if config.save_dir != self.config.save_dir:
+            raise ValueError(f"save_dir cannot change during a run ('{self.config.save_dir}' to '{config.save_dir}')")
+        self.config = self.plateau.rules = config
+        for _, layer in dendritic_layers(self.network):
+            layer.config = config
 
     def _act(self, decision: Decision) -> StepResult:
         action, added, restructured = decision.action, (), decision.action != "continue"
@@ -209,10 +245,10 @@ class Growth:
 
     # --- checkpoints ----------------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> dict:
+    def snapshot(self, **extras: Any) -> dict:
         """The network, its optimiser and scheduler, as plain tensors and builtins."""
         scheduler = None if self.scheduler is None else plain_state(self.scheduler.state_dict())
-        return snapshot(self.network, self.optimizer, scheduler=scheduler)
+        return snapshot(self.network, self.optimizer, scheduler=scheduler, **extras)
 
     def _restore(self, state: dict) -> None:
         restore(self.network, state, self.optimizer if "optimizer" in state else None)
@@ -248,7 +284,17 @@ class Growth:
             self.scheduler.load_state_dict(extras["scheduler"])
         self.records.load_state_dict(state["records"])
         set_rng_state(state["rng"])
-        self._clock = time.perf_counter()
+        self.restart_clock()
+
+    def load_best(self, state: dict) -> None:
+        """Begin from the best network that a run wrote (best_model.pt), with the decisions up to then."""
+        restore(self.network, state, self.optimizer if "optimizer" in state else None)
+        if "plateau" in state["extras"]:
+            self.plateau.load_state_dict(state["extras"]["plateau"])
+            self.best = state
+        if self.optimizer is None and "optimizer" in state:
+            self.pending = ("state", state)
+        self._enter(restart=False)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the whole run to a file (rank 0 writes, all wait); load() in a fresh process continues identically."""
@@ -274,11 +320,14 @@ class Growth:
             self.records.epoch(row, named, self.plateau.better)
             switched = decision.action != "continue"
             if switched:
-                self.records.switch({"epoch": row["epoch"], "action": decision.action, "dendrites": self.plateau.state.dendrites,
-                                     "reason": decision.reason})
+                self._record_switch(decision)
             if self.config.save_dir is not None:
                 self._write(Path(self.config.save_dir), decision, switched)
         distributed.wait()
+
+    def _record_switch(self, decision: Decision) -> None:
+        state = self.plateau.state
+        self.records.switch({"epoch": state.epoch, "action": decision.action, "dendrites": state.dendrites, "reason": decision.reason})
 
     def _write(self, folder: Path, decision: Decision, switched: bool) -> None:
         how, k = self.config.checkpoints, self.plateau.state.dendrites

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pilimit_lib.core import Change
 
+from . import spelling
 from .config import DendriteConfig, check_dims
 from .correlation import CorrelationStats, tap
 from .dimensions import along, check_output, known_dims, known_neurons
@@ -83,6 +84,9 @@ class DendriticLayer(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             modules = self.__dict__.get("_modules") or {}
+            if name.startswith("set") and spelling.respell(name, ["set_this_input_dimensions"]):
+                spelling.warn_once(f"layer.{name}", "layer.set_this_input_dimensions")
+                return self.set_this_input_dimensions
             if "neuron" not in modules or (name.startswith("__") and name.endswith("__")):
                 raise
             try:

@@ -117,6 +117,13 @@ class Plateau:
             return self._mature("as many epochs as the first training of the neurons (cap_at_n)")
         return Decision("continue", "candidates are learning")
 
+    def grow_now(self) -> Decision:
+        """Begin a new generation without waiting for a plateau, from the network as it is."""
+        if self.state.finished or self.state.phase != "n":
+            raise RuntimeError(f"the run is {'finished' if self.state.finished else 'training candidates'}; it cannot grow now")
+        self.state.accepted = False
+        return self._start_generation("grow", "asked for", False)
+
     def start_rate(self, lr: float | None) -> None:
         """Say which learning rate a (re)started optimiser begins with."""
         self.state.levels = [] if lr is None else [lr]

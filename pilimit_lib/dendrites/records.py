@@ -71,7 +71,7 @@ class Records:
 
     def switch(self, row: dict) -> None:
         self.rows.switches.append(row)
-        if self.folder is not None:
+        if self.folder is not None and self._started:
             self._append(self.file("switch_epochs"), SWITCH_COLUMNS, [row])
 
     def rewrite(self) -> None:
