@@ -19,12 +19,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pilimit_lib.core import load, restore, rng_state, save, set_rng_state, snapshot
+from pilimit_lib.core import restore, rng_state, set_rng_state, snapshot
 
 from . import distributed, phases
 from .config import DendriteConfig
 from .convert import dendritic_layers
 from .dimensions import DimensionError
+from .files import load_state, save_state
 from .plateau import Decision, Plateau
 from .rates import first_rate, initial_rates, restart_rates, scale_rates
 from .records import Records
@@ -253,12 +254,12 @@ class Growth:
     def _restore(self, state: dict) -> None:
         restore(self.network, state, self.optimizer if "optimizer" in state else None)
 
-    def state_dict(self) -> dict:
+    def state_dict(self, now: dict | None = None) -> dict:
         """The whole run: network, optimiser, scheduler, decisions so far, what it may go back to, random states, records."""
         for _, layer in dendritic_layers(self.network):
             layer.clear_processors()
         kind, value = self.pending or (None, None)
-        return {"now": self.snapshot(), "best": self.best, "base": self.base, "trial": self.trial, "candidates": self.candidates,
+        return {"now": self.snapshot() if now is None else now, "best": self.best, "base": self.base, "trial": self.trial, "candidates": self.candidates,
                 "pending": [kind, value], "plateau": self.plateau.state_dict(), "seed": self.seed, "frozen": list(self.frozen),
                 "records": self.records.state_dict(), "rng": rng_state()}
 
@@ -300,12 +301,12 @@ class Growth:
         """Write the whole run to a file (rank 0 writes, all wait); load() in a fresh process continues identically."""
         state = self.state_dict()
         if distributed.is_first():
-            save(state, path)
+            save_state(state, path)
         distributed.wait()
 
     def load(self, path: str | os.PathLike) -> None:
         """Continue a run from a file; the network must be built and converted with the same arguments."""
-        self.load_state_dict(load(path))
+        self.load_state_dict(load_state(path))
 
     # --- records --------------------------------------------------------------------------------------------------------------
 
@@ -332,15 +333,16 @@ class Growth:
     def _write(self, folder: Path, decision: Decision, switched: bool) -> None:
         how, k = self.config.checkpoints, self.plateau.state.dendrites
         if decision.new_best and how != "never":
-            save(self.best, folder / "best_model.pt")
+            save_state(self.best, folder / "best_model.pt")
         if switched and how != "never":
             if decision.action in ("grow", "retry") and self.best is not None:
-                save(self.best, folder / f"beforeSwitch_{k - 1}.pt")
-                save(self.snapshot(), folder / f"switch_{k}.pt")
+                save_state(self.best, folder / f"beforeSwitch_{k - 1}.pt")
+                save_state(self.snapshot(), folder / f"switch_{k}.pt")
             elif decision.action == "lower_rate":
-                save(self.trial, folder / f"PBCount_{k}_startSteps_{decision.skip - 1}.pt")
+                save_state(self.trial, folder / f"PBCount_{k}_startSteps_{decision.skip - 1}.pt")
         if how == "epoch" or (how == "switch" and switched):
-            save(self.state_dict(), folder / "latest.pt")
+            unchanged = self.best if decision.new_best and not switched else None  # the network is what was just kept as the best
+            save_state(self.state_dict(unchanged), folder / "latest.pt")
         pictures = {"never": False, "epoch": True, "switch": decision.action in ("grow", "finish")}[self.config.graphs]
         if pictures:
             from .picture import draw

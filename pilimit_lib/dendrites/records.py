@@ -1,11 +1,14 @@
 """What a run writes: CSV files always, pictures only when asked, one row per epoch appended rather than rewritten."""
 
 import csv
+import io
+import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from .files import write
 
 
 @dataclass
@@ -27,7 +30,7 @@ COLUMNS = {
 }
 SWITCH_COLUMNS = ["epoch", "action", "dendrites", "reason"]
 BEST_COLUMNS = ["Param Counts", "Max Valid Scores", "Max Test Scores"]
-BEST_NAMES = ("bestTestScores", "best_test_scores")  # documented under both names
+BEST_NAMES = ("bestTestScores", "best_test_scores")  # documented under both names; the second is brought up to date at switches
 
 
 class Records:
@@ -37,6 +40,7 @@ class Records:
         self.folder = None if folder is None else Path(folder)
         self.rows = Rows()
         self._started = False
+        self._lines: dict[str, list[str]] = {"epochs": [], "extras": [], "switches": []}
 
     def file(self, kind: str) -> Path:
         return self.folder / f"{self.folder.name}{kind}.csv"
@@ -73,6 +77,7 @@ class Records:
         self.rows.switches.append(row)
         if self.folder is not None and self._started:
             self._append(self.file("switch_epochs"), SWITCH_COLUMNS, [row])
+            self._write_best(BEST_NAMES)
 
     def rewrite(self) -> None:
         """Write every file anew from memory: at the start, and after a run was loaded."""
@@ -81,30 +86,33 @@ class Records:
             self._write(self.file(kind), columns, self.rows.epochs)
         self._write(self.file("ExtraScores"), ["epoch", "kind", "name", "value"], self.rows.extras)
         self._write(self.file("switch_epochs"), SWITCH_COLUMNS, self.rows.switches)
-        self._write_best()
+        self._write_best(BEST_NAMES)
         self._started = True
 
     def state_dict(self) -> dict:
-        rows = self.rows
-        return {"epochs": list(rows.epochs), "extras": list(rows.extras), "switches": list(rows.switches), "best": dict(rows.best)}
+        """The rows as JSON lines: they grow with the run, so each is turned into text once."""
+        for kind in ("epochs", "extras", "switches"):
+            lines, rows = self._lines[kind], getattr(self.rows, kind)
+            lines += [json.dumps(row) for row in rows[len(lines):]]
+        return {**{kind: "\n".join(lines) for kind, lines in self._lines.items()}, "best": dict(self.rows.best)}
 
     def load_state_dict(self, state: dict) -> None:
-        self.rows = Rows(**{key: (list(v) if isinstance(v, list) else dict(v)) for key, v in state.items()})
+        self._lines = {kind: state[kind].splitlines() for kind in ("epochs", "extras", "switches")}
+        self.rows = Rows(**{kind: [json.loads(line) for line in lines] for kind, lines in self._lines.items()}, best=dict(state["best"]))
         if self.folder is not None:
             self.rewrite()
 
-    def _write_best(self) -> None:
-        for name in BEST_NAMES:
+    def _write_best(self, names=BEST_NAMES[:1]) -> None:
+        for name in names:
             self._write(self.file(name), BEST_COLUMNS, list(self.rows.best.values()))
 
     @staticmethod
     def _write(path: Path, columns: list[str], rows: list[dict]) -> None:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(beside, path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write(path, text.getvalue().encode())
 
     @staticmethod
     def _append(path: Path, columns: list[str], rows: list[dict]) -> None:

@@ -19,6 +19,7 @@ from pilimit_lib.dendrites import (
     dendritic,
     dendritic_layers,
 )
+from pilimit_lib.dendrites.files import load_state, pack, save_state, unpack
 from tests.dendrites.helpers import mlp
 from tests.dendrites.worker import Run
 
@@ -165,7 +166,7 @@ def test_two_ranks_grow_together(tmp_path):
     assert first["seen"] == second["seen"] and torch.equal(first["flat"], second["flat"])
     assert [action for action, _ in first["seen"]] == ["continue", "grow", "continue", "grow", "retry", "continue", "grow"]
     assert {kind for _, kind in first["seen"]} == {"DistributedDataParallel"}
-    assert load(f"{out}.run")["plateau"]["dendrites"] == first["dendrites"]
+    assert load_state(f"{out}.run")["plateau"]["dendrites"] == first["dendrites"]
 
 
 def test_files_are_few_and_the_best_scores_table_has_its_three_columns(tmp_path):
@@ -175,7 +176,7 @@ def test_files_are_few_and_the_best_scores_table_has_its_three_columns(tmp_path)
     tests = iter(range(10, 99))
     for score in (1.0, 2.0, 2.0, 3.0, 4.0, 4.0, 1.0):
         learn(growth)
-        result = growth.step(score, extra={"train": score + 1}, test={"test": next(tests)}, losses={"loss": 0.5})
+        result = growth.step(score, extra={"train": score + 1}, test={"test": next(tests)}, also={"loss": {"loss": 0.5}})
     assert result.complete
     with open(folder / "runbestTestScores.csv") as file:
         rows = list(csv.DictReader(file))
@@ -265,3 +266,19 @@ def test_select_grows_only_what_it_names():
     growth.select = lambda net: ["02"]
     with pytest.raises(ValueError, match="no dendritic layer"):
         growth.step(2.0)
+
+
+def test_packed_states_come_back_exactly_and_are_written_whole(tmp_path):
+    shared = torch.randn(3, 2)
+    state = {"a": [shared, (1, 2.5, None)], 7: {"b": torch.tensor(True), "same": shared}, "nan": float("nan"), "inf": [float("inf")],
+             "h": torch.randn(2).to(torch.bfloat16), "empty": torch.empty(0, 4), "scalar": torch.tensor(3, dtype=torch.long), "t": "\u00e9\n"}
+    assert pack(state)["data"].numel() == 3 * 2 * 4 + 1 + 2 * 2 + 8
+    save_state(state, tmp_path / "s.pt")
+    back = load_state(tmp_path / "s.pt")
+    assert list(back) == list(state) and back["a"][1] == (1, 2.5, None) and isinstance(back["a"][1], tuple)
+    assert torch.equal(back["a"][0], shared) and back[7]["b"].dtype == torch.bool and back["h"].dtype == torch.bfloat16
+    assert back["empty"].shape == (0, 4) and back["scalar"].shape == () and back["nan"] != back["nan"] and back["t"] == state["t"]
+    assert torch.equal(unpack(pack(state))["h"], state["h"])
+    with pytest.raises(TypeError):
+        save_state({"bad": object()}, tmp_path / "s.pt")
+    assert load_state(tmp_path / "s.pt")["inf"] == [float("inf")] and [p.name for p in tmp_path.iterdir()] == ["s.pt"]

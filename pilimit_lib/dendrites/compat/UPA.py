@@ -5,10 +5,11 @@ from pathlib import Path
 
 from torch import nn
 
-from pilimit_lib.core import load, restore, save, snapshot
+from pilimit_lib.core import restore, save, snapshot
 
 from .. import distributed, spelling
 from ..convert import dendritic, dendritic_layers, finalize, report
+from ..files import load_state
 from ..layer import DendriticLayer
 from . import GPA
 
@@ -87,7 +88,7 @@ def load_system(net: nn.Module, folder: str, name: str, load_from_restart: bool 
     """
     tracker = GPA.pai_tracker
     tracker._check_network(distributed.unwrap(net))
-    growth, state = tracker.growth, load(Path(folder) / f"{name}.pt")
+    growth, state = tracker.growth, load_state(Path(folder) / f"{name}.pt")
     if isinstance(state, dict) and "plateau" in state:
         growth.load_state_dict(state)
     else:
@@ -108,7 +109,7 @@ def save_net(net: nn.Module, folder: str, name: str) -> None:
 
 def load_net(net: nn.Module, folder: str, name: str) -> nn.Module:
     """Bring a converted network to what a file holds, whichever of the functions here wrote it; the tracker is left alone."""
-    return load_net_from_dict(net, load(Path(folder) / f"{name}.pt"))
+    return load_net_from_dict(net, load_state(Path(folder) / f"{name}.pt"))
 
 
 def load_net_from_dict(net: nn.Module, state_dict: dict) -> nn.Module:
