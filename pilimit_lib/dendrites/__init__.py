@@ -11,6 +11,7 @@ from .growth import Growth, StepResult
 from .layer import DendriticLayer
 from .plain import PlainDendritic
 from .plateau import Decision, Plateau
+from .preview import LayerGain, preview
 from .processors import (
     GRUProcessor,
     LSTMCellProcessor,
@@ -19,8 +20,9 @@ from .processors import (
     MultiOutputProcessor,
     Processor,
 )
+from .prune import Pruned, prune
 from .rules import EveryEpoch, Fixed, History, Never, Rules
 
 __all__ = ["Decision", "DendriteConfig", "DendriticLayer", "DimensionError", "EveryEpoch", "Fixed", "GPA", "GRUProcessor", "Growth", "History",
-           "LSTMCellProcessor", "LSTMProcessor", "LSTMProcessorLastHidden", "MultiOutputProcessor", "Never", "PAISequential", "PBM",
-           "PlainDendritic", "Plateau", "Processor", "Report", "Rules", "StepResult", "UPA", "dendritic", "dendritic_layers", "finalize", "report"]
+           "LSTMCellProcessor", "LSTMProcessor", "LSTMProcessorLastHidden", "LayerGain", "MultiOutputProcessor", "Never", "PAISequential", "PBM",
+           "PlainDendritic", "Plateau", "Processor", "Pruned", "Report", "Rules", "StepResult", "UPA", "dendritic", "dendritic_layers", "finalize", "preview", "prune", "report"]

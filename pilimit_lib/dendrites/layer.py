@@ -78,6 +78,7 @@ class DendriticLayer(nn.Module):
         self.dims = known_dims(neuron, config.dims)
         self.neurons = known_neurons(neuron) if processor is None else None
         self.dimension_error: str | None = None
+        self.observer = None  # preview() looks on from here
 
     def __getattr__(self, name):
         try:
@@ -130,6 +131,8 @@ class DendriticLayer(nn.Module):
         y = output if self.processor is None else self.processor.post_n1(output)
         if check_output(self, y) and len(self.dendrites):
             y = self._combine(y, args, kwargs)
+        if self.observer is not None:
+            y = self.observer(y, args, kwargs)
         return y if self.processor is None else self.processor.post_n2(y)
 
     def _combine(self, y: Tensor, args: tuple, kwargs: dict) -> Tensor:
