@@ -268,23 +268,24 @@ class Growth:
         if not isinstance(state, dict) or not {"now", "plateau", "best", "seed"} <= set(state):
             raise ValueError("not the state of a Growth; pass what growth.state_dict() returned, or growth.load(path)")
         now = state["now"]
-        if self.optimizer is not None and "optimizer" not in now:
+        if now is not None and self.optimizer is not None and "optimizer" not in now:
             raise ValueError("the run was saved without an optimiser; build this Growth without one too, and attach it afterwards")
         plateau = Plateau(self.config)
         plateau.load_state_dict(state["plateau"])
-        extras = restore(self.network, now, self.optimizer)
+        extras = restore(self.network, now, self.optimizer) if now is not None else {}
         self.plateau, self.seed, self.frozen = plateau, state["seed"], list(state["frozen"])
         self.best, self.base, self.trial, self.candidates = state["best"], state["base"], state["trial"], dict(state["candidates"])
         kind, value = state["pending"]
         self.pending = (kind, value) if kind is not None else None
-        if self.optimizer is None and "optimizer" in now:
+        if now is not None and self.optimizer is None and "optimizer" in now:
             self.pending = ("state", now)
         phases.set_trainable(self)
         self._model = self.wrap(self.network) if self.wrap is not None else distributed.rewrap(self._model, self.network)
         if self.scheduler is not None and extras.get("scheduler") is not None:
             self.scheduler.load_state_dict(extras["scheduler"])
         self.records.load_state_dict(state["records"])
-        set_rng_state(state["rng"])
+        if state["rng"] is not None:
+            set_rng_state(state["rng"])
         self.restart_clock()
 
     def load_best(self, state: dict) -> None:
@@ -296,6 +297,15 @@ class Growth:
         if self.optimizer is None and "optimizer" in state:
             self.pending = ("state", state)
         self._enter(restart=False)
+
+    def progress(self) -> dict:
+        """Everything of state_dict() but the network and optimiser as they are now: for trainers that save those themselves."""
+        state = self.state_dict()
+        return {key: value for key, value in state.items() if key not in ("now", "rng")}
+
+    def load_progress(self, state: dict) -> None:
+        """Take up what progress() gave, for a network that the trainer has restored."""
+        self.load_state_dict({**state, "now": None, "rng": None})
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the whole run to a file (rank 0 writes, all wait); load() in a fresh process continues identically."""
