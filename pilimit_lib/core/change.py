@@ -55,7 +55,7 @@ class Source:
         if self.index is None:
             return lambda: blocks.truncate(self.prefix)
         index = self.index.to(blocks.device)
-        values = blocks.select(index.clamp_min(0)) if len(blocks) else torch.zeros((len(index), *blocks.tail)).to(blocks._like)
+        values = blocks.select(index.clamp_min(0)) if len(blocks) else blocks.like().new_zeros((len(index), *blocks.tail))
         if fill is not None and len(fill):
             values[index < 0] = fill.detach().to(values)
         return lambda: blocks.set(values)

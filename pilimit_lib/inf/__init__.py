@@ -1,1 +1,8 @@
+"""π-networks: infinitely wide networks that learn features, and the finite networks sampled from them."""
+from .clip import clip_grad_norm_
+from .layers import FinPiInputLinearReLU, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
+from .mlp import FinPiMLPSample, InfMLP
+from .optim import InfSGD, PiSGD, param_groups
 
+__all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "FinPiMLPSample", "InfMLP", "InfPiInputLinearReLU", "InfPiLinearReLU",
+           "InfSGD", "PiSGD", "clip_grad_norm_", "param_groups"]

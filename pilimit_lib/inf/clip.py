@@ -1,0 +1,72 @@
+"""Gradient clipping that knows rows: one norm over ordinary gradients and pending rows."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .tensors import InfPiParameter
+
+
+@dataclass
+class _Part:
+    """One gradient: an ordinary tensor, or all pending rows of a π-layer."""
+    holder: Any
+    norm: Tensor
+
+    def scale_(self, factor: Tensor) -> None:
+        if isinstance(self.holder, Tensor):
+            self.holder.mul_(factor.to(self.holder))
+        else:
+            self.holder.scale_(factor)
+
+
+@torch.no_grad()
+def clip_grad_norm_(net_or_params: nn.Module | Tensor | Iterable[Tensor], max_norm: float, per_param: bool = False) -> Tensor:
+    """Scale gradients so that their norm is at most `max_norm`; returns the total norm before clipping.
+
+    The norm of a π-layer's update is that of the function it changes, |ΔW|² = Σ_ij A_i·A_j k(B_i·B_j) over the rows about to
+    be appended; only their A is scaled. A, Amult and B of one layer count once, whichever of them are listed.
+
+    Args:
+        net_or_params: a module or parameters, π-layers and others mixed.
+        max_norm: positive; each gradient is multiplied by min(1, max_norm / (norm + 1e-6)).
+        per_param: clip every parameter (every π-layer) by its own norm instead of all by the total.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm is {max_norm}; a positive bound was expected (leave the call out to not clip)")
+    parts = list(_parts(net_or_params))
+    if not parts:
+        return torch.tensor(0.0)
+    total = torch.linalg.vector_norm(torch.stack([part.norm.to(parts[0].norm) for part in parts]))
+    for part in parts:
+        norm = part.norm if per_param else total
+        part.scale_((max_norm / (norm + 1e-6)).clamp(max=1))
+    return total
+
+
+@torch.no_grad()
+def store_pi_grad_norm_(modules: Iterable[nn.Module], exclude_last_layer: bool = False, buffer: Any = None) -> None:
+    """Do nothing: `clip_grad_norm_` computes the norms of pending rows itself. Callable because the original needs the call."""
+    if exclude_last_layer or buffer is not None:
+        raise ValueError("store_pi_grad_norm_ no longer stores anything, so it can't exclude layers or read a buffer; "
+                         "pass the parameters that shall count to clip_grad_norm_")
+
+
+def _parts(net_or_params: nn.Module | Tensor | Iterable[Tensor]) -> Iterator[_Part]:
+    if isinstance(net_or_params, nn.Module):
+        net_or_params = net_or_params.parameters()
+    elif isinstance(net_or_params, Tensor):
+        net_or_params = [net_or_params]
+    seen = set()
+    for parameter in net_or_params:
+        if isinstance(parameter, InfPiParameter):
+            rows = parameter.pending.rows()
+            if rows is not None and id(parameter.pending) not in seen:
+                seen.add(id(parameter.pending))
+                yield _Part(parameter.pending, rows.norm())
+        elif parameter.grad is not None:
+            yield _Part(parameter.grad, torch.linalg.vector_norm(parameter.grad))

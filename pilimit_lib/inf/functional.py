@@ -1,0 +1,155 @@
+"""The semantics of a π-layer in plain torch: forward, backward, and the rows that a step will append.
+
+Index legend: b batch, m rows, r rank in, o rank out. With s = |g|, ĝ = g/s, q = ĝ Bᵀ [b m]:
+
+    forward    out = s · (k(q) ∘ Amult) A                                                    [b o]
+    backward   dγ = (∂out Aᵀ) ∘ Amult ,  ∂g = (dγ ∘ k'(q)) B + (Σ_m dγ ∘ (k − q k')(q)) ĝ     [b r]
+    rows       A ← s ∂out ,  B ← ĝ                                                           one per sample
+
+With layer norm s is 1 in the forward pass, and ∂g loses its part along ĝ and is divided by |g|. Where g = 0 a ReLU network of
+any width returns 0 and passes no gradient, so the direction ĝ is set to 0 there, and s (also under layer norm) too.
+
+Rows are walked block by block, so that no [b m] array is needed beyond a small budget and A·Amult is never materialised.
+Source: Yang, Santacroce & Hu 2022, sections 3 and 4.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..core import UNKNOWN, current_ids
+from .vtransform import TWO_PI, relu_k, relu_k_parts
+
+if TYPE_CHECKING:
+    from .layers import InfPiLinearReLU
+
+SAVED_COSINES_BYTES = 8 << 20  # below this, cosines are kept for the backward pass; above, only up to 5 % of the rows' bytes
+BATCH_CHUNK = 1024             # larger batches are walked in pieces, which bounds the cosines of one block
+
+
+@dataclass
+class Rows:
+    """Rows that one backward pass made: A [b o], B [b r], and the ids [b] of the samples they come from."""
+    A: Tensor
+    B: Tensor
+    origin: Tensor
+
+    def __len__(self) -> int:
+        return len(self.A)
+
+    def norm(self) -> Tensor:
+        """Size of the update that these rows stand for: sqrt(Σ_ij A_i·A_j k(B_i·B_j)), the norm that clipping uses."""
+        A, B = self.A.to(accumulator(self.A.dtype)), self.B.to(accumulator(self.B.dtype))
+        # A row without direction (B = 0) has A = 0 too, so its k(0) does not count.
+        return (relu_k(B @ B.T) * (A @ A.T)).sum().clamp_min(0).sqrt()
+
+    @staticmethod
+    def joined(parts: list[Rows]) -> Rows:
+        if len(parts) == 1:
+            return parts[0]
+        return Rows(*(torch.cat([getattr(part, name) for part in parts]) for name in ("A", "B", "origin")))
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which rows of `dtype` are summed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def direction(g: Tensor) -> tuple[Tensor, Tensor]:
+    """(ĝ [b r], s [b 1]): unit vector and length of each pre-activation; zero vectors have direction zero."""
+    s = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
+    return g / torch.where(s > 0, s, 1), s
+
+
+def _blocks(layer: InfPiLinearReLU, rows: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """A, Amult / 2π and B of the first `rows` rows, block by block, in the accumulating precision."""
+    for A, Amult, B in zip(*(getattr(layer, name).blocks.views(rows) for name in ("A", "Amult", "B"))):
+        yield A.to(dtype), Amult.to(dtype) / TWO_PI, B.to(dtype)
+
+
+def inf_linear_forward(layer: InfPiLinearReLU, unit: Tensor, save: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) for directions `unit` [b r]: [b o], and the cosines of each block where `save`."""
+    out = unit.new_zeros(len(unit), layer.r_out)
+    cosines = []
+    for A, weight, B in _blocks(layer, len(layer), unit.dtype):
+        q = (unit @ B.T).clamp_(-1, 1)
+        angle, root = relu_k_parts(q)
+        out.addmm_(root.addcmul_(q, angle).mul_(weight), A)
+        if save:
+            cosines.append(q)
+    return out, cosines
+
+
+def inf_linear_backward(layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: Tensor,
+                        cosines: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """For ∂out `grad` [b o]: Σ_m dγ k'(q) B [b r] and Σ_m dγ (k − q k')(q) [b 1]; cosines are recomputed where not saved."""
+    along_rows, along_unit = torch.zeros_like(unit), unit.new_zeros(len(unit), 1)
+    for number, (A, weight, B) in enumerate(_blocks(layer, rows, unit.dtype)):
+        q = cosines[number] if cosines else (unit @ B.T).clamp_(-1, 1)
+        angle, root = relu_k_parts(q)
+        dgamma = (grad @ A.T).mul_(weight)
+        along_unit += root.mul_(dgamma).sum(1, keepdim=True)
+        along_rows.addmm_(angle.mul_(dgamma), B)
+    return along_rows, along_unit
+
+
+def _embed(layer: InfPiLinearReLU, g: Tensor, save: bool) -> tuple[Tensor, ...]:
+    """(output [b o], ĝ [b r], s [b 1], the factor that scales the output [b 1], cosines if saved) of pre-activations `g`."""
+    with torch.autocast(g.device.type, enabled=False):
+        unit, s = direction(g.to(accumulator(layer.A.dtype)))
+        scale = (s > 0).to(s.dtype) if layer.layernorm else s
+        size = len(layer) * len(unit) * unit.element_size()
+        save = save and size <= max(SAVED_COSINES_BYTES, layer.row_bytes // 20) and len(unit) <= BATCH_CHUNK
+        parts = [inf_linear_forward(layer, part, save) for part in unit.split(BATCH_CHUNK)]
+        out = torch.cat([part for part, _ in parts]) if len(parts) > 1 else parts[0][0]
+        return (out * scale).to(g.dtype), unit, s, scale, parts[0][1]
+
+
+def inf_linear(layer: InfPiLinearReLU, g: Tensor) -> Tensor:
+    """The π-layer without bias applied to pre-activations `g` [b r]: [b o], in g's dtype, summed in float32 or better."""
+    if torch.is_grad_enabled() and (g.requires_grad or layer.A.requires_grad):
+        return InfPiLinearFunction.apply(g, layer.A, layer)
+    return _embed(layer, g, save=False)[0]
+
+
+class InfPiLinearFunction(torch.autograd.Function):
+    """Puts a π-layer on the tape. Its backward pass leaves the rows to be appended in `layer.pending`.
+
+    `probe` is the layer's A: a Function none of whose inputs needs a gradient is not taped, and the rows would be lost.
+    """
+
+    @staticmethod
+    def forward(ctx, g: Tensor, probe: Tensor, layer: InfPiLinearReLU) -> Tensor:
+        out, ctx.unit, ctx.s, ctx.scale, ctx.cosines = _embed(layer, g, save=ctx.needs_input_grad[0])
+        ctx.layer, ctx.rows, ctx.edits, ctx.dtype = layer, len(layer), layer.edits, g.dtype
+        # Captured now: backward may run in another thread, where the surrounding `batch` is not visible.
+        ids = current_ids(len(g))
+        ctx.ids = torch.full((len(g),), UNKNOWN) if ids is None else ids
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        layer, unit, s = ctx.layer, ctx.unit, ctx.s
+        if ctx.edits != layer.edits:
+            raise RuntimeError("rows of a π-layer were changed or removed between this graph's forward and backward pass "
+                               "(an optimizer step, a rewind, or a load); run the forward pass again")
+        with torch.autocast(grad.device.type, enabled=False):
+            grad = grad.to(unit.dtype)
+            if ctx.needs_input_grad[1]:
+                layer.pending.add(Rows(grad * ctx.scale, unit, ctx.ids))
+            if not ctx.needs_input_grad[0]:
+                return None, None, None
+            parts = [inf_linear_backward(layer, ctx.rows, *part, ctx.cosines)
+                     for part in zip((grad * (s > 0)).split(BATCH_CHUNK), unit.split(BATCH_CHUNK))]
+            along_rows, along_unit = (torch.cat(tensors) for tensors in zip(*parts))
+            if layer.layernorm:
+                radial = (along_rows * unit).sum(1, keepdim=True)
+                result = (along_rows - radial * unit) / torch.where(s > 0, s, 1)
+            else:
+                result = along_rows + along_unit * unit
+            return result.to(ctx.dtype), None, None

@@ -1,0 +1,266 @@
+"""Infinitely wide layers as rows. A layer hands on *pre-activations*; the ReLU belongs to the layer that receives them.
+
+    input layer    g = x A + bias_alpha · bias                                     A [d r]
+    π-layer        g_out = s · Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) + bias_alpha · bias     A [m o], Amult [m], B [m r]
+
+Training appends one row per sample and step: see `PiSGD`. Source: Yang, Santacroce & Hu 2022.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core import UNKNOWN, Axis, Blocks
+from .finite import FinPiInputLinearReLU, FinPiLinearReLU
+from .functional import accumulator, inf_linear
+from .tensors import InfPiParameter, Pending
+
+__all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU", "divbystd"]
+
+ROWS = ("A", "Amult", "B")
+
+
+def divbystd(x: Tensor) -> Tensor:
+    """`x` [..., r] divided by its root mean square: what layer norm does to pre-activations of coordinates of order 1."""
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+class InfPiInputLinearReLU(nn.Module):
+    """The first layer of an infinitely wide network: data x [..., d] to pre-activations g [..., r]. An ordinary linear map.
+
+    Args:
+        r: size of the data (the original's name for it; `d` in the formulas).
+        r_out: rank of the pre-activations, default `r`.
+        bias_alpha: multiplier of the bias; 0 or None means no bias.
+        layernorm: kept for the finite networks that are sampled from this layer; the next layer applies it.
+    """
+
+    def __init__(self, r: int, r_out: int | None = None, bias_alpha: float | None = 1, layernorm: bool = False,
+                 device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.r, self.r_out, self.bias_alpha, self.layernorm = r, r if r_out is None else r_out, float(bias_alpha or 0), layernorm
+        _check_sizes(r, self.r_out)
+        self.A = nn.Parameter(torch.empty(r, self.r_out, device=device, dtype=dtype))
+        self.bias = _bias(self.bias_alpha, self.r_out, device, dtype)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Columns of A uniform on the unit sphere, bias 0."""
+        self.A.normal_()
+        self.A /= torch.linalg.vector_norm(self.A, dim=0)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.r:
+            raise ValueError(f"InfPiInputLinearReLU expects data [..., {self.r}], got {list(x.shape)}; flatten images first")
+        g = x @ self.A
+        return g if self.bias is None else g + self.bias_alpha * self.bias
+
+    def sample(self, n_in: int | None = None, n_out: int = 1024) -> FinPiInputLinearReLU:
+        """A finite layer of width `n_out` that computes the same function as n_out → ∞. `n_in` is the size of the data."""
+        if n_in not in (None, self.r):
+            raise ValueError(f"the data have {self.r} features, so n_in can't be {n_in}")
+        return FinPiInputLinearReLU(self.r_out, self.r, n_out, self.bias_alpha, self.layernorm, inf_layer=self)
+
+    def extra_repr(self) -> str:
+        return f"d={self.r}, r={self.r_out}, bias_alpha={self.bias_alpha}, layernorm={self.layernorm}"
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
+                              errors: list) -> None:
+        _take_bias_alpha(self, state, prefix, errors)
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+
+
+class InfPiLinearReLU(nn.Module):
+    """An infinitely wide layer that learns features: pre-activations g [..., r] to pre-activations [..., o].
+
+    `A` [m o], `Amult` [m] and `B` [m r] are parameters to torch, but a step *appends* to them instead of adding. `origin` [m]
+    says which sample made each row (-1: unknown), where the forward pass ran inside `with batch(ids)`. The backward pass
+    leaves the rows to come in `pending`; freezing `A` (`requires_grad_(False)`) stops that.
+
+    Args:
+        r: rank of the pre-activations that come in; r_out: of those that go out, default `r`.
+        bias_alpha: multiplier of the bias; 0 or None means no bias.
+        output_layer: a readout, whose A starts at zero.
+        layernorm: use the direction of g only.
+        dtype: of the bias; row_dtype: of A and B (float16 and bfloat16 halve the memory; sums are float32, Amult is too).
+    """
+
+    def __init__(self, r: int, r_out: int | None = None, bias_alpha: float | None = 1, output_layer: bool = False,
+                 layernorm: bool = False, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+                 row_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.r, self.r_out, self.bias_alpha, self.layernorm = r, r if r_out is None else r_out, float(bias_alpha or 0), layernorm
+        _check_sizes(r, self.r_out)
+        self.output_layer = output_layer
+        row_dtype = row_dtype or dtype or torch.get_default_dtype()
+        self.pending = Pending()
+        for name, tail in (("A", (self.r_out,)), ("Amult", ()), ("B", (r,))):
+            blocks = Blocks(tail, dtype=accumulator(row_dtype) if name == "Amult" else row_dtype, device=device)
+            self.register_parameter(name, InfPiParameter(blocks, self.pending, name))
+        self.origin_blocks = Blocks(dtype=torch.long, device=device)
+        self.bias = _bias(self.bias_alpha, self.r_out, device, dtype)
+        self.initialize()
+        self.axis = Axis("rows")
+        for name in ROWS:
+            self.axis.join(self, name)
+        self.axis.join(self, "origin_blocks", label="origin")
+        self.pending.axis = self.axis
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """As many rows as the rank: B uniform on the sphere, A ~ N(0, 1/o) (0 in a readout), Amult 1, bias 0."""
+        B = torch.randn(self.r, self.r)
+        A = torch.zeros(self.r, self.r_out) if self.output_layer else torch.randn(self.r, self.r_out) / math.sqrt(self.r_out)
+        self.set_rows(A, torch.ones(self.r), B / torch.linalg.vector_norm(B, dim=1, keepdim=True))
+        self.pending.clear()
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.A.blocks)
+
+    def __bool__(self) -> bool:
+        return True  # a layer without rows is still a layer
+
+    @property
+    def origin(self) -> Tensor:
+        """Id of the sample that made each row, -1 where unknown: LongTensor [m]."""
+        return self.origin_blocks.dense()
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of A and B in bytes."""
+        return len(self) * (self.r + self.r_out) * self.A.element_size()
+
+    @property
+    def edits(self) -> int:
+        """How often existing rows were changed (not how often rows were appended)."""
+        return self.A.blocks.edits + self.Amult.blocks.edits + self.B.blocks.edits
+
+    def set_rows(self, A: Tensor, Amult: Tensor, B: Tensor, origin: Tensor | None = None) -> None:
+        """Hold exactly these rows: A [m o], Amult [m], B [m r] of unit rows, origin [m] (default: unknown)."""
+        origin = torch.full((len(A),), UNKNOWN) if origin is None else origin
+        given = {"A": A, "Amult": Amult, "B": B, "origin": origin}
+        for name, value in given.items():
+            self._blocks(name).check(value, name)
+        if len({len(value) for value in given.values()}) != 1:
+            raise ValueError(f"rows of different number: { {name: len(value) for name, value in given.items()} }")
+        for name, value in given.items():
+            self._blocks(name).set(value.detach())
+
+    def forward(self, g: Tensor) -> Tensor:
+        if g.shape[-1] != self.r:
+            raise ValueError(f"InfPiLinearReLU expects pre-activations [..., {self.r}], got {list(g.shape)}")
+        out = inf_linear(self, g.reshape(-1, self.r)).reshape(*g.shape[:-1], self.r_out)
+        return out if self.bias is None else out + self.bias_alpha * self.bias
+
+    def sample(self, n_in: int, n_out: int | None = None, prev_omega: Tensor | None = None) -> FinPiLinearReLU:
+        """A finite layer between widths `n_in` and `n_out` (a readout keeps its o outputs) with the same limit.
+
+        `prev_omega` [n_in r]: the ω of the finite layer below (`finite_layer.omega`), to which the two must agree.
+        """
+        return FinPiLinearReLU(self.r, n_in, self.r_out if self.output_layer else n_out or n_in, self.bias_alpha,
+                               self.output_layer, self.layernorm, inf_layer=self, prev_omega=prev_omega)
+
+    def structure(self) -> dict[str, Any]:
+        return {"rows": len(self)}
+
+    def restructure(self, structure: dict[str, Any]) -> None:
+        rows = structure["rows"]
+        self.set_rows(torch.zeros(rows, self.r_out), torch.zeros(rows), torch.zeros(rows, self.r))
+
+    def extra_repr(self) -> str:
+        return (f"r={self.r}, o={self.r_out}, rows={len(self)}, bias_alpha={self.bias_alpha}, "
+                f"output_layer={self.output_layer}, layernorm={self.layernorm}, row_dtype={self.A.dtype}")
+
+    def _blocks(self, name: str) -> Blocks:
+        return self.origin_blocks if name == "origin" else getattr(self, name).blocks
+
+    def _apply(self, fn, recurse: bool = True) -> InfPiLinearReLU:
+        """Conversions of dtype and device: rows block by block; Amult never below float32, or small steps would vanish."""
+        order = list(self._parameters)
+        fronts = {name: self._parameters.pop(name) for name in ROWS}
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            others = dict(self._parameters)
+            self._parameters.clear()
+            for name in order:
+                self._parameters[name] = fronts[name] if name in fronts else others[name]
+        for name, front in fronts.items():
+            front.blocks.convert(_at_least_float32(fn) if name == "Amult" else fn)
+            front.refresh()
+        self.origin_blocks.convert(fn)
+        return self
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        for name in ROWS:
+            destination[prefix + name] = getattr(self, name) if keep_vars else getattr(self, name).blocks.dense()
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+        destination[prefix + "origin"] = self.origin
+        destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
+                              errors: list) -> None:
+        """Rows may be more or fewer than here. Checkpoints of the original code, which lack `origin`, load too."""
+        _take_bias_alpha(self, state, prefix, errors)
+        state.pop(prefix + "layer_alpha", None)  # the original's learning-rate multiplier of Amult: the optimiser's matter
+        absent = [prefix + name for name in ROWS if prefix + name not in state]
+        missing += absent
+        given = {name: state.pop(prefix + name, None) for name in (*ROWS, "origin")}
+        if not absent:
+            try:
+                self.set_rows(**{name: None if value is None else value.detach() for name, value in given.items()})
+            except ValueError as error:
+                errors.append(f"{prefix}rows: {error}")
+        fronts = {name: self._parameters.pop(name) for name in ROWS}
+        try:
+            super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+        finally:
+            others = dict(self._parameters)
+            self._parameters.clear()
+            self._parameters.update(fronts | others)
+
+
+def _check_sizes(r: int, r_out: int) -> None:
+    if r < 1 or r_out < 1:
+        raise ValueError(f"a layer needs positive sizes, got r={r}, r_out={r_out}")
+
+
+def _bias(alpha: float, size: int, device, dtype) -> nn.Parameter | None:
+    """No multiplier, no bias: one that is never used would still be trained and count in gradient norms."""
+    return nn.Parameter(torch.zeros(size, device=device, dtype=dtype)) if alpha else None
+
+
+def _take_bias_alpha(layer: nn.Module, state: dict, prefix: str, errors: list) -> None:
+    """The checkpoint's multiplier counts. Unused zero biases, which the original stores where it is 0, are passed over."""
+    alpha = float(state.pop(prefix + "bias_alpha", layer.bias_alpha))
+    bias = state.get(prefix + "bias")
+    if layer.bias is None and bias is not None:
+        if alpha and bool(bias.any()):
+            errors.append(f"{prefix}bias: the checkpoint has one; build the network with bias_alpha={alpha}")
+        else:
+            state.pop(prefix + "bias")
+            alpha = 0.0
+    if layer.bias is not None and not alpha and bias is None:
+        errors.append(f"{prefix}bias: the checkpoint has none; build the network with bias_alpha=0")
+    layer.bias_alpha = alpha
+
+
+def _at_least_float32(fn):
+    def convert(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
+    return convert

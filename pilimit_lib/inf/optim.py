@@ -1,0 +1,144 @@
+"""SGD for networks of any width: appends rows where the width is infinite, adds where it is finite."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .tensors import InfPiParameter
+
+
+class PiSGD(torch.optim.SGD):
+    """SGD with momentum, dampening, Nesterov and weight decay, for π-layers and ordinary parameters alike.
+
+    A step on a π-layer is SGD on the function: Amult ← (1 − lr·wd)·Amult, and one row per sample is appended with
+    Amult = −lr. With momentum the velocity is a function too, kept as one coefficient per row: a row goes on receiving −lr·μ^t.
+    The group that lists a layer's `Amult` gives its lr, momentum and weight decay. Finite layers project their gradients
+    themselves, so for them this is torch's SGD.
+
+    Args:
+        on_nonfinite: what to do with pending rows that hold NaN or Inf: "raise" before anything changes, or "skip" the step of
+            that layer, counted in `nonfinite_skipped`.
+    """
+    nonfinite_skipped = 0
+
+    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 1e-3, momentum: float = 0,
+                 dampening: float = 0, weight_decay: float = 0, nesterov: bool = False, *, maximize: bool = False,
+                 on_nonfinite: str = "raise") -> None:
+        if on_nonfinite not in ("raise", "skip"):
+            raise ValueError(f"on_nonfinite is {on_nonfinite!r}; 'raise' or 'skip' was expected")
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
+        self.defaults["on_nonfinite"] = on_nonfinite
+        for group in self.param_groups:
+            group.setdefault("on_nonfinite", on_nonfinite)
+        self._check_complete()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Append the pending rows of every π-layer, then step the other parameters as torch's SGD does."""
+        self._check_complete()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        ready = [(group, parameter) for group in self.param_groups for parameter in group["params"]
+                 if isinstance(parameter, InfPiParameter) and parameter.role == "Amult" and self._ready(parameter, group)]
+        for group, parameter in ready:
+            self._append(parameter, group)
+        # Rows are no longer pending, so torch's SGD finds no gradient on π-layers and passes them over. Unwrapped, because its
+        # wrapper would run the hooks of this optimiser a second time.
+        inspect.unwrap(torch.optim.SGD.step)(self)
+        return loss
+
+    def _check_complete(self) -> None:
+        held = [p for group in self.param_groups for p in group["params"] if isinstance(p, InfPiParameter)]
+        stepped = {id(p.pending) for p in held if p.role == "Amult"}
+        for parameter in held:
+            if id(parameter.pending) not in stepped:
+                raise ValueError(f"the optimiser was given {parameter.role} of a π-layer but not its Amult, to which the "
+                                 "learning rate applies; list layer.A, layer.Amult and layer.B, or use param_groups(net, lr)")
+
+    def _ready(self, parameter: InfPiParameter, group: dict[str, Any]) -> bool:
+        rows = parameter.pending.rows()
+        if rows is None:
+            return False
+        if bool(torch.isfinite(rows.A).all()):  # A = ∂out·s, so a bad pre-activation shows here too
+            state = self.state.get(parameter, {}).get("momentum_buffer")
+            if state is not None and len(state) != len(parameter.blocks):
+                raise RuntimeError(f"a π-layer has {len(parameter.blocks)} rows, but its momentum in the optimiser {len(state)}; "
+                                   "after keep() or rewind() call follow(optimizer, change)")
+            return True
+        if group.get("on_nonfinite", "raise") == "raise":
+            raise FloatingPointError("NaN or Inf in the gradient of a π-layer: rows can't be taken back, so nothing was stepped. "
+                                     "Lower the learning rate or clip; zero_grad() to go on, or PiSGD(on_nonfinite='skip')")
+        self.nonfinite_skipped += 1
+        parameter.pending.clear()
+        return False
+
+    def _append(self, parameter: InfPiParameter, group: dict[str, Any]) -> None:
+        rows = parameter.pending.rows()
+        lr, decay, momentum = float(group["lr"]), group["weight_decay"], group["momentum"]
+        lr = -lr if group["maximize"] else lr
+        decay = -decay if group["maximize"] else decay
+        old = len(parameter.blocks)
+        if momentum:
+            coefficient = self._velocity(parameter, group, decay, len(rows))
+            parameter.blocks.add_(coefficient[:old], alpha=-lr)
+            fresh = -lr * coefficient[old:]
+        else:
+            parameter.blocks.scale_(1 - lr * decay)
+            fresh = torch.full((len(rows),), -lr, dtype=parameter.dtype, device=parameter.device)
+        # Rows with coefficient 0 would never contribute; with momentum they may do so later.
+        if lr or momentum:
+            parameter.pending.axis.append({"A": rows.A, "Amult": fresh, "B": rows.B, "origin": rows.origin})
+        parameter.pending.clear()
+
+    def _velocity(self, parameter: InfPiParameter, group: dict[str, Any], decay: float, count: int) -> Tensor:
+        """What this step adds to every row, in units of −lr: [old rows + count]; keeps the velocity in the state."""
+        amult = parameter.blocks.dense()
+        gradient = torch.cat([decay * amult, amult.new_ones(count)])
+        state = self.state[parameter]
+        velocity = state.get("momentum_buffer")
+        if velocity is None:
+            velocity = gradient.clone()
+        else:
+            velocity = torch.cat([velocity.to(amult), amult.new_zeros(count)]).mul_(group["momentum"])
+            velocity.add_(gradient, alpha=1 - group["dampening"])
+        state["momentum_buffer"] = velocity
+        return gradient.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
+
+
+InfSGD = PiSGD  # the name in the original's experiments
+
+
+def param_groups(net: nn.Module, lr: float, weight_decay: float = 0, first_layer_lr_mult: float = 1,
+                 last_layer_lr_mult: float = 1, bias_lr_mult: float = 1,
+                 apply_lr_mult_to_wd: bool = True) -> list[dict[str, Any]]:
+    """Parameter groups with the paper's learning-rate multipliers, for networks of any width with a list `layers`.
+
+    Args:
+        first_layer_lr_mult, last_layer_lr_mult: of the weights of the input layer and the readout; bias_lr_mult: of every bias.
+        apply_lr_mult_to_wd: where False, weight decay is divided by the multiplier, so that lr · wd is the same for every group.
+    """
+    layers = getattr(net, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) < 2:
+        raise TypeError(f"param_groups needs a network with a ModuleList `layers` of input, hidden and readout layers, "
+                        f"got {type(net).__name__}; write the groups by hand for other networks")
+    kinds: dict[str, tuple[float, list[Tensor]]] = {
+        "first": (first_layer_lr_mult, []), "hidden": (1, []), "last": (last_layer_lr_mult, []), "bias": (bias_lr_mult, [])}
+    for number, layer in enumerate(layers):
+        place = "first" if number == 0 else "last" if number == len(layers) - 1 else "hidden"
+        for name, parameter in layer.named_parameters():
+            kinds["bias" if name == "bias" else place][1].append(parameter)
+    groups = []
+    for name, (mult, parameters) in kinds.items():
+        if mult < 0 or mult == 0 and weight_decay and not apply_lr_mult_to_wd:
+            raise ValueError(f"the learning-rate multiplier of {name} parameters is {mult}; weight decay can't be divided by it "
+                             "(apply_lr_mult_to_wd=True, or a positive multiplier)")
+        if parameters:
+            decay = weight_decay if apply_lr_mult_to_wd or not weight_decay else weight_decay / mult
+            groups.append({"params": parameters, "lr": lr * mult, "weight_decay": decay, "name": name})
+    return groups
