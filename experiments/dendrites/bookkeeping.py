@@ -1,4 +1,5 @@
-"""What growth costs beside training: seconds of bookkeeping (decisions, checkpoints, CSV, pictures) for each second of training, on digits.
+"""What growth costs beside training: seconds of bookkeeping (decisions, checkpoints, CSV, pictures) for each second of
+training, on digits.
 
     python -m experiments.dendrites.bookkeeping --epochs 60 --out results/dendrites/bookkeeping
 
@@ -26,8 +27,11 @@ def measure(width: float, epochs: int, **settings) -> dict:
     sets = digits()
     x, y = sets["train"]
     config = DendriteConfig(switch=History(patience=5), max_dendrites=3, seed=0, **settings)
-    growth = Growth(dendritic(ConvNet(width, 8), config), optimizer=lambda ps: torch.optim.Adam(ps, 3e-3),
-                    scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=2))
+    growth = Growth(
+        dendritic(ConvNet(width, 8), config),
+        optimizer=lambda ps: torch.optim.Adam(ps, 3e-3),
+        scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=2),
+    )
     training, keeping = [], []
     for epoch in range(epochs + 2):
         started = (time.process_time(), time.perf_counter())
@@ -47,10 +51,12 @@ def measure(width: float, epochs: int, **settings) -> dict:
             break
     result = {"epochs": len(training), "dendrites": growth.plateau.state.dendrites}
     for i, clock in enumerate(("processor", "wall")):
-        result |= {f"{clock}: training, median ms": round(1e3 * statistics.median(t[i] for t in training), 2),
-                   f"{clock}: bookkeeping, median ms": round(1e3 * statistics.median(k[i] for k in keeping), 2),
-                   f"{clock}: median share, %": round(100 * statistics.median(k[i] / t[i] for k, t in zip(keeping, training)), 2),
-                   f"{clock}: share of the whole run, %": round(100 * sum(k[i] for k in keeping) / sum(t[i] for t in training), 2)}
+        result |= {
+            f"{clock}: training, median ms": round(1e3 * statistics.median(t[i] for t in training), 2),
+            f"{clock}: bookkeeping, median ms": round(1e3 * statistics.median(k[i] for k in keeping), 2),
+            f"{clock}: median share, %": round(100 * statistics.median(k[i] / t[i] for k, t in zip(keeping, training)), 2),
+            f"{clock}: share of the whole run, %": round(100 * sum(k[i] for k in keeping) / sum(t[i] for t in training), 2),
+        }
     return result
 
 
@@ -64,8 +70,11 @@ def main(argv=None):
     out, results = Path(args.out), {}
     out.mkdir(parents=True, exist_ok=True)
     for width in args.widths:
-        for name, settings in {"all": {"save_dir": str(out / "all")}, "no pictures": {"save_dir": str(out / "still"), "graphs": "never"},
-                               "no files": {}}.items():
+        for name, settings in {
+            "all": {"save_dir": str(out / "all")},
+            "no pictures": {"save_dir": str(out / "still"), "graphs": "never"},
+            "no files": {},
+        }.items():
             results[f"width {width}, {name}"] = measure(width, args.epochs, **settings)
             print(f"width {width}, {name}", results[f"width {width}, {name}"], flush=True)
     (out / "bookkeeping.json").write_text(json.dumps(results, indent=2))

@@ -1,4 +1,5 @@
-"""Image sets as tensors, split into train, validation and test: dendrites decide by the validation score, so a test set must stay apart."""
+"""Image sets as tensors, split into train, validation and test: dendrites decide by the validation score, so a test set
+must stay apart."""
 
 import gzip
 from pathlib import Path
@@ -32,12 +33,13 @@ def idx(path: Path) -> Tensor:
 
 
 def fashion(folder: str, train: int, val: int, seed: int = 0) -> dict[str, Split]:
-    """Fashion-MNIST: a random subset of the training images for train and validation, all 10,000 test images; [n 1 28 28] in 0..1."""
+    """Fashion-MNIST: a random subset of the training images for train and validation, all 10,000 test images; [n 1 28 28]
+    in 0..1."""
     root = Path(folder)
     root = root / "FashionMNIST" / "raw" if (root / "FashionMNIST").is_dir() else root
     x, y = idx(root / "train-images-idx3-ubyte"), idx(root / "train-labels-idx1-ubyte").long()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    parts = {"train": order[:train], "val": order[train:train + val]}
+    parts = {"train": order[:train], "val": order[train : train + val]}
     sets = {name: (x[part][:, None].float() / 255, y[part]) for name, part in parts.items()}
     test_x, test_y = idx(root / "t10k-images-idx3-ubyte"), idx(root / "t10k-labels-idx1-ubyte").long()
     return {**sets, "test": (test_x[:, None].float() / 255, test_y)}

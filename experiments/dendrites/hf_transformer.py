@@ -27,17 +27,41 @@ def main(argv=None):
     parser.add_argument("--out", default="results/dendrites/transformer")
     args = parser.parse_args(argv)
     transformers.set_seed(0)
-    bert = transformers.BertConfig(vocab_size=17, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-                                   max_position_embeddings=64, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    config = DendriteConfig(switch=History(patience=args.patience), max_dendrites=2, save_dir=args.out, seed=0, track=["BertEmbeddings"])
+    bert = transformers.BertConfig(
+        vocab_size=17,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        num_labels=10,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    config = DendriteConfig(
+        switch=History(patience=args.patience), max_dendrites=2, save_dir=args.out, seed=0, track=["BertEmbeddings"]
+    )
     model = dendritic(transformers.BertForSequenceClassification(bert), config)
     sets, callback = digits(), DendriteCallback("eval_accuracy", config)
     arguments = transformers.TrainingArguments(
-        output_dir=args.out, num_train_epochs=args.epochs, per_device_train_batch_size=50, per_device_eval_batch_size=100, learning_rate=2e-3,
-        eval_strategy="epoch", save_strategy="no", report_to=[], use_cpu=True)
+        output_dir=args.out,
+        num_train_epochs=args.epochs,
+        per_device_train_batch_size=50,
+        per_device_eval_batch_size=100,
+        learning_rate=2e-3,
+        eval_strategy="epoch",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+    )
     trainer = transformers.Trainer(
-        model, arguments, train_dataset=examples(sets["train"]), eval_dataset=examples(sets["val"]), callbacks=[callback],
-        compute_metrics=lambda p: {"accuracy": 100 * float((p.predictions.argmax(-1) == p.label_ids).mean())})
+        model,
+        arguments,
+        train_dataset=examples(sets["train"]),
+        eval_dataset=examples(sets["val"]),
+        callbacks=[callback],
+        compute_metrics=lambda p: {"accuracy": 100 * float((p.predictions.argmax(-1) == p.label_ids).mean())},
+    )
     trainer.train()
     for row in callback.growth.records.rows.best.values():
         print(row)

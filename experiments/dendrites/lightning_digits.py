@@ -1,6 +1,6 @@
 """Dendrites in a Lightning Trainer, on digits. Needs the extra: pip install 'pilimit[lightning]'
 
-    python -m experiments.dendrites.lightning_digits --epochs 40 --out results/dendrites/lightning
+python -m experiments.dendrites.lightning_digits --epochs 40 --out results/dendrites/lightning
 """
 
 import argparse
@@ -43,8 +43,15 @@ def main(argv=None):
     sets = digits()
     load = lambda name, shuffle: DataLoader(TensorDataset(*sets[name]), batch_size=64, shuffle=shuffle)  # noqa: E731
     callback = DendriteCallback("val_acc", config)
-    trainer = pl.Trainer(max_epochs=args.epochs, callbacks=[callback], default_root_dir=args.out, accelerator="cpu", logger=False,
-                         enable_checkpointing=False, num_sanity_val_steps=0)
+    trainer = pl.Trainer(
+        max_epochs=args.epochs,
+        callbacks=[callback],
+        default_root_dir=args.out,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+    )
     trainer.fit(Digits(config), load("train", True), load("val", False))
     for row in callback.growth.records.rows.best.values():
         print(row)

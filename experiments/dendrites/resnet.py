@@ -1,6 +1,6 @@
 """A torchvision ResNet with dendrites: every convolution and its norm become one block by the documented replacement.
 
-    python -m experiments.dendrites.resnet --data DIR --images 600 --epochs 4 --out results/dendrites/resnet
+python -m experiments.dendrites.resnet --data DIR --images 600 --epochs 4 --out results/dendrites/resnet
 """
 
 import argparse

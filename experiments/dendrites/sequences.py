@@ -1,6 +1,6 @@
 """A GRU with dendrites that reads digits row by row, through the documented calls: processors, dimensions, tracker.
 
-    python -m experiments.dendrites.sequences --epochs 60 --out results/dendrites/gru
+python -m experiments.dendrites.sequences --epochs 60 --out results/dendrites/gru
 """
 
 import argparse

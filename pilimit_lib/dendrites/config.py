@@ -10,8 +10,12 @@ from .processors import GRUProcessor, LSTMCellProcessor, LSTMProcessor
 from .rules import Rules, check_number
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "gelu": nn.functional.gelu,
-    "silu": nn.functional.silu, "identity": lambda z: z,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+    "silu": nn.functional.silu,
+    "identity": lambda z: z,
 }
 
 Rule = type | str | Callable[[nn.Module, str], bool]
@@ -22,8 +26,10 @@ def check_dims(dims: Sequence[int], what: str) -> tuple[int, ...]:
     values = tuple(dims) if isinstance(dims, (list, tuple, torch.Size, Tensor)) else None
     values = tuple(int(v) for v in values) if values is not None and all(float(v).is_integer() for v in values) else None
     if values is None or sorted(set(values) - {-1}) != [0] or values.count(0) != 1:
-        raise ValueError(f"{what} got {dims!r}; give one entry for each dimension of the layer's OUTPUT: "
-                         "a single 0 where its neurons are, -1 everywhere else, for example [-1, 0, -1, -1]")
+        raise ValueError(
+            f"{what} got {dims!r}; give one entry for each dimension of the layer's OUTPUT: "
+            "a single 0 where its neurons are, -1 everywhere else, for example [-1, 0, -1, -1]"
+        )
     return values
 
 
@@ -31,29 +37,35 @@ def check_dims(dims: Sequence[int], what: str) -> tuple[int, ...]:
 class DendriteConfig(Rules):
     """What becomes dendritic, how new dendrites begin, when they are added (see Rules) and what is written to disk.
 
-    ``convert``, ``track``      rules: a type (exact), a class name, an id as ".layer1.0.conv1", or a predicate (module, name) -> bool.
+    ``convert``, ``track``      rules: a type (exact), a class name, an id as ".layer1.0.conv1", or a predicate (module,
+                                name) -> bool.
                                 Converted layers get dendrites as one block; tracked ones are accounted for and never get any
     ``replace``                 {type: New}: modules of the type become New(old) before conversion
     ``processors``              {type or class name: processor class} for layers with several tensors in or out, see processors.py
     ``dims``                    where the neurons are in layer outputs, as [-1, 0, -1, -1]; Linear layers then use [-1, 0].
-                                None: Linear and Conv layers are known at any rank, the others must be told (set_this_input_dimensions)
+                                None: Linear and Conv layers are known at any rank, the others must be told
+                                (set_this_input_dimensions)
     ``debug_dims``              list all wrong dimensions at the next step() instead of raising at the first
-    ``init_scale``, ``init_by_main``  new dendrites draw N(0,1)·scale (· mean |θ| of the neurons); norm layers start as norm layers do
+    ``init_scale``, ``init_by_main``  new dendrites draw N(0,1)·scale (· mean |θ| of the neurons); norm layers start as
+                                      norm layers do
     ``activation``              of a dendrite: a name, or an elementwise function of a tensor
     ``optimizer_state``         "keep": moments of what did not change survive growth; "reset": the optimiser is built anew
     ``seed``                    of new weights; None: torch.initial_seed()
     ``initial_correlation_batches``  batches at the start of a correlation phase that only gather averages
     ``reduce_scores``           distributed runs: "rank0" decides by its score, "mean" by the mean over ranks
     ``save_dir``                folder for checkpoints, CSV files and pictures; None: nothing is written
-    ``checkpoints``             when latest.pt is written: "epoch", "switch" or "never" (best_model.pt follows the best score unless "never")
-    ``graphs``                  when pictures are drawn: "switch" (and at the end), "epoch" or "never". CSV files are always written
+    ``checkpoints``             when latest.pt is written: "epoch", "switch" or "never" (best_model.pt follows the best
+                                score unless "never")
+    ``graphs``                  when pictures are drawn: "switch" (and at the end), "epoch" or "never". CSV files are
+                                always written
     """
 
     convert: Sequence[Rule] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, "PAISequential")
     track: Sequence[Rule] = ()
     replace: Mapping[type, Callable[[nn.Module], nn.Module]] = field(default_factory=dict)
     processors: Mapping[type | str, type] = field(
-        default_factory=lambda: {nn.GRU: GRUProcessor, nn.LSTM: LSTMProcessor, nn.LSTMCell: LSTMCellProcessor})
+        default_factory=lambda: {nn.GRU: GRUProcessor, nn.LSTM: LSTMProcessor, nn.LSTMCell: LSTMCellProcessor}
+    )
     dims: Sequence[int] | None = None
     debug_dims: bool = False
     init_scale: float = 0.01
@@ -72,7 +84,7 @@ class DendriteConfig(Rules):
         for name in ("convert", "track"):
             rules = getattr(self, name)
             if isinstance(rules, str) or not all(isinstance(r, str) or callable(r) for r in rules):
-                raise TypeError(f"{name} got {rules!r}; give a list of types, class names, ids (\".layer1.0\") or predicates")
+                raise TypeError(f'{name} got {rules!r}; give a list of types, class names, ids (".layer1.0") or predicates')
         for name in ("replace", "processors"):
             if not isinstance(getattr(self, name), Mapping):
                 raise TypeError(f"{name} got {getattr(self, name)!r}; give a dict")

@@ -14,7 +14,8 @@ from .plain import PlainDendritic
 
 
 class PAISequential(nn.Sequential):
-    """A block that gets dendrites as a whole: a layer with the normalisation that follows it. Takes modules, or one list of them."""
+    """A block that gets dendrites as a whole: a layer with the normalisation that follows it. Takes modules, or one list
+    of them."""
 
     def __init__(self, *modules):
         super().__init__(*(modules[0] if len(modules) == 1 and isinstance(modules[0], (list, tuple)) else modules))
@@ -22,7 +23,8 @@ class PAISequential(nn.Sequential):
 
 @dataclass(frozen=True)
 class Report:
-    """What the conversion did: module names that were wrapped and tracked, parameters in neither, and norm layers outside of blocks."""
+    """What the conversion did: module names that were wrapped and tracked, parameters in neither, and norm layers outside
+    of blocks."""
 
     wrapped: tuple[str, ...]
     tracked: tuple[str, ...]
@@ -64,7 +66,12 @@ class _Walk:
         self.done: dict[int, nn.Module] = {}
         self.keep: list[nn.Module] = []  # replaced modules must outlive the walk: `done` knows them by id
         self.tracked: dict[str, nn.Module] = {}
-        self.ids = {_plain(r): False for rules in (config.convert, config.track) for r in rules if isinstance(r, str) and r.startswith(".")}
+        self.ids = {
+            _plain(r): False
+            for rules in (config.convert, config.track)
+            for r in rules
+            if isinstance(r, str) and r.startswith(".")
+        }
 
     def visit(self, module: nn.Module, name: str) -> nn.Module:
         if id(module) in self.done:
@@ -84,7 +91,9 @@ class _Walk:
             if type(module) is old:
                 module = new(module)
                 if not isinstance(module, nn.Module):
-                    raise TypeError(f"replacement of '{name}' ({old.__name__}) gave a {type(module).__name__}; a module was expected")
+                    raise TypeError(
+                        f"replacement of '{name}' ({old.__name__}) gave a {type(module).__name__}; a module was expected"
+                    )
                 break
         if self._matches(config.track, module, name):
             return self._track(module, name)
@@ -134,8 +143,11 @@ class _Walk:
             if not seen:
                 inside = any(name.startswith(f"{w}.") for w in self.tracked)
                 near = difflib.get_close_matches(name, names, n=3)
-                raise ValueError(f"no module with id '.{name}' was met" + (" (it is inside a tracked module)" if inside else "")
-                                 + (f"; did you mean {['.' + n for n in near]}?" if near else "; ids look like '.layer1.0.conv1'"))
+                raise ValueError(
+                    f"no module with id '.{name}' was met"
+                    + (" (it is inside a tracked module)" if inside else "")
+                    + (f"; did you mean {['.' + n for n in near]}?" if near else "; ids look like '.layer1.0.conv1'")
+                )
 
 
 def _plain(rule: str) -> str:
@@ -157,8 +169,13 @@ def report(model: nn.Module) -> Report:
 
     names = [name for name, _ in model.named_parameters()]
     unwrapped = tuple(n for n in names if not inside(n, wrapped))
-    return Report(wrapped, tracked, tuple(n for n in unwrapped if not inside(n, tracked)), unwrapped,
-                  tuple(n for n, m in model.named_modules() if is_norm(m) and not inside(n, wrapped + tracked)))
+    return Report(
+        wrapped,
+        tracked,
+        tuple(n for n in unwrapped if not inside(n, tracked)),
+        unwrapped,
+        tuple(n for n, m in model.named_modules() if is_norm(m) and not inside(n, wrapped + tracked)),
+    )
 
 
 def finalize(model: nn.Module) -> nn.Module:

@@ -6,7 +6,18 @@ from .initial import is_norm
 
 CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
 
-LAST = (nn.Linear, nn.Bilinear, nn.RNN, nn.GRU, nn.LSTM, nn.RNNCell, nn.GRUCell, nn.LSTMCell, nn.Embedding, nn.TransformerEncoderLayer)
+LAST = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.RNN,
+    nn.GRU,
+    nn.LSTM,
+    nn.RNNCell,
+    nn.GRUCell,
+    nn.LSTMCell,
+    nn.Embedding,
+    nn.TransformerEncoderLayer,
+)
 SAME = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Dropout, nn.Dropout2d)
 
 
@@ -54,9 +65,10 @@ def check_output(layer, y) -> bool:
     if not isinstance(y, Tensor):
         raise TypeError(
             f"layer '{layer.name}' ({type(layer.neuron).__name__}) returned a {type(y).__name__}, but dendrites need one tensor. "
-            f"Give it a processor: DendriteConfig(processors={{\"{type(layer.neuron).__name__}\": MultiOutputProcessor}}), or "
+            f'Give it a processor: DendriteConfig(processors={{"{type(layer.neuron).__name__}": MultiOutputProcessor}}), or '
             f"GPA.pc.append_module_names_with_processing(['{type(layer.neuron).__name__}']) and "
-            "GPA.pc.append_module_by_name_processing_classes([PBM.MultiOutputProcessor]) before the conversion")
+            "GPA.pc.append_module_by_name_processing_classes([PBM.MultiOutputProcessor]) before the conversion"
+        )
     if layer.dims is None:
         layer.dims = found_dims(layer.neuron, y.dim())
     problem = _problem(layer, y)
@@ -81,12 +93,15 @@ def _problem(layer, y: Tensor) -> str | None:
     if len(dims) != y.dim():
         return f"{who} ({y.dim()} dimensions), but its dimensions are set to {list(dims)} ({len(dims)}); {remedy}"
     if layer.neurons is not None and layer.neurons != y.shape[dims.index(0)]:
-        return (f"{who}, but {layer.neurons} neurons were expected in dimension {dims.index(0)} (dimensions {list(dims)}); {remedy}")
+        return (
+            f"{who}, but {layer.neurons} neurons were expected in dimension {dims.index(0)} (dimensions {list(dims)}); {remedy}"
+        )
     return None
 
 
 def _likely_axis(neuron: nn.Module, y: Tensor) -> int:
-    """The axis to suggest: that of a Linear or Conv layer, else the only one (not the batch) as long as some weight has rows, else the last."""
+    """The axis to suggest: that of a Linear or Conv layer, else the only one (not the batch) as long as some weight has
+    rows, else the last."""
     found = found_dims(neuron, y.dim())
     if found is not None:
         return found.index(0)

@@ -7,8 +7,20 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-DDP_ARGUMENTS = ("device_ids", "output_device", "dim", "find_unused_parameters", "gradient_as_bucket_view", "static_graph", "process_group")
-BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers"
+DDP_ARGUMENTS = (
+    "device_ids",
+    "output_device",
+    "dim",
+    "find_unused_parameters",
+    "gradient_as_bucket_view",
+    "static_graph",
+    "process_group",
+)
+BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 def active() -> bool:
@@ -59,5 +71,7 @@ def rewrap(model: nn.Module, network: nn.Module) -> nn.Module:
         return DistributedDataParallel(network, **kwargs)
     if isinstance(model, DataParallel):
         known = {name: getattr(model, name) for name in ("device_ids", "output_device", "dim") if hasattr(model, name)}
-        return DataParallel(network, **known) if model.device_ids else DataParallel(network)  # without devices it only passes calls on
+        return (
+            DataParallel(network, **known) if model.device_ids else DataParallel(network)
+        )  # without devices it only passes calls on
     return network

@@ -32,7 +32,7 @@ def pack(state: Any) -> dict[str, Any]:
         nonlocal offset
         if isinstance(value, Tensor):
             if id(value) not in seen:
-                flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                flat = value.detach().cpu().reshape(-1).view(torch.uint8)
                 seen[id(value)] = [str(value.dtype).removeprefix("torch."), list(value.shape), offset]
                 offset += flat.numel()
                 chunks.append(flat)
@@ -65,7 +65,7 @@ def unpack(packed: dict[str, Any]) -> Any:
             name, shape, offset = value[TENSOR]
             dtype = getattr(torch, name)
             size = torch.Size(shape).numel() * dtype.itemsize
-            return data[offset:offset + size].clone().view(dtype).reshape(shape)
+            return data[offset : offset + size].clone().view(dtype).reshape(shape)
         if TUPLE in value:
             return tuple(walk(v) for v in value[TUPLE])
         if PAIRS in value:
@@ -89,14 +89,30 @@ def write(path: str | os.PathLike, content: bytes) -> None:
         raise
 
 
+def encode(state: Any) -> bytes:
+    """The content of a file: plain tensors and builtins only."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
 def save_state(state: Any, path: str | os.PathLike) -> None:
     """Write a nested state of tensors and builtins."""
-    buffer = io.BytesIO()
-    torch.save(pack(state), buffer)
-    write(path, buffer.getbuffer())
+    write(path, encode(pack(state)))
 
 
 def load_state(path: str | os.PathLike) -> Any:
-    """Read what save_state wrote, or any checkpoint of plain tensors and builtins."""
-    state = load(path)
-    return unpack(state) if isinstance(state, dict) and set(state) == {"json", "data"} else state
+    """Read what save_state wrote, a dictionary of packed parts, or any checkpoint of plain tensors and builtins."""
+    return _unpacked(load(path))
+
+
+def _unpacked(state: Any) -> Any:
+    if not isinstance(state, dict):
+        return state
+    if set(state) == {"json", "data"}:
+        return unpack(state)
+    parts = {
+        key: _unpacked(value) if isinstance(value, dict) and set(value) == {"json", "data"} else value
+        for key, value in state.items()
+    }
+    return {**parts, **parts.pop("rest")} if "rest" in parts else parts

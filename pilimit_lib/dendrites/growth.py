@@ -1,39 +1,39 @@
 """Growth of a network while it learns: one call per epoch.
 
-    net = dendritic(net, config)
-    growth = Growth(net, config, optimizer=lambda ps: Adam(ps, 1e-3), scheduler=lambda o: ReduceLROnPlateau(o, patience=5))
-    while not done:
-        train_epoch(growth.model, growth.optimizer)
-        done = growth.step(validate(growth.model)).complete
+net = dendritic(net, config)
+growth = Growth(net, config, optimizer=lambda ps: Adam(ps, 1e-3), scheduler=lambda o: ReduceLROnPlateau(o, patience=5))
+while not done:
+    train_epoch(growth.model, growth.optimizer)
+    done = growth.step(validate(growth.model)).complete
 """
 
-import math
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from pilimit_lib.core import restore, rng_state, set_rng_state, snapshot
+from pilimit_lib.core import restore, snapshot
 
-from . import distributed, phases
+from . import distributed, journal, phases, resume
 from .config import DendriteConfig
 from .convert import dendritic_layers
 from .dimensions import DimensionError
-from .files import load_state, save_state
+from .files import load_state, write
 from .plateau import Decision, Plateau
 from .rates import first_rate, initial_rates, restart_rates, scale_rates
 from .records import Records
+from .scores import as_score
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an epoch led to. After ``restructured`` use ``model`` and the growth's ``optimizer`` anew; after ``complete`` the best network is in."""
+    """What an epoch led to. After ``restructured`` use ``model`` and the growth's ``optimizer`` anew; after ``complete``
+    the best network is in."""
 
     model: nn.Module
     restructured: bool
@@ -52,9 +52,16 @@ class Growth:
     preview). ``wrap``: how to wrap the network for several processes; a model that is given wrapped in DDP is wrapped so again.
     """
 
-    def __init__(self, model: nn.Module, config: DendriteConfig | None = None, *,
-                 optimizer: Optimizer | Callable[[list], Optimizer] | None = None, scheduler: Callable[[Optimizer], Any] | None = None,
-                 select: Callable[[nn.Module], Collection[str]] | None = None, wrap: Callable[[nn.Module], nn.Module] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        config: DendriteConfig | None = None,
+        *,
+        optimizer: Optimizer | Callable[[list], Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        select: Callable[[nn.Module], Collection[str]] | None = None,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+    ):
         self.network = distributed.unwrap(model)
         layers = [layer for _, layer in dendritic_layers(self.network)]
         if not layers:
@@ -63,7 +70,10 @@ class Growth:
         for layer in layers:
             layer.config = self.config
         if scheduler is not None and not callable(scheduler):
-            raise TypeError(f"scheduler got a {type(scheduler).__name__}; give a factory: lambda optimizer: {type(scheduler).__name__}(optimizer, ...)")
+            raise TypeError(
+                f"scheduler got a {type(scheduler).__name__}; give a factory: "
+                f"lambda optimizer: {type(scheduler).__name__}(optimizer, ...)"
+            )
         if scheduler is not None and (optimizer is None or isinstance(optimizer, Optimizer)):
             raise TypeError("a scheduler factory needs an optimiser factory: optimizer=lambda parameters: Adam(parameters, lr)")
         self.make_optimizer = None if isinstance(optimizer, Optimizer) else optimizer
@@ -80,6 +90,7 @@ class Growth:
         self.optimizer: Optimizer | None = None
         self.scheduler: Any = None
         self._bookkeeping = 0.0
+        self._packed: dict[int, tuple[dict, dict]] = {}
         self.restart_clock()
         self._model = model if wrap is None or model is not self.network else wrap(self.network)
         if isinstance(optimizer, Optimizer):
@@ -94,8 +105,15 @@ class Growth:
 
     # --- the one call per epoch ------------------------------------------------------------------------------------------------
 
-    def step(self, score: float, *, extra: dict[str, float] | None = None, test: dict[str, float] | float | None = None,
-             also: dict[str, dict[str, float]] | None = None, force: bool = False) -> StepResult:
+    def step(
+        self,
+        score: float,
+        *,
+        extra: dict[str, float] | None = None,
+        test: dict[str, float] | float | None = None,
+        also: dict[str, dict[str, float]] | None = None,
+        force: bool = False,
+    ) -> StepResult:
         """Take the validation score of an epoch, and grow, retry, go back or finish where the rules say so.
 
         ``extra`` and ``test`` scores are recorded and drawn beside it, ``also`` (kinds of numbers by name) is recorded only.
@@ -107,28 +125,36 @@ class Growth:
         score = distributed.agree([as_score(score)], self.config.reduce_scores, self._device())[0]
         if self.plateau.state.finished:
             return StepResult(self.model, False, True, self.plateau.state.finished, "finish")
+        if self.pending is not None and self.pending[0] == "fresh":
+            self.pending = None  # nobody set up an optimiser after growth: the old one has followed and goes on
         before = self.plateau.state_dict()
-        phase, dendrites, parameters = before["phase"], before["dendrites"], self.parameter_count()
-        lr, correlation = first_rate(self.optimizer), None
+        parameters, lr, correlation = self.parameter_count(), first_rate(self.optimizer), None
         try:
-            if phase == "p":
+            if before["phase"] == "p":
                 decision, correlation = self._observe_candidates(force)
             else:
                 self._step_scheduler(score)
-                decision = self.plateau.observe(score, first_rate(self.optimizer) if self.scheduler is not None else None, force=force)
+                decision = self.plateau.observe(
+                    score, first_rate(self.optimizer) if self.scheduler is not None else None, force=force
+                )
             if decision.new_best:
-                s = self.plateau.state
-                self.best = self.snapshot(plateau={**before, "epoch": s.epoch, "best": s.best, "best_epoch": s.best_epoch, "accepted": True,
-                                                   "last_improved": s.epoch, "search": None, "finished": ""})
+                self.best = self.snapshot(plateau=self.plateau.at_best(before))
             result = self._act(decision)
         except Exception:
             self.plateau.load_state_dict(before)
             raise
-        s = self.plateau.state
-        row = {"epoch": s.epoch, "validation": score, "running": s.running if s.running is not None else score, "best": s.best, "phase": phase,
-               "learning_rate": lr, "parameters": parameters, "dendrites": dendrites, "train_seconds": trained, "correlation": correlation,
-               "new_best": decision.new_best, "bookkeeping_seconds": self._bookkeeping}
-        self._record(row, {"extra": extra, "test": test, **(also or {})}, decision)
+        row = {
+            "validation": score,
+            "phase": before["phase"],
+            "dendrites": before["dendrites"],
+            "parameters": parameters,
+            "learning_rate": lr,
+            "train_seconds": trained,
+            "bookkeeping_seconds": self._bookkeeping,
+            "correlation": correlation,
+            "new_best": decision.new_best,
+        }
+        journal.record(self, row, {"extra": extra, "test": test, **(also or {})}, decision)
         self.restart_clock()
         self._bookkeeping = self._clock - started
         return result
@@ -137,7 +163,7 @@ class Growth:
         """Grow the network as it is, whatever the score."""
         decision = self.plateau.grow_now()
         result = self._act(decision)
-        self._record_switch(decision)
+        journal.record_switch(self, decision)
         return result
 
     def restart_clock(self) -> None:
@@ -215,6 +241,11 @@ class Growth:
         if kind != "state":
             self.plateau.start_rate(first_rate(optimizer) if scheduler is not None else None)
 
+    @property
+    def starts_anew(self) -> bool:
+        """Whether the next optimiser attached begins as it was built, not at a rate or in a state that growth left pending."""
+        return self.pending is None or self.pending[0] == "fresh"
+
     def _build(self) -> None:
         """Optimiser and scheduler from their factories, over what is trainable now."""
         optimizer = self.make_optimizer([p for p in self.network.parameters() if p.requires_grad])
@@ -227,8 +258,10 @@ class Growth:
         distributed.synchronise(self.network)
         for _, layer in dendritic_layers(self.network):
             layer.clear_processors()
-        self._model = self.wrap(self.network) if self.wrap is not None else distributed.rewrap(self._model, self.network)
+        self.wrap_again()
         if self.make_optimizer is None:
+            if restart and self.pending is None and self.optimizer is not None:
+                self.pending = ("fresh", None)
             return
         if not restart:
             self.attach(self.optimizer, self.make_scheduler(self.optimizer) if self.make_scheduler is not None else None)
@@ -237,6 +270,10 @@ class Growth:
         else:
             restart_rates(self.optimizer, self._initial)
             self.attach(self.optimizer, self.make_scheduler(self.optimizer) if self.make_scheduler is not None else None)
+
+    def wrap_again(self) -> None:
+        """The network in the wrapper for several processes, which must be built anew when parameters have changed."""
+        self._model = self.wrap(self.network) if self.wrap is not None else distributed.rewrap(self._model, self.network)
 
     def _step_scheduler(self, score: float) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -248,55 +285,23 @@ class Growth:
 
     def snapshot(self, **extras: Any) -> dict:
         """The network, its optimiser and scheduler, as plain tensors and builtins."""
-        scheduler = None if self.scheduler is None else plain_state(self.scheduler.state_dict())
+        scheduler = None if self.scheduler is None else resume.plain_state(self.scheduler.state_dict())
         return snapshot(self.network, self.optimizer, scheduler=scheduler, **extras)
 
     def _restore(self, state: dict) -> None:
         restore(self.network, state, self.optimizer if "optimizer" in state else None)
 
-    def state_dict(self, now: dict | None = None) -> dict:
+    def state_dict(self) -> dict:
         """The whole run: network, optimiser, scheduler, decisions so far, what it may go back to, random states, records."""
-        for _, layer in dendritic_layers(self.network):
-            layer.clear_processors()
-        kind, value = self.pending or (None, None)
-        return {"now": self.snapshot() if now is None else now, "best": self.best, "base": self.base, "trial": self.trial, "candidates": self.candidates,
-                "pending": [kind, value], "plateau": self.plateau.state_dict(), "seed": self.seed, "frozen": list(self.frozen),
-                "records": self.records.state_dict(), "rng": rng_state()}
+        return resume.state_of(self)
 
     def load_state_dict(self, state: dict) -> None:
         """Go back to a state_dict(); on any error network and optimiser are left as they were."""
-        if not isinstance(state, dict) or not {"now", "plateau", "best", "seed"} <= set(state):
-            raise ValueError("not the state of a Growth; pass what growth.state_dict() returned, or growth.load(path)")
-        now = state["now"]
-        if now is not None and self.optimizer is not None and "optimizer" not in now:
-            raise ValueError("the run was saved without an optimiser; build this Growth without one too, and attach it afterwards")
-        plateau = Plateau(self.config)
-        plateau.load_state_dict(state["plateau"])
-        extras = restore(self.network, now, self.optimizer) if now is not None else {}
-        self.plateau, self.seed, self.frozen = plateau, state["seed"], list(state["frozen"])
-        self.best, self.base, self.trial, self.candidates = state["best"], state["base"], state["trial"], dict(state["candidates"])
-        kind, value = state["pending"]
-        self.pending = (kind, value) if kind is not None else None
-        if now is not None and self.optimizer is None and "optimizer" in now:
-            self.pending = ("state", now)
-        phases.set_trainable(self)
-        self._model = self.wrap(self.network) if self.wrap is not None else distributed.rewrap(self._model, self.network)
-        if self.scheduler is not None and extras.get("scheduler") is not None:
-            self.scheduler.load_state_dict(extras["scheduler"])
-        self.records.load_state_dict(state["records"])
-        if state["rng"] is not None:
-            set_rng_state(state["rng"])
-        self.restart_clock()
+        resume.take_up(self, state)
 
     def load_best(self, state: dict) -> None:
         """Begin from the best network that a run wrote (best_model.pt), with the decisions up to then."""
-        restore(self.network, state, self.optimizer if "optimizer" in state else None)
-        if "plateau" in state["extras"]:
-            self.plateau.load_state_dict(state["extras"]["plateau"])
-            self.best = state
-        if self.optimizer is None and "optimizer" in state:
-            self.pending = ("state", state)
-        self._enter(restart=False)
+        resume.take_up_best(self, state)
 
     def progress(self) -> dict:
         """Everything of state_dict() but the network and optimiser as they are now: for trainers that save those themselves."""
@@ -311,7 +316,7 @@ class Growth:
         """Write the whole run to a file (rank 0 writes, all wait); load() in a fresh process continues identically."""
         state = self.state_dict()
         if distributed.is_first():
-            save_state(state, path)
+            write(path, resume.encoded(self, state))
         distributed.wait()
 
     def load(self, path: str | os.PathLike) -> None:
@@ -324,40 +329,6 @@ class Growth:
         """Parameters of the network as it is now, frozen ones too, shared ones once."""
         return sum(p.numel() for p in self.network.parameters())
 
-    def _record(self, row: dict, extras: dict, decision: Decision) -> None:
-        named = {kind: ({kind: float(v)} if not isinstance(v, dict) else {k: float(x) for k, x in v.items()})
-                 for kind, v in extras.items() if v is not None}
-        if distributed.is_first():
-            self.records.epoch(row, named, self.plateau.better)
-            switched = decision.action != "continue"
-            if switched:
-                self._record_switch(decision)
-            if self.config.save_dir is not None:
-                self._write(Path(self.config.save_dir), decision, switched)
-        distributed.wait()
-
-    def _record_switch(self, decision: Decision) -> None:
-        state = self.plateau.state
-        self.records.switch({"epoch": state.epoch, "action": decision.action, "dendrites": state.dendrites, "reason": decision.reason})
-
-    def _write(self, folder: Path, decision: Decision, switched: bool) -> None:
-        how, k = self.config.checkpoints, self.plateau.state.dendrites
-        if decision.new_best and how != "never":
-            save_state(self.best, folder / "best_model.pt")
-        if switched and how != "never":
-            if decision.action in ("grow", "retry") and self.best is not None:
-                save_state(self.best, folder / f"beforeSwitch_{k - 1}.pt")
-                save_state(self.snapshot(), folder / f"switch_{k}.pt")
-            elif decision.action == "lower_rate":
-                save_state(self.trial, folder / f"PBCount_{k}_startSteps_{decision.skip - 1}.pt")
-        if how == "epoch" or (how == "switch" and switched):
-            unchanged = self.best if decision.new_best and not switched else None  # the network is what was just kept as the best
-            save_state(self.state_dict(unchanged), folder / "latest.pt")
-        pictures = {"never": False, "epoch": True, "switch": decision.action in ("grow", "finish")}[self.config.graphs]
-        if pictures:
-            from .picture import draw
-            draw(self.records.rows, folder / f"{folder.name}.png")
-
     # --- checks ---------------------------------------------------------------------------------------------------------------
 
     def _raise_dimension_errors(self) -> None:
@@ -369,26 +340,3 @@ class Growth:
 
     def _device(self):
         return next((p.device for p in self.network.parameters()), None)
-
-
-def as_score(score) -> float:
-    """A score as a Python number; numbers, numpy numbers and tensors of one element will do."""
-    if isinstance(score, bool) or isinstance(score, (str, bytes)):
-        raise TypeError(f"the score is {score!r} ({type(score).__name__}); give one number, such as the validation accuracy")
-    try:
-        value = float(score)
-    except (TypeError, ValueError, RuntimeError):
-        shape = f" of shape {list(score.shape)}" if hasattr(score, "shape") else ""
-        raise TypeError(f"the score is a {type(score).__name__}{shape}; give one number, such as the validation accuracy") from None
-    if math.isinf(value):
-        raise ValueError(f"the score is {value}; give a finite number (nan counts as no improvement)")
-    return value
-
-
-def plain_state(value: Any) -> Any:
-    """State of a scheduler without what a checkpoint must not hold: functions, and references to the optimiser."""
-    if isinstance(value, dict):
-        return {k: plain_state(v) for k, v in value.items() if not callable(v)}
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and not hasattr(value, "shape"):
-        return [plain_state(v) for v in value if not callable(v)]
-    return value

@@ -11,8 +11,9 @@ def reference_parameter(neuron: nn.Module, name: str) -> Tensor:
     for parameter in neuron.parameters():
         if parameter.is_floating_point():
             return parameter
-    raise ValueError(f"layer '{name}' ({type(neuron).__name__}) has no parameters, so dendrites of its kind could not learn; "
-                     "do not convert it")
+    raise ValueError(
+        f"layer '{name}' ({type(neuron).__name__}) has no parameters, so dendrites of its kind could not learn; do not convert it"
+    )
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -2,7 +2,8 @@
 
     z_k = d_k(x) + Σ_{j<k} v_kj ⊙ a_j      a_k = σ(z_k)      y = f(x) + Σ_k w_k ⊙ a_k
 
-f: the neurons (any module); d_k: a copy of their architecture with its own parameters; w_k, v_kj [n]: one number for each of the n neurons,
+f: the neurons (any module); d_k: a copy of their architecture with its own parameters; w_k, v_kj [n]: one number for each
+of the n neurons,
 zero at birth, so that the function does not change when a dendrite is added; ⊙ runs along the neurons' axis of the output.
 """
 
@@ -93,8 +94,9 @@ class DendriticLayer(nn.Module):
             try:
                 return getattr(modules["neuron"], name)
             except AttributeError:
-                raise AttributeError(f"neither the dendritic layer nor its neurons ({type(modules['neuron']).__name__}) "
-                                     f"have an attribute '{name}'") from None
+                raise AttributeError(
+                    f"neither the dendritic layer nor its neurons ({type(modules['neuron']).__name__}) have an attribute '{name}'"
+                ) from None
 
     def __getitem__(self, index):
         return self.neuron[index]
@@ -112,7 +114,9 @@ class DendriticLayer(nn.Module):
         """Say where the neurons are in this layer's OUTPUT: one 0 at their axis, -1 elsewhere."""
         dims = check_dims(dims, f"set_this_input_dimensions of '{self.name}'")
         if len(self.dendrites) and self.dims != dims:
-            raise RuntimeError(f"'{self.name}' has dendrites along {list(self.dims)} already; set dimensions before the first growth")
+            raise RuntimeError(
+                f"'{self.name}' has dendrites along {list(self.dims)} already; set dimensions before the first growth"
+            )
         self.dims, self.dimension_error = dims, None
         if self.processor_class is not None or known_neurons(self.neuron) is None:
             self.neurons = None
@@ -120,8 +124,10 @@ class DendriticLayer(nn.Module):
     @property
     def axis(self) -> int:
         if self.dims is None:
-            raise RuntimeError(f"'{self.name}' does not know which dimension its neurons are: run one batch through the network first, "
-                               f"or call model{self.path}.set_this_input_dimensions([...])")
+            raise RuntimeError(
+                f"'{self.name}' does not know which dimension its neurons are: run one batch through the network first, "
+                f"or call model{self.path}.set_this_input_dimensions([...])"
+            )
         return self.dims.index(0)
 
     # --- forward --------------------------------------------------------------------------------------------------------------
@@ -143,8 +149,10 @@ class DendriticLayer(nn.Module):
                 continue
             z = dendrite.inner(args, kwargs, activations, self.axis, perforated)
             if z.shape != y.shape:
-                raise RuntimeError(f"dendrite {k + 1} of '{self.name}' gave {list(z.shape)} where the neurons gave {list(y.shape)}; "
-                                   "a layer whose output shape depends on more than its input cannot have dendrites")
+                raise RuntimeError(
+                    f"dendrite {k + 1} of '{self.name}' gave {list(z.shape)} where the neurons gave {list(y.shape)}; "
+                    "a layer whose output shape depends on more than its input cannot have dendrites"
+                )
             activations.append(self.config.activate(z))
             if dendrite.candidate:
                 y = tap(y, activations[-1], dendrite.stats, self.axis, self.config.initial_correlation_batches)
@@ -164,8 +172,10 @@ class DendriticLayer(nn.Module):
     def grow(self, generator: torch.Generator, candidate: bool = False) -> Dendrite:
         """Add a dendrite with fresh weights from ``generator``; the function of the layer does not change."""
         if self.neurons is None:
-            raise RuntimeError(f"'{self.name}' does not know how many neurons it has: run one batch through the network before "
-                               "it grows" + ("" if self.dims else f", after model{self.path}.set_this_input_dimensions([...])"))
+            raise RuntimeError(
+                f"'{self.name}' does not know how many neurons it has: run one batch through the network before "
+                "it grows" + ("" if self.dims else f", after model{self.path}.set_this_input_dimensions([...])")
+            )
         config = self.config
         body = fresh_copy(self.neuron, generator, config.init_scale, config.init_by_main)
         return self._attach(body, candidate)
@@ -186,14 +196,21 @@ class DendriticLayer(nn.Module):
 
     def structure(self) -> dict:
         """Sizes that the constructor does not fix, as plain builtins."""
-        return {"dendrites": len(self.dendrites), "neurons": self.neurons, "dims": None if self.dims is None else list(self.dims),
-                "candidate": any(d.candidate for d in self.dendrites), "activation": self.config.activation_name}
+        return {
+            "dendrites": len(self.dendrites),
+            "neurons": self.neurons,
+            "dims": None if self.dims is None else list(self.dims),
+            "candidate": any(d.candidate for d in self.dendrites),
+            "activation": self.config.activation_name,
+        }
 
     def restructure(self, structure: dict) -> Change | None:
         """Have as many dendrites as ``structure`` says, contents arbitrary; surplus ones go from the end."""
         if structure["activation"] != self.config.activation_name:
-            raise ValueError(f"'{self.name}' was saved with dendrites of activation '{structure['activation']}', but is configured "
-                             f"with '{self.config.activation_name}'; give DendriteConfig(activation=...) as it was")
+            raise ValueError(
+                f"'{self.name}' was saved with dendrites of activation '{structure['activation']}', but is configured "
+                f"with '{self.config.activation_name}'; give DendriteConfig(activation=...) as it was"
+            )
         self.dims = None if structure["dims"] is None else tuple(structure["dims"])
         self.neurons = structure["neurons"]
         wanted, before, removed = structure["dendrites"], list(self.dendrites), []
@@ -216,7 +233,7 @@ class DendriticLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """A plain state_dict of a grown network loads into a network that has not grown: the dendrites are made first."""
-        keys = [k[len(prefix + "dendrites."):] for k in state_dict if k.startswith(prefix + "dendrites.")]
+        keys = [k[len(prefix + "dendrites.") :] for k in state_dict if k.startswith(prefix + "dendrites.")]
         wanted = 1 + max((int(k.split(".")[0]) for k in keys), default=-1)
         if wanted > len(self.dendrites):
             candidate = any(k.startswith(f"{wanted - 1}.stats.") for k in keys)

@@ -40,8 +40,10 @@ def add_dendrites(growth: "Growth", action: str) -> tuple[str, ...]:
             raise ValueError(f"select named '{name}', which is no dendritic layer" + (f"; did you mean {near}?" if near else ""))
     idle = [name for name in chosen if layers[name].neurons is None]
     if idle:
-        raise RuntimeError(f"layers {idle} took no part in any forward pass, so it is not known how many neurons they have; "
-                           "track them (DendriteConfig(track=['." + idle[0] + "'])), or run one batch before the first step")
+        raise RuntimeError(
+            f"layers {idle} took no part in any forward pass, so it is not known how many neurons they have; "
+            "track them (DendriteConfig(track=['." + idle[0] + "'])), or run one batch before the first step"
+        )
     state = growth.plateau.state
     candidate = growth.config.mode == "correlation"
     change = Change()
@@ -55,7 +57,8 @@ def add_dendrites(growth: "Growth", action: str) -> tuple[str, ...]:
 
 
 def adding(layer: DendriticLayer, dendrite: nn.Module, optimizer) -> Change:
-    """New parameters are optimised like the layer's own; like the last group where the optimiser does not hold those (frozen neurons)."""
+    """New parameters are optimised like the layer's own; like the last group where the optimiser does not hold those
+    (frozen neurons)."""
     held = {id(p) for p in parameters_of(optimizer)} if optimizer is not None else set()
     beside = next((p for p in layer.neuron.parameters() if id(p) in held), None)
     change = Change()
@@ -75,7 +78,8 @@ def removing(dendrite: nn.Module) -> Change:
 
 
 def set_trainable(growth: "Growth") -> None:
-    """Who learns now. Joint training: everything that the user did not freeze. Correlation: phase n the neurons and all w, phase p the candidates."""
+    """Who learns now. Joint training: everything that the user did not freeze. Correlation: phase n the neurons and all w,
+    phase p the candidates."""
     if growth.config.mode != "correlation":
         return
     candidates_learn = growth.plateau.state.phase == "p"
@@ -100,7 +104,9 @@ def candidate_scores(growth: "Growth") -> dict[str, list[float]]:
             scores = distributed.agree(dendrite.stats.take_scores().tolist(), "mean", dendrite.w.device)
             result[name] = scores
             if name not in growth.candidates or sum(scores) > growth.candidates[name]["score"]:
-                weights = {key: value.detach().clone() for key, value in dendrite.state_dict().items() if not key.startswith("stats.")}
+                weights = {
+                    key: value.detach().clone() for key, value in dendrite.state_dict().items() if not key.startswith("stats.")
+                }
                 growth.candidates[name] = {"score": sum(scores), "weights": weights}
     return result
 

@@ -32,8 +32,9 @@ def draw(rows: Rows, path: Path) -> None:
     points = [(e, c) for e, c in candidates if math.isfinite(c)]
     if points:
         dendrites.plot(*zip(*points), ".-")
-    for axes, title in zip((scores, times, rates, dendrites),
-                           ("scores", "seconds per epoch", "learning rate", "correlation of candidate dendrites")):
+    for axes, title in zip(
+        (scores, times, rates, dendrites), ("scores", "seconds per epoch", "learning rate", "correlation of candidate dendrites")
+    ):
         axes.set_title(title)
         axes.set_xlabel("epoch")
         for row in rows.switches:

@@ -1,9 +1,9 @@
 """The plateau logic: a state machine from scores to decisions. Pure Python, no torch: numbers in, a decision out.
 
-    first training ──plateau──► grow ──► [search the starting learning rate] ──plateau──► beat the best? ──yes──► grow …
-                                 ▲                                                            │ no
-                                 └──────────── retry, fresh weights (tries left) ◄────────────┤
-                                                                                              └► finish, best network restored
+first training ──plateau──► grow ──► [search the starting learning rate] ──plateau──► beat the best? ──yes──► grow …
+                             ▲                                                            │ no
+                             └──────────── retry, fresh weights (tries left) ◄────────────┤
+                                                                                          └► finish, best network restored
 """
 
 import math
@@ -20,7 +20,8 @@ STALLED_WAIT = 5  # patiences without a lower learning rate after which the user
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do after an epoch: ``new_best`` says that the network just scored is the best so far, ``rollback`` that it must be restored first."""
+    """What to do after an epoch: ``new_best`` says that the network just scored is the best so far, ``rollback`` that it
+    must be restored first."""
 
     action: Action
     reason: str
@@ -140,6 +141,20 @@ class Plateau:
             return score - share > best and score - amount > best
         return score + share < best and score + amount < best
 
+    def at_best(self, before: dict) -> dict:
+        """The state to go on from with the network just scored, had nothing been decided; ``before``: as it was until then."""
+        s = self.state
+        return {
+            **before,
+            "epoch": s.epoch,
+            "best": s.best,
+            "best_epoch": s.best_epoch,
+            "accepted": True,
+            "last_improved": s.epoch,
+            "search": None,
+            "finished": "",
+        }
+
     # --- state in and out -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
@@ -191,9 +206,12 @@ class Plateau:
         stalled = s.epoch - max(s.last_improved, s.cycle_start)
         if stalled >= STALLED_WAIT * at(self._history.patience, s.dendrites) and not s.warned:
             s.warned = True
-            warnings.warn(f"the score has stalled for {stalled} epochs, but the scheduler never lowered the learning rate, and "
-                          "wait_for_lower_lr (dont_give_up_unless_learning_rate_lowered) forbids growth before; switch it off, "
-                          "or give the scheduler less patience than History.patience (n_epochs_to_switch)", stacklevel=4)
+            warnings.warn(
+                f"the score has stalled for {stalled} epochs, but the scheduler never lowered the learning rate, and "
+                "wait_for_lower_lr (dont_give_up_unless_learning_rate_lowered) forbids growth before; switch it off, "
+                "or give the scheduler less patience than History.patience (n_epochs_to_switch)",
+                stacklevel=4,
+            )
         return "waiting for the scheduler to lower the learning rate"
 
     def _searching(self, score: float, new_best: bool) -> Decision:
@@ -210,7 +228,9 @@ class Plateau:
             s.search = Search(t.skip + 1, None, t.best, s.levels)
             s.cycle_start = s.last_improved = s.epoch
             s.running, s.levels, s.skip = None, [], t.skip + 1
-            return Decision("lower_rate", "trying a lower starting learning rate", new_best, skip=s.skip, rate=s.rates[s.skip] / s.rates[0])
+            return Decision(
+                "lower_rate", "trying a lower starting learning rate", new_best, skip=s.skip, rate=s.rates[s.skip] / s.rates[0]
+            )
         s.search, s.last_improved = None, s.epoch
         return Decision("continue", "the lowest starting learning rate was the best", new_best)
 
@@ -231,10 +251,14 @@ class Plateau:
         if k == 0 or s.accepted or rules.retain_all:
             if k >= rules.max_dendrites:
                 return self._finish(f"the maximum of {rules.max_dendrites} dendrites is reached", new_best)
-            return self._start_generation("grow", "learning has stalled" if k == 0 else "the newest dendrites were kept", new_best)
+            return self._start_generation(
+                "grow", "learning has stalled" if k == 0 else "the newest dendrites were kept", new_best
+            )
         tries = at(rules.max_tries, k)
         if s.tries < tries:
-            return self._start_generation("retry", f"the newest dendrites did not beat the best score; try {s.tries + 1} of {tries}", new_best)
+            return self._start_generation(
+                "retry", f"the newest dendrites did not beat the best score; try {s.tries + 1} of {tries}", new_best
+            )
         return self._finish(f"dendrite {k} did not beat the best score in {tries} tries", new_best)
 
     def _start_generation(self, action: Action, reason: str, new_best: bool) -> Decision:
@@ -242,7 +266,9 @@ class Plateau:
         rollback = s.accepted or action == "retry"
         if s.first_cycle is None:
             s.first_cycle = s.epoch
-        searching = rules.find_best_lr and rules.mode == "joint" and isinstance(rules.switch, History) and not rules.testing_capacity
+        searching = (
+            rules.find_best_lr and rules.mode == "joint" and isinstance(rules.switch, History) and not rules.testing_capacity
+        )
         s.rates, s.skip = s.rates[: s.skip] + s.levels, 0
         s.search = Search() if searching and len(s.rates) > 1 else None
         s.dendrites, s.tries = (s.dendrites + 1, 1) if action == "grow" else (s.dendrites, s.tries + 1)

@@ -5,7 +5,8 @@ A dendrite adds w_i a_i to neuron i. With the error δ_in = ∂L/∂y_in, the be
     g_i = cov(δ_i, a_i)² / var(a_i),     cov and var as sums over samples and positions n
 
 so g asks how much of the error a new feature could explain. As in GradMax (Evci et al. 2022) and gromo the gradient chooses, but
-not the weights: candidates are drawn, with pre-activations scaled to unit variance and shifted by N(0, 1) so that σ bends both ways, and
+not the weights: candidates are drawn, with pre-activations scaled to unit variance and shifted by N(0, 1) so that σ bends
+both ways, and
 the best of several draws counts. A feature that is linear in the layer's input gains nothing once the neurons have converged.
 """
 
@@ -32,9 +33,17 @@ class LayerGain:
     chosen: bool
 
 
-def preview(model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any], *, budget: int | None = None,
-            draws: int = 4, seed: int = 0) -> list[LayerGain]:
-    """Rank layers by gain for each parameter, best first; choose them in that order while they fit the ``budget`` (None: all that gain).
+def preview(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Any], Tensor],
+    batches: Iterable[Any],
+    *,
+    budget: int | None = None,
+    draws: int = 4,
+    seed: int = 0,
+) -> list[LayerGain]:
+    """Rank layers by gain for each parameter, best first; choose them in that order while they fit the ``budget`` (None:
+    all that gain).
 
     ``loss(model, batch)``: the loss of a batch, summed or averaged over its samples. Nothing in the model changes.
     """

@@ -37,8 +37,10 @@ class MultiOutputProcessor(Processor):
 
     def post_n1(self, output):
         if not isinstance(output, (tuple, list)):
-            raise TypeError(f"MultiOutputProcessor expects a layer that returns a tuple, got {type(output).__name__}; "
-                            "a layer with one output needs no processor")
+            raise TypeError(
+                f"MultiOutputProcessor expects a layer that returns a tuple, got {type(output).__name__}; "
+                "a layer with one output needs no processor"
+            )
         self.kind, self.rest = type(output), tuple(output[1:])
         return output[0]
 

@@ -14,7 +14,8 @@ from .phases import removing
 
 @dataclass(frozen=True)
 class Pruned:
-    """What went: (layer, number of the dendrite as it was, from 0), the parameters saved, and the change for further optimisers."""
+    """What went: (layer, number of the dendrite as it was, from 0), the parameters saved, and the change for further
+    optimisers."""
 
     removed: tuple[tuple[str, int], ...]
     parameters: int
@@ -24,7 +25,8 @@ class Pruned:
 def prune(model, threshold: float = 1e-3, optimizer: Optimizer | None = None) -> Pruned:
     """Remove every dendrite whose weights w, and whose v into later dendrites that stay, are nowhere above ``threshold``.
 
-    The output moves by at most threshold · max|a| for each dendrite removed, and not at all at threshold 0. The optimiser follows.
+    The output moves by at most threshold · max|a| for each dendrite removed, and not at all at threshold 0. The optimiser
+    follows.
     """
     if threshold < 0:
         raise ValueError(f"threshold got {threshold}; give a number ≥ 0")
@@ -44,7 +46,8 @@ def prune(model, threshold: float = 1e-3, optimizer: Optimizer | None = None) ->
 
 
 def _negligible(layer: DendriticLayer, threshold: float) -> list[int]:
-    """Numbers of the dendrites that do nothing, the last first: a dendrite may count only for later ones that do nothing themselves."""
+    """Numbers of the dendrites that do nothing, the last first: a dendrite may count only for later ones that do nothing
+    themselves."""
     found: list[int] = []
     for k in reversed(range(len(layer.dendrites))):
         reached = [layer.dendrites[k].w]

@@ -1,4 +1,5 @@
-"""Learning rates of an optimiser across growth: where they started, back to it, and a share of it. Parameter groups keep their ratios."""
+"""Learning rates of an optimiser across growth: where they started, back to it, and a share of it. Parameter groups keep
+their ratios."""
 
 from typing import Any
 

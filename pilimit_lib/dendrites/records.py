@@ -52,8 +52,11 @@ class Records:
         neurons learned, and the test score of that same epoch.
         """
         self.rows.epochs.append(row)
-        added = [{"epoch": row["epoch"], "kind": kind, "name": name, "value": value}
-                 for kind, values in extras.items() for name, value in values.items()]
+        added = [
+            {"epoch": row["epoch"], "kind": kind, "name": name, "value": value}
+            for kind, values in extras.items()
+            for name, value in values.items()
+        ]
         self.rows.extras += added
         key, score = str(row["parameters"]), row["validation"]
         old = self.rows.best.get(key)
@@ -93,12 +96,14 @@ class Records:
         """The rows as JSON lines: they grow with the run, so each is turned into text once."""
         for kind in ("epochs", "extras", "switches"):
             lines, rows = self._lines[kind], getattr(self.rows, kind)
-            lines += [json.dumps(row) for row in rows[len(lines):]]
+            lines += [json.dumps(row) for row in rows[len(lines) :]]
         return {**{kind: "\n".join(lines) for kind, lines in self._lines.items()}, "best": dict(self.rows.best)}
 
     def load_state_dict(self, state: dict) -> None:
         self._lines = {kind: state[kind].splitlines() for kind in ("epochs", "extras", "switches")}
-        self.rows = Rows(**{kind: [json.loads(line) for line in lines] for kind, lines in self._lines.items()}, best=dict(state["best"]))
+        self.rows = Rows(
+            **{kind: [json.loads(line) for line in lines] for kind, lines in self._lines.items()}, best=dict(state["best"])
+        )
         if self.folder is not None:
             self.rewrite()
 

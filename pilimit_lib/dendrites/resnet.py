@@ -1,4 +1,5 @@
-"""A torchvision ResNet rebuilt so that each convolution and its norm are one block: what dendrites want of pretrained networks."""
+"""A torchvision ResNet rebuilt so that each convolution and its norm are one block: what dendrites want of pretrained
+networks."""
 
 from torch import nn
 
@@ -11,7 +12,9 @@ class _Block(nn.Module):
     def __init__(self, block: nn.Module):
         super().__init__()
         count = sum(name.startswith("conv") for name, _ in block.named_children())
-        self.convs = nn.ModuleList(PAISequential([getattr(block, f"conv{i + 1}"), getattr(block, f"bn{i + 1}")]) for i in range(count))
+        self.convs = nn.ModuleList(
+            PAISequential([getattr(block, f"conv{i + 1}"), getattr(block, f"bn{i + 1}")]) for i in range(count)
+        )
         self.relu = block.relu
         self.downsample = None if block.downsample is None else PAISequential(list(block.downsample))
 
@@ -25,7 +28,8 @@ class _Block(nn.Module):
 
 
 class ResNetPAI(nn.Module):
-    """Takes a torchvision ResNet, pretrained or not, and computes the same; every convolution with its norm becomes dendritic as one block.
+    """Takes a torchvision ResNet, pretrained or not, and computes the same; every convolution with its norm becomes
+    dendritic as one block.
 
     For use as a replacement (``append_replacement_modules([PBM.ResNetPB])``) or directly: ``model = ResNetPAI(resnet18())``.
     """

@@ -1,6 +1,7 @@
 """When a network grows and when it stops: validated settings of the plateau logic. No torch in here.
 
-A setting typed ``Schedule`` may be one number or a sequence; entry k holds while the network has k dendrites, the last entry from there on.
+A setting typed ``Schedule`` may be one number or a sequence; entry k holds while the network has k dendrites, the last
+entry from there on.
 """
 
 import math
@@ -36,7 +37,8 @@ def check_number(name: str, value, *, low=None, whole=False, schedule=False, abo
 class History:
     """Grow when the score has not improved for ``patience`` epochs.
 
-    ``lookback`` L smooths the score by a running mean of weight 1/L (1: none); ``grace`` adds epochs after each growth before the patience counts.
+    ``lookback`` L smooths the score by a running mean of weight 1/L (1: none); ``grace`` adds epochs after each growth
+    before the patience counts.
     """
 
     patience: Schedule = 10
@@ -87,11 +89,14 @@ class Rules:
     ``retain_all``              keep dendrites that did not improve the score
     ``reset_best``              judge patience within one generation instead of against the best score of all
     ``testing_capacity``        grow after every epoch, keep all, finish after three generations
-    ``find_best_lr``            after growth try the starting learning rate, then one step lower, and keep the better (needs a scheduler)
+    ``find_best_lr``            after growth try the starting learning rate, then one step lower, and keep the better
+                                (needs a scheduler)
     ``wait_for_lower_lr``       no growth before the scheduler has lowered the learning rate in this generation
-    ``mode``                    "joint": everything is trained by the task loss; "correlation": cascade correlation (our reading), see correlation.py
+    ``mode``                    "joint": everything is trained by the task loss; "correlation": cascade correlation (our
+                                reading), see correlation.py
     ``candidate_patience``, ``candidate_threshold``, ``candidate_threshold_raw``, ``cap_at_n``
-                                when the correlation phase ends: no neuron improved by the share and the amount for so many epochs,
+                                when the correlation phase ends: no neuron improved by the share and the amount for so many
+                                epochs,
                                 or (cap_at_n) after as many epochs as the first training of the neurons took
     """
 

@@ -1,17 +1,24 @@
-"""Names as people type them: camelCase and old spellings lead to the right one, with one warning each; unknown ones to a suggestion."""
+"""Names as people type them: camelCase and old spellings lead to the right one, with one warning each; unknown ones to a
+suggestion."""
 
 import difflib
 import re
 import warnings
 from collections.abc import Iterable
 
-OLD = {"pbsequential": "PAISequential", "multioutputprocesser": "MultiOutputProcessor", "initialize_pb": "initialize_pai",
-       "pb_tracker": "pai_tracker", "load_pai_system": "load_system"}
+OLD = {
+    "pbsequential": "PAISequential",
+    "multioutputprocesser": "MultiOutputProcessor",
+    "initialize_pb": "initialize_pai",
+    "pb_tracker": "pai_tracker",
+    "load_pai_system": "load_system",
+}
 _warned: set[str] = set()
 
 
 def snake(name: str) -> str:
-    """moduleIDsToTrack -> module_ids_to_track, set_dendrite_improvement_thresholdRaw -> set_dendrite_improvement_threshold_raw."""
+    """moduleIDsToTrack -> module_ids_to_track, set_dendrite_improvement_thresholdRaw ->
+    set_dendrite_improvement_threshold_raw."""
     name = re.sub(r"(IDs|PAI|PB)(?=[A-Z]|$)", lambda m: m.group().capitalize(), name)
     return re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", name).lower()
 
@@ -34,5 +41,7 @@ def warn_once(typed: str, meant: str) -> None:
 
 
 def unknown(owner: str, name: str, known: Iterable[str]) -> AttributeError:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) or difflib.get_close_matches(snake(name), list(known), n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) or difflib.get_close_matches(
+        snake(name), list(known), n=3, cutoff=0.4
+    )
     return AttributeError(f"{owner} has no '{name}'" + (f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""))

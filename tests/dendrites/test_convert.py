@@ -41,18 +41,24 @@ def names(model):
     return [name for name, _ in dendritic_layers(model)]
 
 
-@pytest.mark.parametrize("rules, expected", [
-    ({}, ["layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2", "fc"]),
-    ({"convert": [nn.Linear]}, ["fc"]),
-    ({"convert": ["Inner"]}, ["layer1.0", "layer1.1"]),
-    ({"convert": [".layer1.0.conv1", ".fc"]}, ["layer1.0.conv1", "fc"]),
-    ({"convert": [lambda module, name: name.endswith("conv2")]}, ["layer1.0.conv2", "layer1.1.conv2"]),
-    ({"track": [".layer1.0.conv1"]}, ["layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2", "fc"]),
-    ({"track": ["Inner"]}, ["fc"]),
-    ({"track": [nn.Sequential]}, ["fc"]),
-    ({"track": [".layer1.0"], "convert": [nn.Conv1d, ".layer1.1"]}, ["layer1.1"]),  # an id outranks types; tracking an id outranks all
-    ({"track": ["Inner"], "convert": ["Inner"]}, []),
-])
+@pytest.mark.parametrize(
+    "rules, expected",
+    [
+        ({}, ["layer1.0.conv1", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2", "fc"]),
+        ({"convert": [nn.Linear]}, ["fc"]),
+        ({"convert": ["Inner"]}, ["layer1.0", "layer1.1"]),
+        ({"convert": [".layer1.0.conv1", ".fc"]}, ["layer1.0.conv1", "fc"]),
+        ({"convert": [lambda module, name: name.endswith("conv2")]}, ["layer1.0.conv2", "layer1.1.conv2"]),
+        ({"track": [".layer1.0.conv1"]}, ["layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2", "fc"]),
+        ({"track": ["Inner"]}, ["fc"]),
+        ({"track": [nn.Sequential]}, ["fc"]),
+        (
+            {"track": [".layer1.0"], "convert": [nn.Conv1d, ".layer1.1"]},
+            ["layer1.1"],
+        ),  # an id outranks types; tracking an id outranks all
+        ({"track": ["Inner"], "convert": ["Inner"]}, []),
+    ],
+)
 def test_rules(rules, expected):
     assert names(dendritic(Outer(), DendriteConfig(**rules))) == expected
 
@@ -130,17 +136,25 @@ def test_torchvision_resnet_keeps_its_function_through_replacement_and_growth(ki
 
 
 def test_bad_configurations_are_named():
-    for kwargs, error, text in [({"convert": "Linear"}, TypeError, "convert got 'Linear'"), ({"track": [3]}, TypeError, "track got"),
-                                ({"processors": [1]}, TypeError, "processors got"), ({"dims": [-1, -1]}, ValueError, "a single 0"),
-                                ({"init_scale": 0}, ValueError, "init_scale got 0"), ({"activation": "sigmod"}, ValueError, "activation got 'sigmod'"),
-                                ({"activation": 3}, TypeError, "activation got 3"), ({"optimizer_state": "drop"}, ValueError, "optimizer_state"),
-                                ({"graphs": "always"}, ValueError, "graphs got"), ({"reduce_scores": "max"}, ValueError, "reduce_scores")]:
+    for kwargs, error, text in [
+        ({"convert": "Linear"}, TypeError, "convert got 'Linear'"),
+        ({"track": [3]}, TypeError, "track got"),
+        ({"processors": [1]}, TypeError, "processors got"),
+        ({"dims": [-1, -1]}, ValueError, "a single 0"),
+        ({"init_scale": 0}, ValueError, "init_scale got 0"),
+        ({"activation": "sigmod"}, ValueError, "activation got 'sigmod'"),
+        ({"activation": 3}, TypeError, "activation got 3"),
+        ({"optimizer_state": "drop"}, ValueError, "optimizer_state"),
+        ({"graphs": "always"}, ValueError, "graphs got"),
+        ({"reduce_scores": "max"}, ValueError, "reduce_scores"),
+    ]:
         with pytest.raises(error, match=text):
             DendriteConfig(**kwargs)
 
 
 def test_a_checkpoint_of_another_activation_or_network_is_refused_whole():
     from pilimit_lib.core import restore, snapshot
+
     source = grow_all(dendritic(mlp()))
     target = dendritic(mlp(), DendriteConfig(activation="tanh"))
     weights = {k: v.clone() for k, v in target.state_dict().items()}

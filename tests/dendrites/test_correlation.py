@@ -69,12 +69,20 @@ class Xor:
 
     def __init__(self, **settings):
         torch.manual_seed(0)
-        self.config = DendriteConfig(switch=History(patience=3), mode="correlation", activation="tanh", init_scale=0.5, seed=0, maximize=False,
-                                     candidate_patience=5, **settings)
+        self.config = DendriteConfig(
+            switch=History(patience=3),
+            mode="correlation",
+            activation="tanh",
+            init_scale=0.5,
+            seed=0,
+            maximize=False,
+            candidate_patience=5,
+            **settings,
+        )
         self.net = dendritic(nn.Sequential(nn.Linear(2, 1)), self.config)
         self.growth = Growth(self.net, optimizer=lambda ps: torch.optim.Adam(ps, 0.05))
         self.x = torch.tensor([[0.0, 0.0], [0, 1], [1, 0], [1, 1]]).repeat(8, 1) * 2 - 1
-        self.y = (self.x[:, :1] * self.x[:, 1:])
+        self.y = self.x[:, :1] * self.x[:, 1:]
 
     def epoch(self):
         self.net.train()

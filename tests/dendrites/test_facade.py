@@ -64,20 +64,61 @@ def dendrites(model):
 # --- settings -----------------------------------------------------------------------------------------------------------------
 
 DEFAULTS = {
-    "switch_mode": 1, "n_epochs_to_switch": 10, "history_lookback": 1, "initial_history_after_switches": 0, "fixed_switch_num": 250,
-    "first_fixed_switch_num": 0, "testing_dendrite_capacity": True, "retain_all_dendrites": False, "max_dendrites": 100, "max_dendrite_tries": 2,
-    "improvement_threshold_raw": 1e-5, "reset_best_score_on_switch": False, "find_best_lr": True, "improvement_threshold": 1e-3,
-    "dont_give_up_unless_learning_rate_lowered": True, "param_vals_setting": 1, "input_dimensions": [-1, 0, -1, -1],
-    "debugging_input_dimensions": 0, "confirm_correct_sizes": False, "candidate_weight_initialization_multiplier": 0.01,
-    "candidate_weight_init_by_main": False, "pai_forward_function": torch.sigmoid, "d_type": torch.float32,
-    "modules_to_convert": [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear], "module_names_to_convert": ["PAISequential"],
-    "module_ids_to_convert": [], "modules_to_track": [], "module_names_to_track": [], "module_ids_to_track": [], "modules_to_replace": [],
-    "replacement_modules": [], "modules_with_processing": [], "modules_processing_classes": [], "module_names_with_processing": [],
-    "module_by_name_processing_classes": [], "module_names_to_not_save": [".base_model"], "unwrapped_modules_confirmed": False,
-    "weight_decay_accepted": False, "checked_skipped_modules": False, "save_name": "PAI", "test_saves": True, "pai_saves": False,
-    "using_safe_tensors": True, "drawing_pai": True, "save_old_graph_scores": True, "silent": False, "verbose": False, "extra_verbose": False,
-    "global_candidates": 1, "learn_dendrites_live": False, "no_extra_n_modes": True, "perforated_backpropagation": False, "cap_at_n": False,
-    "dendrite_improvement_threshold": 0.1, "dendrite_improvement_threshold_raw": 1e-5,
+    "switch_mode": 1,
+    "n_epochs_to_switch": 10,
+    "history_lookback": 1,
+    "initial_history_after_switches": 0,
+    "fixed_switch_num": 250,
+    "first_fixed_switch_num": 0,
+    "testing_dendrite_capacity": True,
+    "retain_all_dendrites": False,
+    "max_dendrites": 100,
+    "max_dendrite_tries": 2,
+    "improvement_threshold_raw": 1e-5,
+    "reset_best_score_on_switch": False,
+    "find_best_lr": True,
+    "improvement_threshold": 1e-3,
+    "dont_give_up_unless_learning_rate_lowered": True,
+    "param_vals_setting": 1,
+    "input_dimensions": [-1, 0, -1, -1],
+    "debugging_input_dimensions": 0,
+    "confirm_correct_sizes": False,
+    "candidate_weight_initialization_multiplier": 0.01,
+    "candidate_weight_init_by_main": False,
+    "pai_forward_function": torch.sigmoid,
+    "d_type": torch.float32,
+    "modules_to_convert": [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear],
+    "module_names_to_convert": ["PAISequential"],
+    "module_ids_to_convert": [],
+    "modules_to_track": [],
+    "module_names_to_track": [],
+    "module_ids_to_track": [],
+    "modules_to_replace": [],
+    "replacement_modules": [],
+    "modules_with_processing": [],
+    "modules_processing_classes": [],
+    "module_names_with_processing": [],
+    "module_by_name_processing_classes": [],
+    "module_names_to_not_save": [".base_model"],
+    "unwrapped_modules_confirmed": False,
+    "weight_decay_accepted": False,
+    "checked_skipped_modules": False,
+    "save_name": "PAI",
+    "test_saves": True,
+    "pai_saves": False,
+    "using_safe_tensors": True,
+    "drawing_pai": True,
+    "save_old_graph_scores": True,
+    "silent": False,
+    "verbose": False,
+    "extra_verbose": False,
+    "global_candidates": 1,
+    "learn_dendrites_live": False,
+    "no_extra_n_modes": True,
+    "perforated_backpropagation": False,
+    "cap_at_n": False,
+    "dendrite_improvement_threshold": 0.1,
+    "dendrite_improvement_threshold_raw": 1e-5,
 }
 
 
@@ -127,7 +168,9 @@ def test_unknown_settings_and_bad_values_are_errors_that_help():
             call()
     assert GPA.pc.get_max_dendrites() == 100
     GPA.pc.append_module_names_with_processing(["GRU"])
-    with pytest.raises(ValueError, match="module_names_with_processing has 1 entries and module_by_name_processing_classes has 0"):
+    with pytest.raises(
+        ValueError, match="module_names_with_processing has 1 entries and module_by_name_processing_classes has 0"
+    ):
         UPA.initialize_pai(mlp())
     with pytest.warns(UserWarning, match="set_device has no effect here: dendrites follow"):
         GPA.pc.set_device("cuda:0")
@@ -168,6 +211,7 @@ def test_module_ids_to_track_in_its_three_old_forms():
         GPA.moduleIDsToTrack += [".layer1.0.conv1"]
         GPA.pc.moduleIDsToTrack += [".layer1.0.conv2"]
         from pilimit_lib.dendrites.compat.GPA import moduleIDsToTrack
+
         moduleIDsToTrack += [".0"]  # noqa: F841 - in place, as in the documented line
     assert GPA.pc.get_module_ids_to_track() == [".layer1.0.conv1", ".layer1.0.conv2", ".0"]
 
@@ -243,7 +287,11 @@ def test_doing_pai_false_ends_at_the_plateau_without_dendrites():
 
 
 def test_making_graphs_false_leaves_the_csv_files(tmp_path):
-    for name, graphs, drawing, pictures in (("quiet", False, True, []), ("still", True, False, []), ("drawn", True, True, ["drawn.png"])):
+    for name, graphs, drawing, pictures in (
+        ("quiet", False, True, []),
+        ("still", True, False, []),
+        ("drawn", True, True, ["drawn.png"]),
+    ):
         GPA.pc.set_drawing_pai(drawing)
         run(UPA.initialize_pai(mlp(), save_name=name, making_graphs=graphs), [1.0])
         names = [p.name for p in (tmp_path / name).iterdir()]
@@ -261,8 +309,9 @@ def test_optimizer_instance_of_a_foreign_trainer():
 def test_param_groups_survive_setup():
     model = UPA.initialize_pai(mlp())
     GPA.pai_tracker.set_optimizer(torch.optim.SGD)
-    optimizer = GPA.pai_tracker.setup_optimizer(model, {"params": [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}],
-                                                        "lr": 0.2})
+    optimizer = GPA.pai_tracker.setup_optimizer(
+        model, {"params": [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}], "lr": 0.2}
+    )
     assert [(g["lr"], len(g["params"])) for g in optimizer.param_groups] == [(0.1, 2), (0.2, 2)]
 
 
@@ -318,7 +367,9 @@ def test_gru_with_its_processor_as_documented():
     GPA.pc.append_module_names_with_processing(["GRU"])
     GPA.pc.append_module_by_name_processing_classes([PBM.GRUProcessor])
     model = UPA.initialize_pai(GruNet())
-    with pytest.raises(DimensionError, match=r"layer 'rnn' \(GRU\).*\[8, 4, 6\].*model\.rnn\.set_this_input_dimensions\(\[-1, -1, 0\]\)"):
+    with pytest.raises(
+        DimensionError, match=r"layer 'rnn' \(GRU\).*\[8, 4, 6\].*model\.rnn\.set_this_input_dimensions\(\[-1, -1, 0\]\)"
+    ):
         model(torch.randn(8, 5))
     model.rnn.set_this_input_dimensions([-1, -1, 0])
     model, seen = run(model, [1.0, 2.0, 3.0, 4.0])
@@ -364,10 +415,28 @@ def test_load_system_latest_and_best_model_continue():
         assert torch.equal(again(x), latest) == (name == "latest")
         GPA.pai_tracker.set_optimizer(torch.optim.Adam)
         optimizer = GPA.pai_tracker.setup_optimizer(again, {"params": again.parameters(), "lr": 1e-2})
-        assert {int(s["step"]) for s in optimizer.state.values()} == {epochs - 3}  # moments began anew at the growth after epoch 3
+        assert {int(s["step"]) for s in optimizer.state.values()} == {
+            epochs - 3
+        }  # moments began anew at the growth after epoch 3
         GPA.pai_tracker.add_validation_score(6.0, again)
     with pytest.raises(FileNotFoundError, match="nothing.pt"):
         UPA.load_system(again, "r", "nothing")
+
+
+def test_a_run_loaded_right_after_growth_goes_on_as_the_one_that_was_not_interrupted():
+    GPA.pc.set_testing_dendrite_capacity(False)
+    GPA.pc.set_n_epochs_to_switch(1)
+    GPA.pc.set_find_best_lr(False)
+    schedule = (ReduceLROnPlateau, {"mode": "max", "patience": 0})
+    torch.manual_seed(0)
+    model, seen = run(UPA.initialize_pai(mlp(), save_name="r"), [1.0, 1.0], scheduler=schedule)
+    assert seen[-1] == (True, False)
+    shutil.copytree("r", "saved")
+    model, _ = run(model, [2.0, 3.0], scheduler=schedule)
+    again = UPA.load_system(UPA.initialize_pai(mlp(9), save_name="r3"), "saved", "latest", True)
+    again, _ = run(again, [2.0, 3.0], scheduler=schedule)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+    assert GPA.pai_tracker.growth.optimizer.param_groups[0]["lr"] == 1e-2
 
 
 def test_save_system_load_net_and_the_plain_network():
@@ -377,8 +446,12 @@ def test_save_system_load_net_and_the_plain_network():
     again = UPA.load_system(UPA.initialize_pai(mlp(3), save_name="r2"), "there", "mine")
     assert torch.equal(again(x), model(x))
     UPA.save_net(model, "there", "net")
-    for net in (UPA.load_net(UPA.convert_network(mlp(4)), "there", "net"), UPA.load_net(UPA.convert_network(mlp(4)), "there", "mine"),
-                UPA.load_net_from_dict(UPA.convert_network(mlp(5)), model.state_dict()), UPA.deep_copy_pai(model)):
+    for net in (
+        UPA.load_net(UPA.convert_network(mlp(4)), "there", "net"),
+        UPA.load_net(UPA.convert_network(mlp(4)), "there", "mine"),
+        UPA.load_net_from_dict(UPA.convert_network(mlp(5)), model.state_dict()),
+        UPA.deep_copy_pai(model),
+    ):
         assert torch.equal(net(x), model(x))
     UPA.pai_save_system(model, "there", "final")
     saved = torch.load("there/final_pai.pt", weights_only=True)
@@ -410,24 +483,28 @@ def test_tracker_settings_for_data_parallel(tmp_path):
     assert restructured and isinstance(model, nn.DataParallel) and model.module is net
 
 
-# --- what the original does not do -----------------------------------------------------------------------------------------------
+# --- what the original does not do
 
 
 def test_nothing_prompts_exits_or_touches_other_globals():
-    code = ("import builtins, pdb, sys, torch\n"
-            "from torch import nn\n"
-            "def no(*a, **k): raise SystemExit('prompt')\n"
-            "builtins.input = pdb.set_trace = sys.exit = no\n"
-            "from pilimit_lib.dendrites import GPA, UPA\n"
-            "GPA.pc.set_drawing_pai(False)\n"
-            "model = UPA.initialize_pai(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.PReLU()))\n"
-            "done = False\n"
-            "GPA.pai_tracker.set_optimizer(torch.optim.SGD)\n"
-            "while not done:\n"
-            "    GPA.pai_tracker.setup_optimizer(model, {'lr': 0.1})\n"
-            "    model, _, done = GPA.pai_tracker.add_validation_score(0.5, model)\n"
-            "print('done', 'matplotlib' in sys.modules, 'torchvision' in sys.modules)")
-    out = subprocess.run([sys.executable, "-c", "import sys; sys.path.insert(0, %r)\n" % sys.path[0] + code], capture_output=True, text=True)
+    code = (
+        "import builtins, pdb, sys, torch\n"
+        "from torch import nn\n"
+        "def no(*a, **k): raise SystemExit('prompt')\n"
+        "builtins.input = pdb.set_trace = sys.exit = no\n"
+        "from pilimit_lib.dendrites import GPA, UPA\n"
+        "GPA.pc.set_drawing_pai(False)\n"
+        "model = UPA.initialize_pai(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.PReLU()))\n"
+        "done = False\n"
+        "GPA.pai_tracker.set_optimizer(torch.optim.SGD)\n"
+        "while not done:\n"
+        "    GPA.pai_tracker.setup_optimizer(model, {'lr': 0.1})\n"
+        "    model, _, done = GPA.pai_tracker.add_validation_score(0.5, model)\n"
+        "print('done', 'matplotlib' in sys.modules, 'torchvision' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {sys.path[0]!r})\n" + code], capture_output=True, text=True
+    )
     assert out.returncode == 0, out.stderr
     assert out.stdout.strip().endswith("done False False")
 

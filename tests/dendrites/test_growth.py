@@ -94,8 +94,10 @@ def test_retry_draws_other_weights_and_giving_up_restores_the_best():
 def test_learning_rate_restarts_per_group_and_the_search_starts_lower():
     config = DendriteConfig(switch=History(patience=1), seed=0)
     net = dendritic(mlp(), config)
-    groups = lambda ps: torch.optim.SGD([{"params": net[0].parameters(), "lr": 0.1},  # noqa: E731
-                                         {"params": net[2].parameters(), "lr": 0.01}])
+
+    def groups(ps):
+        return torch.optim.SGD([{"params": net[0].parameters(), "lr": 0.1}, {"params": net[2].parameters(), "lr": 0.01}])
+
     growth = Growth(net, optimizer=groups, scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, "max", patience=0))
     rates = lambda: [g["lr"] for g in growth.optimizer.param_groups]  # noqa: E731
     assert growth.step(1.0).action == "continue" and rates() == [0.1, 0.01]
@@ -138,8 +140,11 @@ def test_frozen_neurons_have_dendrites_that_the_optimiser_holds():
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("cut, mode", [(7, "joint"), (6, "correlation")]
-                         + [pytest.param(cut, mode, marks=SLOW) for cut in (1, 4, 10) for mode in ("joint", "correlation")])
+@pytest.mark.parametrize(
+    "cut, mode",
+    [(7, "joint"), (6, "correlation")]
+    + [pytest.param(cut, mode, marks=SLOW) for cut in (1, 4, 10) for mode in ("joint", "correlation")],
+)
 def test_saved_anywhere_and_loaded_in_a_fresh_process_it_goes_on_identically(tmp_path, mode, cut):
     total, path = 14, str(tmp_path / "run.pt")
     run = Run(mode)
@@ -159,8 +164,10 @@ def test_saved_anywhere_and_loaded_in_a_fresh_process_it_goes_on_identically(tmp
 
 def test_two_ranks_grow_together(tmp_path):
     out = str(tmp_path / "out")
-    workers = [subprocess.Popen([sys.executable, "-m", "tests.dendrites.worker", "ddp", str(tmp_path / "init"), str(rank), out])
-               for rank in range(2)]
+    workers = [
+        subprocess.Popen([sys.executable, "-m", "tests.dendrites.worker", "ddp", str(tmp_path / "init"), str(rank), out])
+        for rank in range(2)
+    ]
     assert [w.wait(timeout=120) for w in workers] == [0, 0]
     first, second = load(f"{out}.0"), load(f"{out}.1")
     assert first["seen"] == second["seen"] and torch.equal(first["flat"], second["flat"])
@@ -181,8 +188,11 @@ def test_files_are_few_and_the_best_scores_table_has_its_three_columns(tmp_path)
     with open(folder / "runbestTestScores.csv") as file:
         rows = list(csv.DictReader(file))
     plain = 5 * 7 + 7 + 7 * 3 + 3
-    assert [list(r.values()) for r in rows] == [[str(plain), "2.0", "11.0"], [str(2 * plain + 10), "4.0", "14.0"],
-                                                [str(3 * plain + 20 + 10), "1.0", "16.0"]]
+    assert [list(r.values()) for r in rows] == [
+        [str(plain), "2.0", "11.0"],
+        [str(2 * plain + 10), "4.0", "14.0"],
+        [str(3 * plain + 20 + 10), "1.0", "16.0"],
+    ]
     assert list(rows[0]) == ["Param Counts", "Max Valid Scores", "Max Test Scores"]
     assert (folder / "runbest_test_scores.csv").read_text() == (folder / "runbestTestScores.csv").read_text()
     with open(folder / "runScores.csv") as file:
@@ -270,8 +280,16 @@ def test_select_grows_only_what_it_names():
 
 def test_packed_states_come_back_exactly_and_are_written_whole(tmp_path):
     shared = torch.randn(3, 2)
-    state = {"a": [shared, (1, 2.5, None)], 7: {"b": torch.tensor(True), "same": shared}, "nan": float("nan"), "inf": [float("inf")],
-             "h": torch.randn(2).to(torch.bfloat16), "empty": torch.empty(0, 4), "scalar": torch.tensor(3, dtype=torch.long), "t": "\u00e9\n"}
+    state = {
+        "a": [shared, (1, 2.5, None)],
+        7: {"b": torch.tensor(True), "same": shared},
+        "nan": float("nan"),
+        "inf": [float("inf")],
+        "h": torch.randn(2).to(torch.bfloat16),
+        "empty": torch.empty(0, 4),
+        "scalar": torch.tensor(3, dtype=torch.long),
+        "t": "\u00e9\n",
+    }
     assert pack(state)["data"].numel() == 3 * 2 * 4 + 1 + 2 * 2 + 8
     save_state(state, tmp_path / "s.pt")
     back = load_state(tmp_path / "s.pt")

@@ -60,6 +60,7 @@ def test_gradients_against_finite_differences():
 @pytest.mark.parametrize("block", [nn.Sequential, "pai"])
 def test_output_is_unchanged_at_growth_and_then_w_learns_first(block):
     from pilimit_lib.dendrites import PAISequential
+
     torch.manual_seed(0)
     model = dendritic(ConvNet(PAISequential if block == "pai" else nn.Sequential))
     x = torch.randn(8, 1, 6, 6)
@@ -134,13 +135,19 @@ def test_linear_and_conv_are_known_at_any_rank_unless_dimensions_are_configured(
     layer = DendriticLayer(nn.Linear(3, 2), DendriteConfig(), "fc")
     layer(torch.zeros(4, 5, 3))
     assert layer.dims == (-1, -1, 0)
-    for conv, shape, dims in [(nn.Conv1d(1, 2, 1), (4, 1, 5), (-1, 0, -1)), (nn.Conv3d(1, 2, 1), (4, 1, 2, 2, 2), (-1, 0, -1, -1, -1))]:
+    for conv, shape, dims in [
+        (nn.Conv1d(1, 2, 1), (4, 1, 5), (-1, 0, -1)),
+        (nn.Conv3d(1, 2, 1), (4, 1, 2, 2, 2), (-1, 0, -1, -1, -1)),
+    ]:
         layer = DendriticLayer(conv, DendriteConfig(), "c")
         layer(torch.zeros(shape))
         assert layer.dims == dims
     strict = dendritic(nn.Sequential(nn.Linear(3, 2)), DendriteConfig(dims=[-1, 0, -1, -1]))
-    with pytest.raises(DimensionError, match=r"layer '0' \(Linear\) returned a tensor of shape \[4, 5, 2\].*\[-1, 0\].*"
-                                             r"model\[0\]\.set_this_input_dimensions\(\[-1, -1, 0\]\)"):
+    with pytest.raises(
+        DimensionError,
+        match=r"layer '0' \(Linear\) returned a tensor of shape \[4, 5, 2\].*\[-1, 0\].*"
+        r"model\[0\]\.set_this_input_dimensions\(\[-1, -1, 0\]\)",
+    ):
         strict(torch.zeros(4, 5, 3))
     strict[0].set_this_input_dimensions([-1, -1, 0])
     strict(torch.zeros(4, 5, 3))

@@ -19,11 +19,13 @@ def actions(plateau, scores, lrs=None):
 
 
 def test_needs_no_torch():
-    code = ("import sys, types; sys.modules['torch'] = None\n"
-            "for n in ('pilimit_lib', 'pilimit_lib.dendrites'):\n"
-            "    m = types.ModuleType(n); m.__path__ = [n.replace('.', '/')]; sys.modules[n] = m\n"
-            "from pilimit_lib.dendrites.plateau import Plateau; from pilimit_lib.dendrites.rules import Rules\n"
-            "print(Plateau(Rules()).observe(1.0).action)")
+    code = (
+        "import sys, types; sys.modules['torch'] = None\n"
+        "for n in ('pilimit_lib', 'pilimit_lib.dendrites'):\n"
+        "    m = types.ModuleType(n); m.__path__ = [n.replace('.', '/')]; sys.modules[n] = m\n"
+        "from pilimit_lib.dendrites.plateau import Plateau; from pilimit_lib.dendrites.rules import Rules\n"
+        "print(Plateau(Rules()).observe(1.0).action)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "continue"
 
 
@@ -69,8 +71,13 @@ def test_max_dendrites_is_a_hard_bound():
 
 
 def test_fixed_switch_first_counts_only_if_longer():
-    assert actions(Plateau(Rules(switch=Fixed(2, first=4))), range(1, 9)) == \
-        ["continue"] * 3 + ["grow", "continue", "grow", "continue", "grow"]
+    assert actions(Plateau(Rules(switch=Fixed(2, first=4))), range(1, 9)) == ["continue"] * 3 + [
+        "grow",
+        "continue",
+        "grow",
+        "continue",
+        "grow",
+    ]
     assert actions(Plateau(Rules(switch=Fixed(3, first=1))), range(1, 4)) == ["continue", "continue", "grow"]
 
 
@@ -186,13 +193,22 @@ def test_saved_and_loaded_it_decides_the_same(scores, cut):
 
 
 def test_bad_settings_are_named():
-    for build, text in [(lambda: History(patience=0), "History.patience got 0"), (lambda: Rules(max_dendrites=-1), "max_dendrites got -1"),
-                        (lambda: Rules(mode="pb"), 'give "joint" or "correlation"'), (lambda: Rules(threshold=[]), "empty list"),
-                        (lambda: Rules(threshold=[float("nan")]), "threshold got"), (lambda: Fixed(every=0), "Fixed.every")]:
+    for build, text in [
+        (lambda: History(patience=0), "History.patience got 0"),
+        (lambda: Rules(max_dendrites=-1), "max_dendrites got -1"),
+        (lambda: Rules(mode="pb"), 'give "joint" or "correlation"'),
+        (lambda: Rules(threshold=[]), "empty list"),
+        (lambda: Rules(threshold=[float("nan")]), "threshold got"),
+        (lambda: Fixed(every=0), "Fixed.every"),
+    ]:
         with pytest.raises(ValueError, match=text):
             build()
-    for build, text in [(lambda: Rules(switch=10), "give History"), (lambda: Rules(retain_all=1), "retain_all"),
-                        (lambda: History(patience=2.5), "whole number"), (lambda: Rules(max_tries=True), "max_tries")]:
+    for build, text in [
+        (lambda: Rules(switch=10), "give History"),
+        (lambda: Rules(retain_all=1), "retain_all"),
+        (lambda: History(patience=2.5), "whole number"),
+        (lambda: Rules(max_tries=True), "max_tries"),
+    ]:
         with pytest.raises(TypeError, match=text):
             build()
     with pytest.raises(ValueError, match="entries"):

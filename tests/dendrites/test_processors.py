@@ -78,7 +78,7 @@ def test_a_whole_sequence_in_one_call_equals_step_by_step():
     layer.clear_processors()
     state, steps = torch.zeros(1, 2, 4), []
     for t in range(5):
-        out, state = layer(x[:, t:t + 1], state)
+        out, state = layer(x[:, t : t + 1], state)
         steps.append(out)
     torch.testing.assert_close(torch.cat(steps, 1), whole, atol=1e-6, rtol=0)
     torch.testing.assert_close(state, last, atol=1e-6, rtol=0)
@@ -124,8 +124,10 @@ class TwoOutputs(nn.Module):
 
 
 def test_multi_output_processor_hands_the_rest_on():
-    net = dendritic(nn.ModuleDict({"two": TwoOutputs()}), DendriteConfig(convert=["TwoOutputs"], processors={"TwoOutputs": MultiOutputProcessor},
-                                                                         dims=[-1, 0]))
+    net = dendritic(
+        nn.ModuleDict({"two": TwoOutputs()}),
+        DendriteConfig(convert=["TwoOutputs"], processors={"TwoOutputs": MultiOutputProcessor}, dims=[-1, 0]),
+    )
     x = torch.randn(2, 3)
     before = net["two"](x, scale=2.0)
     grow_all(net)
@@ -137,7 +139,10 @@ def test_multi_output_processor_hands_the_rest_on():
 
 def test_without_a_processor_the_error_says_which_to_give():
     net = dendritic(nn.ModuleDict({"two": TwoOutputs()}), DendriteConfig(convert=["TwoOutputs"]))
-    with pytest.raises(TypeError, match="layer 'two' \\(TwoOutputs\\) returned a tuple.*append_module_names_with_processing\\(\\['TwoOutputs'\\]\\)"):
+    with pytest.raises(
+        TypeError,
+        match="layer 'two' \\(TwoOutputs\\) returned a tuple.*append_module_names_with_processing\\(\\['TwoOutputs'\\]\\)",
+    ):
         net["two"](torch.zeros(1, 3))
     single = dendritic(nn.Sequential(nn.Linear(2, 2)), DendriteConfig(processors={nn.Linear: MultiOutputProcessor}))
     with pytest.raises(TypeError, match="needs no processor"):

@@ -79,6 +79,7 @@ def test_gain_is_the_explained_error_of_the_best_draw():
     (found,) = preview(model, loss, [(x, target)], draws=3, seed=4)
     from pilimit_lib.dendrites.initial import fresh_copy
     from pilimit_lib.dendrites.phases import generator_for
+
     generator, gains = generator_for(4, "0", -1, 0), []
     shifts = torch.randn(3, 2, generator=generator_for(4, "0", -1, 1), dtype=torch.float64).numpy()
     residual = (model(x) - target).detach().numpy()
@@ -122,7 +123,9 @@ def test_preview_finds_where_dendrites_help_and_training_agrees():
 
     train(net, 300)
     state = {k: v.clone() for k, v in net.state_dict().items()}
-    ranked = preview(net, lambda model, batch: (model(batch[0]) - batch[1]).square().sum(), [(x[:200], y[:200]), (x[200:], y[200:])], draws=16)
+    ranked = preview(
+        net, lambda model, batch: (model(batch[0]) - batch[1]).square().sum(), [(x[:200], y[:200]), (x[200:], y[200:])], draws=16
+    )
     assert [g.name for g in ranked] == ["a", "b"] and ranked[0].gain > 3 * ranked[1].gain
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()) and net.training
     losses = {}
@@ -144,8 +147,11 @@ def test_budget_is_kept_and_select_takes_the_choice():
     ranked = preview(net, loss, [(x, y)], budget=60)
     chosen = [g for g in ranked if g.chosen]
     assert chosen and sum(g.parameters for g in chosen) <= 60 and len(ranked) == 3
-    growth = Growth(net, optimizer=lambda ps: torch.optim.SGD(ps, 0.1),
-                    select=lambda network: [g.name for g in preview(network, loss, [(x, y)], budget=60) if g.chosen])
+    growth = Growth(
+        net,
+        optimizer=lambda ps: torch.optim.SGD(ps, 0.1),
+        select=lambda network: [g.name for g in preview(network, loss, [(x, y)], budget=60) if g.chosen],
+    )
     assert set(growth.step(1.0).added) == {g.name for g in chosen}
     with pytest.raises(ValueError, match="no dendritic layers"):
         preview(mlp(), loss, [])

@@ -44,8 +44,18 @@ def lightning_parts(tmp_path, restart=True):
     callback = DendriteCallback("val_loss", CONFIG, restart=restart)
 
     def trainer(epochs, **kwargs):
-        return pl.Trainer(max_epochs=epochs, callbacks=[callback], default_root_dir=tmp_path, logger=False, accelerator="cpu",
-                          enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1, **kwargs)
+        return pl.Trainer(
+            max_epochs=epochs,
+            callbacks=[callback],
+            default_root_dir=tmp_path,
+            logger=False,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=1,
+            **kwargs,
+        )
+
     return Module, callback, trainer, data
 
 
@@ -92,18 +102,42 @@ def test_hugging_face_trainer_grows_a_transformer(tmp_path):
     torch.manual_seed(0)
 
     def build():
-        config = transformers.BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                                         max_position_embeddings=8, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        config = transformers.BertConfig(
+            vocab_size=20,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=8,
+            num_labels=2,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
         return dendritic(transformers.BertForSequenceClassification(config), CONFIG)
 
     tokens = torch.randint(1, 20, (48, 6))
     data = [{"input_ids": t, "labels": (t[0] > 10).long()} for t in tokens]
     model, callback = build(), DendriteCallback("eval_accuracy", CONFIG)
     before = model(tokens).logits
-    args = transformers.TrainingArguments(output_dir=str(tmp_path), num_train_epochs=8, per_device_train_batch_size=16, eval_strategy="epoch",
-                                          save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=1e-2)
-    trainer = transformers.Trainer(model, args, train_dataset=data, eval_dataset=data, callbacks=[callback],
-                                   compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())})
+    args = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=8,
+        per_device_train_batch_size=16,
+        eval_strategy="epoch",
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        learning_rate=1e-2,
+    )
+    trainer = transformers.Trainer(
+        model,
+        args,
+        train_dataset=data,
+        eval_dataset=data,
+        callbacks=[callback],
+        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+    )
     trainer.train()
     assert callback.last.complete and max(row["dendrites"] for row in callback.growth.records.rows.epochs) == 2
     assert not torch.equal(model(tokens).logits, before)

@@ -29,11 +29,21 @@ class Run:
 
     def __init__(self, mode="joint", optimizer_state="keep", save_dir=None):
         torch.manual_seed(3)
-        config = DendriteConfig(switch=History(patience=2), mode=mode, optimizer_state=optimizer_state, cap_at_n=True,
-                                save_dir=save_dir, wait_for_lower_lr=False)
+        config = DendriteConfig(
+            switch=History(patience=2),
+            mode=mode,
+            optimizer_state=optimizer_state,
+            cap_at_n=True,
+            save_dir=save_dir,
+            wait_for_lower_lr=False,
+        )
         self.net = dendritic(nn.Sequential(ConvNet(PAISequential), nn.Dropout(0.2)), config)
-        self.growth = Growth(self.net, config, optimizer=lambda ps: torch.optim.Adam(ps, 1e-2),
-                             scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, mode="max", patience=0, factor=0.5))
+        self.growth = Growth(
+            self.net,
+            config,
+            optimizer=lambda ps: torch.optim.Adam(ps, 1e-2),
+            scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, mode="max", patience=0, factor=0.5),
+        )
         self.x, self.y = problem()
         self.actions = []
 
@@ -52,8 +62,13 @@ class Run:
         self.growth.network.eval()
         with torch.no_grad():
             out = self.growth.network(self.x)
-        return {"out": out, "model": {k: v.clone() for k, v in self.net.state_dict().items()}, "actions": self.actions,
-                "optimizer": self.growth.snapshot()["optimizer"], "plateau": self.growth.plateau.state_dict()}
+        return {
+            "out": out,
+            "model": {k: v.clone() for k, v in self.net.state_dict().items()},
+            "actions": self.actions,
+            "optimizer": self.growth.snapshot()["optimizer"],
+            "plateau": self.growth.plateau.state_dict(),
+        }
 
 
 def train(path, epochs, mode, resume=False):
@@ -72,6 +87,7 @@ def train(path, epochs, mode, resume=False):
 def ddp(init_file, rank, out):
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
+
     rank = int(rank)
     dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
     torch.manual_seed(rank)  # ranks disagree on everything that is random unless somebody sees to it

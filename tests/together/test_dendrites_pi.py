@@ -62,8 +62,10 @@ def test_a_dendrite_of_a_pi_layer_moves_only_in_the_range_of_omega():
 
 @pytest.mark.parametrize("optimizer_state", ["keep", "reset"])
 def test_it_trains_through_growth_and_comes_back_from_a_snapshot(optimizer_state):
-    growth = Growth(dendritic(sampled(), config(switch=EveryEpoch(), retain_all=True, optimizer_state=optimizer_state, seed=0)),
-                    optimizer=lambda ps: torch.optim.Adam(ps, 0.01))
+    growth = Growth(
+        dendritic(sampled(), config(switch=EveryEpoch(), retain_all=True, optimizer_state=optimizer_state, seed=0)),
+        optimizer=lambda ps: torch.optim.Adam(ps, 0.01),
+    )
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(128, 5, generator=generator)
     y = torch.stack([x[:, 0] * x[:, 1], x[:, 2].abs(), x[:, 3]], 1)

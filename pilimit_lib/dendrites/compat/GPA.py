@@ -10,7 +10,11 @@ from ..convert import PAISequential
 from .settings import CONSTANTS, SETTINGS, defaults
 from .tracker import PAINeuronModuleTracker
 
-LISTS = [name for name, setting in SETTINGS.items() if isinstance(setting.default, list) and name not in ("improvement_threshold", "input_dimensions")]
+LISTS = [
+    name
+    for name, setting in SETTINGS.items()
+    if isinstance(setting.default, list) and name not in ("improvement_threshold", "input_dimensions")
+]
 METHODS = [f"{verb}_{name}" for name in SETTINGS for verb in ("set", "get")] + [f"append_{name}" for name in LISTS]
 NAMES = [*METHODS, *CONSTANTS, *SETTINGS, "PAISequential"]
 INDEXED_LISTS = ("improvement_threshold",)  # lists by default that mean one value for each number of dendrites
@@ -79,6 +83,7 @@ class PAIConfig:
     def _seter(self, setting: str, typed: str):
         def setter(value):
             self._set(setting, value)
+
         return setter
 
     def _geter(self, setting: str, typed: str):
@@ -91,11 +96,13 @@ class PAIConfig:
             verb = "append" if setting in LISTS else "set"
             spelling.warn_once(f"GPA.pc.{typed}(value)", f"GPA.pc.{verb}_{setting}(value)")
             return (self._appender if verb == "append" else self._seter)(setting, typed)(value[0])
+
         return getter
 
     def _appender(self, setting: str, typed: str):
         def appender(value):
             self._values[setting].extend(SETTINGS[setting].check(setting, value))
+
         return appender
 
 

@@ -14,8 +14,17 @@ from ..resnet import ResNetPAI
 
 ResNetPB = ResNetPAI
 
-__all__ = ["GRUProcessor", "LSTMCellProcessor", "LSTMProcessor", "LSTMProcessorLastHidden", "MultiOutputProcessor", "PAIProcessor",
-           "PAISequential", "ResNetPAI", "ResNetPB"]
+__all__ = [
+    "GRUProcessor",
+    "LSTMCellProcessor",
+    "LSTMProcessor",
+    "LSTMProcessorLastHidden",
+    "MultiOutputProcessor",
+    "PAIProcessor",
+    "PAISequential",
+    "ResNetPAI",
+    "ResNetPB",
+]
 
 
 def __getattr__(name: str):

@@ -13,8 +13,21 @@ from ..files import load_state
 from ..layer import DendriticLayer
 from . import GPA
 
-__all__ = ["change_learning_modes", "convert_network", "count_params", "deep_copy_pai", "get_pai_modules", "initialize_pai", "load_net",
-           "load_net_from_dict", "load_system", "pai_save_system", "save_net", "save_system", "simulate_cycles"]
+__all__ = [
+    "change_learning_modes",
+    "convert_network",
+    "count_params",
+    "deep_copy_pai",
+    "get_pai_modules",
+    "initialize_pai",
+    "load_net",
+    "load_net_from_dict",
+    "load_system",
+    "pai_save_system",
+    "save_net",
+    "save_system",
+    "simulate_cycles",
+]
 
 LINE = "-" * 66
 
@@ -29,9 +42,17 @@ def __getattr__(name: str):
     return globals()[meant]
 
 
-def initialize_pai(model: nn.Module, doing_pai: bool = True, save_name: str | None = None, making_graphs: bool = True,
-                   maximizing_score: bool = True, num_classes: float = 1e10, values_per_train_epoch: int = -1,
-                   values_per_val_epoch: int = -1, zooming_graph: bool = True) -> nn.Module:
+def initialize_pai(
+    model: nn.Module,
+    doing_pai: bool = True,
+    save_name: str | None = None,
+    making_graphs: bool = True,
+    maximizing_score: bool = True,
+    num_classes: float = 1e10,
+    values_per_train_epoch: int = -1,
+    values_per_val_epoch: int = -1,
+    zooming_graph: bool = True,
+) -> nn.Module:
     """Convert the network and begin to follow it with GPA.pai_tracker; returns the network.
 
     ``save_name``: the folder for what is written (default: GPA.pc.get_save_name(), "PAI"). ``doing_pai=False``: no dendrites,
@@ -66,11 +87,16 @@ def _list_unwrapped(model: nn.Module) -> None:
         if names:
             print(f"The following params are {title}.", LINE, *names, LINE, sep="\n")
     if found.untracked_parameters:
-        print("They get no dendrites. Track them with GPA.pc.append_module_names_to_track([...]), or say that this is meant with "
-              "GPA.pc.set_unwrapped_modules_confirmed(True)")
+        print(
+            "They get no dendrites. Track them with GPA.pc.append_module_names_to_track([...]), or say that this is meant with "
+            "GPA.pc.set_unwrapped_modules_confirmed(True)"
+        )
     if found.bare_norms:
-        print(f"Norm layers outside of dendritic blocks: {', '.join(found.bare_norms)}. Dendrites do better when a norm is in one block with the "
-              "layer before it: GPA.pc.PAISequential([layer, norm])")
+        print(
+            f"Norm layers outside of dendritic blocks: {', '.join(found.bare_norms)}. "
+            "Dendrites do better when a norm is in one block with the "
+            "layer before it: GPA.pc.PAISequential([layer, norm])"
+        )
 
 
 def save_system(net: nn.Module, folder: str, name: str) -> None:
@@ -79,8 +105,14 @@ def save_system(net: nn.Module, folder: str, name: str) -> None:
     GPA.pai_tracker.growth.save(Path(folder) / f"{name}.pt")
 
 
-def load_system(net: nn.Module, folder: str, name: str, load_from_restart: bool = False, switch_call: bool = False,
-                load_from_manual_save: bool = False) -> nn.Module:
+def load_system(
+    net: nn.Module,
+    folder: str,
+    name: str,
+    load_from_restart: bool = False,
+    switch_call: bool = False,
+    load_from_manual_save: bool = False,
+) -> nn.Module:
     """Continue from ``folder/name.pt``: 'latest', 'best_model', or what save_system wrote; returns the network.
 
     Call it after initialize_pai and set_this_input_dimensions, before setup_optimizer, which then continues in the saved state.

@@ -12,8 +12,13 @@ from ..config import ACTIVATIONS, DendriteConfig, check_dims
 from ..rules import EveryEpoch, Fixed, History, Never, check_number
 
 CONSTANTS = {
-    "DOING_SWITCH_EVERY_TIME": 0, "DOING_HISTORY": 1, "DOING_FIXED_SWITCH": 2, "DOING_NO_SWITCH": 3,
-    "PARAM_VALS_BY_TOTAL_EPOCH": 0, "PARAM_VALS_BY_UPDATE_EPOCH": 1, "PARAM_VALS_BY_NEURON_EPOCH_START": 2,
+    "DOING_SWITCH_EVERY_TIME": 0,
+    "DOING_HISTORY": 1,
+    "DOING_FIXED_SWITCH": 2,
+    "DOING_NO_SWITCH": 3,
+    "PARAM_VALS_BY_TOTAL_EPOCH": 0,
+    "PARAM_VALS_BY_UPDATE_EPOCH": 1,
+    "PARAM_VALS_BY_NEURON_EPOCH_START": 2,
 }
 
 
@@ -35,6 +40,7 @@ def _number(**kwargs):
         value = list(value) if isinstance(value, tuple) and kwargs.get("schedule") else value
         check_number(name, value, **kwargs)
         return value
+
     return check
 
 
@@ -43,6 +49,7 @@ def _choice(*allowed):
         if value not in allowed:
             raise ValueError(f"{name} got {value!r}; give one of {list(allowed)}")
         return value
+
     return check
 
 
@@ -51,6 +58,7 @@ def _entries(what: str, fits: Callable[[Any], bool]):
         if isinstance(value, str) or not isinstance(value, Sequence) or not all(fits(v) for v in value):
             raise TypeError(f"{name} got {value!r}; give a list of {what}")
         return value if isinstance(value, list) else list(value)
+
     return check
 
 
@@ -144,8 +152,11 @@ SETTINGS: dict[str, Setting] = {
     "initial_correlation_batches": Setting(0, _number(low=0, whole=True)),
 }
 
-PAIRS = [("modules_to_replace", "replacement_modules"), ("modules_with_processing", "modules_processing_classes"),
-         ("module_names_with_processing", "module_by_name_processing_classes")]
+PAIRS = [
+    ("modules_to_replace", "replacement_modules"),
+    ("modules_with_processing", "modules_processing_classes"),
+    ("module_names_with_processing", "module_by_name_processing_classes"),
+]
 
 
 def defaults() -> dict[str, Any]:
@@ -156,31 +167,56 @@ def check_pairs(values: dict[str, Any]) -> None:
     """Lists that are read in pairs must be equally long."""
     for left, right in PAIRS:
         if len(values[left]) != len(values[right]):
-            raise ValueError(f"GPA.pc: {left} has {len(values[left])} entries and {right} has {len(values[right])}; they are read in pairs, "
-                             f"so append to both: append_{left}([...]) and append_{right}([...])")
+            raise ValueError(
+                f"GPA.pc: {left} has {len(values[left])} entries and {right} has {len(values[right])}; they are read in pairs, "
+                f"so append to both: append_{left}([...]) and append_{right}([...])"
+            )
 
 
-def to_config(values: dict[str, Any], *, doing_pai: bool, save_dir: str, making_graphs: bool, maximizing_score: bool) -> DendriteConfig:
+def to_config(
+    values: dict[str, Any], *, doing_pai: bool, save_dir: str, making_graphs: bool, maximizing_score: bool
+) -> DendriteConfig:
     """The documented settings as the engine's configuration."""
     check_pairs(values)
-    switch = {0: EveryEpoch(), 3: Never(),
-              1: History(values["n_epochs_to_switch"], values["history_lookback"], values["initial_history_after_switches"]),
-              2: Fixed(values["fixed_switch_num"], values["first_fixed_switch_num"])}[values["switch_mode"]]
+    switch = {
+        0: EveryEpoch(),
+        3: Never(),
+        1: History(values["n_epochs_to_switch"], values["history_lookback"], values["initial_history_after_switches"]),
+        2: Fixed(values["fixed_switch_num"], values["first_fixed_switch_num"]),
+    }[values["switch_mode"]]
     testing = values["testing_dendrite_capacity"] and doing_pai and values["switch_mode"] != 3
     activation = next((n for n, f in ACTIVATIONS.items() if f is values["pai_forward_function"]), values["pai_forward_function"])
     processors = dict(zip(values["modules_with_processing"], values["modules_processing_classes"]))
     processors |= dict(zip(values["module_names_with_processing"], values["module_by_name_processing_classes"]))
     return DendriteConfig(
-        switch=switch, maximize=maximizing_score, threshold=values["improvement_threshold"], threshold_raw=values["improvement_threshold_raw"],
-        max_dendrites=values["max_dendrites"] if doing_pai else 0, max_tries=values["max_dendrite_tries"],
-        retain_all=values["retain_all_dendrites"], reset_best=values["reset_best_score_on_switch"], testing_capacity=testing,
-        find_best_lr=values["find_best_lr"], wait_for_lower_lr=values["dont_give_up_unless_learning_rate_lowered"],
-        mode="correlation" if values["perforated_backpropagation"] else "joint", candidate_patience=values["p_epochs_to_switch"],
-        candidate_threshold=values["dendrite_improvement_threshold"], candidate_threshold_raw=values["dendrite_improvement_threshold_raw"],
-        cap_at_n=values["cap_at_n"], convert=(*values["modules_to_convert"], *values["module_names_to_convert"], *values["module_ids_to_convert"]),
+        switch=switch,
+        maximize=maximizing_score,
+        threshold=values["improvement_threshold"],
+        threshold_raw=values["improvement_threshold_raw"],
+        max_dendrites=values["max_dendrites"] if doing_pai else 0,
+        max_tries=values["max_dendrite_tries"],
+        retain_all=values["retain_all_dendrites"],
+        reset_best=values["reset_best_score_on_switch"],
+        testing_capacity=testing,
+        find_best_lr=values["find_best_lr"],
+        wait_for_lower_lr=values["dont_give_up_unless_learning_rate_lowered"],
+        mode="correlation" if values["perforated_backpropagation"] else "joint",
+        candidate_patience=values["p_epochs_to_switch"],
+        candidate_threshold=values["dendrite_improvement_threshold"],
+        candidate_threshold_raw=values["dendrite_improvement_threshold_raw"],
+        cap_at_n=values["cap_at_n"],
+        convert=(*values["modules_to_convert"], *values["module_names_to_convert"], *values["module_ids_to_convert"]),
         track=(*values["modules_to_track"], *values["module_names_to_track"], *values["module_ids_to_track"]),
-        replace=dict(zip(values["modules_to_replace"], values["replacement_modules"])), processors=processors,
-        dims=tuple(values["input_dimensions"]), debug_dims=bool(values["debugging_input_dimensions"]),
-        init_scale=values["candidate_weight_initialization_multiplier"], init_by_main=values["candidate_weight_init_by_main"],
-        activation=activation, optimizer_state="reset", initial_correlation_batches=values["initial_correlation_batches"], save_dir=save_dir,
-        checkpoints="epoch" if values["test_saves"] else "switch", graphs="switch" if making_graphs and values["drawing_pai"] else "never")
+        replace=dict(zip(values["modules_to_replace"], values["replacement_modules"])),
+        processors=processors,
+        dims=tuple(values["input_dimensions"]),
+        debug_dims=bool(values["debugging_input_dimensions"]),
+        init_scale=values["candidate_weight_initialization_multiplier"],
+        init_by_main=values["candidate_weight_init_by_main"],
+        activation=activation,
+        optimizer_state="reset",
+        initial_correlation_batches=values["initial_correlation_batches"],
+        save_dir=save_dir,
+        checkpoints="epoch" if values["test_saves"] else "switch",
+        graphs="switch" if making_graphs and values["drawing_pai"] else "never",
+    )

@@ -37,16 +37,27 @@ class PAINeuronModuleTracker:
 
     # --- beginning ------------------------------------------------------------------------------------------------------------
 
-    def initialize(self, model: nn.Module | None = None, doing_pai: bool = True, save_name: str | None = None, making_graphs: bool = True,
-                   maximizing_score: bool = True, num_classes: float = 1e10, values_per_train_epoch: int = -1,
-                   values_per_val_epoch: int = -1, zooming_graph: bool = True) -> None:
+    def initialize(
+        self,
+        model: nn.Module | None = None,
+        doing_pai: bool = True,
+        save_name: str | None = None,
+        making_graphs: bool = True,
+        maximizing_score: bool = True,
+        num_classes: float = 1e10,
+        values_per_train_epoch: int = -1,
+        values_per_val_epoch: int = -1,
+        zooming_graph: bool = True,
+    ) -> None:
         """Begin to follow a converted network (default: the last that UPA.convert_network returned).
 
         The last four are accepted for the sake of documented calls; pictures here need none of them.
         """
         model = self._converted if model is None else model
         if model is None:
-            raise RuntimeError("there is no converted network; call model = UPA.convert_network(model) first, or UPA.initialize_pai(model)")
+            raise RuntimeError(
+                "there is no converted network; call model = UPA.convert_network(model) first, or UPA.initialize_pai(model)"
+            )
         self.doing_pai, self.making_graphs, self.maximizing_score = doing_pai, making_graphs, maximizing_score
         self.save_name = save_name if save_name is not None else self._pc.get_save_name()
         self._pending = {}
@@ -59,8 +70,13 @@ class PAINeuronModuleTracker:
     def config(self):
         """The settings of GPA.pc as they are now, as a DendriteConfig."""
         name = self.save_name if self.save_name is not None else self._pc.get_save_name()
-        return to_config(self._pc.values(), doing_pai=self.doing_pai, save_dir=name, making_graphs=self.making_graphs,
-                         maximizing_score=self.maximizing_score)
+        return to_config(
+            self._pc.values(),
+            doing_pai=self.doing_pai,
+            save_dir=name,
+            making_graphs=self.making_graphs,
+            maximizing_score=self.maximizing_score,
+        )
 
     @property
     def growth(self) -> Growth:
@@ -77,44 +93,61 @@ class PAINeuronModuleTracker:
         """A reading of the run under the names of the documented system; to change something use the methods."""
         s = self.growth.plateau.state
         epochs = self.growth.records.rows.epochs
-        return {"doing_pai": self.doing_pai, "mode": s.phase, "num_epochs_run": s.epoch, "num_dendrites_added": s.dendrites,
-                "num_dendrite_tries": s.tries, "global_best_validation_score": s.best, "epoch_last_improved": s.last_improved,
-                "accuracies": [r["validation"] for r in epochs], "param_counts": [r["parameters"] for r in epochs]}
+        return {
+            "doing_pai": self.doing_pai,
+            "mode": s.phase,
+            "num_epochs_run": s.epoch,
+            "num_dendrites_added": s.dendrites,
+            "num_dendrite_tries": s.tries,
+            "global_best_validation_score": s.best,
+            "epoch_last_improved": s.last_improved,
+            "accuracies": [r["validation"] for r in epochs],
+            "param_counts": [r["parameters"] for r in epochs],
+        }
 
     # --- optimisers -----------------------------------------------------------------------------------------------------------
 
     def set_optimizer(self, optimizer_class: type) -> None:
         """The class that setup_optimizer builds."""
         if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
-            raise TypeError(f"set_optimizer got {optimizer_class!r}; give a class, such as torch.optim.Adam. "
-                            "For an optimiser that exists already, call set_optimizer_instance(optimizer)")
+            raise TypeError(
+                f"set_optimizer got {optimizer_class!r}; give a class, such as torch.optim.Adam. "
+                "For an optimiser that exists already, call set_optimizer_instance(optimizer)"
+            )
         self._optimizer_class = optimizer_class
 
     def set_scheduler(self, scheduler_class: type) -> None:
         """The class that setup_optimizer builds; the tracker itself steps it."""
         if not isinstance(scheduler_class, type):
-            raise TypeError(f"set_scheduler got {scheduler_class!r}; give a class, such as torch.optim.lr_scheduler.ReduceLROnPlateau")
+            raise TypeError(
+                f"set_scheduler got {scheduler_class!r}; give a class, such as torch.optim.lr_scheduler.ReduceLROnPlateau"
+            )
         self._scheduler_class = scheduler_class
 
     def setup_optimizer(self, net: nn.Module, opt_args: dict[str, Any], sched_args: dict[str, Any] | None = None):
         """Build the optimiser (and scheduler) for the network as it is now; call it again after every restructuring.
 
-        Returns the optimiser, or (optimiser, scheduler) where ``sched_args`` are given. Without opt_args["params"] all parameters are optimised.
+        Returns the optimiser, or (optimiser, scheduler) where ``sched_args`` are given. Without opt_args["params"] all
+        parameters are optimised.
         """
         growth = self.growth
         if self._optimizer_class is None:
             raise RuntimeError("no optimiser class is set; call GPA.pai_tracker.set_optimizer(torch.optim.Adam) first")
         if sched_args is not None and self._scheduler_class is None:
-            raise RuntimeError("sched_args are given but no scheduler class is set; call "
-                               "GPA.pai_tracker.set_scheduler(torch.optim.lr_scheduler.ReduceLROnPlateau) first")
+            raise RuntimeError(
+                "sched_args are given but no scheduler class is set; call "
+                "GPA.pai_tracker.set_scheduler(torch.optim.lr_scheduler.ReduceLROnPlateau) first"
+            )
         network = distributed.unwrap(net)
         self._check_network(network)
         arguments = {**opt_args, "params": self._parameters(network, opt_args)}
         if arguments.get("weight_decay") and not self._pc.get_weight_decay_accepted():
-            self._say("weight decay also pulls the weights of dendrites towards zero; "
-                      "GPA.pc.set_weight_decay_accepted(True) silences this remark")
+            self._say(
+                "weight decay also pulls the weights of dendrites towards zero; "
+                "GPA.pc.set_weight_decay_accepted(True) silences this remark"
+            )
         optimizer = self._optimizer_class(**arguments)
-        carry = growth.scheduler if growth.pending is None and self._carries_over() else None
+        carry = growth.scheduler if growth.starts_anew and self._carries_over() else None
         if carry is not None:
             for group, old in zip(optimizer.param_groups, growth.optimizer.param_groups):
                 group["initial_lr"] = group["lr"]
@@ -141,14 +174,18 @@ class PAINeuronModuleTracker:
         own = {id(p) for p in network.parameters()}
         strangers = sum(id(p) not in own for p in flat)
         if strangers:
-            raise ValueError(f"{strangers} of the {len(flat)} parameters in opt_args are not in the network (it was restructured since?); "
-                             "build opt_args anew with 'params': model.parameters()")
+            raise ValueError(
+                f"{strangers} of the {len(flat)} parameters in opt_args are not in the network (it was restructured since?); "
+                "build opt_args anew with 'params': model.parameters()"
+            )
         return given
 
     def set_optimizer_instance(self, optimizer_instance: Optimizer) -> None:
         """Follow an optimiser that some trainer owns; its learning rate is left alone."""
         if not isinstance(optimizer_instance, Optimizer) and not hasattr(optimizer_instance, "param_groups"):
-            raise TypeError(f"set_optimizer_instance got {optimizer_instance!r}; give an optimiser. For a class, call set_optimizer(cls)")
+            raise TypeError(
+                f"set_optimizer_instance got {optimizer_instance!r}; give an optimiser. For a class, call set_optimizer(cls)"
+            )
         self.growth.attach(optimizer_instance, None)
 
     # --- scores ---------------------------------------------------------------------------------------------------------------
@@ -201,13 +238,16 @@ class PAINeuronModuleTracker:
             self._say(f"epoch {growth.plateau.state.epoch}: {result.reason}")
         if result.complete and self._pc.get_pai_saves() and distributed.is_first():
             from .UPA import pai_save_system
+
             pai_save_system(result.model, self.save_name, "final_clean")
         return result.model, result.restructured, result.complete
 
     def _check_network(self, network: nn.Module) -> None:
         if network is not self.growth.network:
-            raise ValueError(f"the model given ({type(network).__name__}) is not the network that the tracker follows "
-                             f"({type(self.growth.network).__name__}); pass what initialize_pai or the last add_validation_score returned")
+            raise ValueError(
+                f"the model given ({type(network).__name__}) is not the network that the tracker follows "
+                f"({type(self.growth.network).__name__}); pass what initialize_pai or the last add_validation_score returned"
+            )
 
     def _say(self, text: str) -> None:
         if not self._pc.get_silent() and distributed.is_first():
@@ -216,7 +256,8 @@ class PAINeuronModuleTracker:
     # --- settings of layers, for a second process -----------------------------------------------------------------------------
 
     def save_tracker_settings(self) -> None:
-        """Write what layers learned about their outputs in a first pass, for runs that copy the network before one (DataParallel)."""
+        """Write what layers learned about their outputs in a first pass, for runs that copy the network before one
+        (DataParallel)."""
         path = Path(self.save_name) / DIMS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -225,7 +266,9 @@ class PAINeuronModuleTracker:
             writer.writerow(["module", "neurons", "dims"])
             for name, layer in dendritic_layers(self.growth.network):
                 if layer.neurons is None or layer.dims is None:
-                    raise RuntimeError(f"'{name}' took no part in a forward pass yet; call save_tracker_settings() after loss.backward()")
+                    raise RuntimeError(
+                        f"'{name}' took no part in a forward pass yet; call save_tracker_settings() after loss.backward()"
+                    )
                 writer.writerow([name, layer.neurons, " ".join(map(str, layer.dims))])
         part.replace(path)
 
@@ -233,14 +276,17 @@ class PAINeuronModuleTracker:
         """Read what save_tracker_settings wrote, before the network is wrapped in DataParallel."""
         path = Path(self.save_name) / DIMS_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"there is no {path}; run once on a single device with GPA.pai_tracker.save_tracker_settings() "
-                                    "after loss.backward()")
+            raise FileNotFoundError(
+                f"there is no {path}; run once on a single device with GPA.pai_tracker.save_tracker_settings() "
+                "after loss.backward()"
+            )
         with open(path, newline="") as file:
             rows = {row["module"]: row for row in csv.DictReader(file)}
         layers = dict(dendritic_layers(self.growth.network))
         if set(rows) != set(layers):
-            raise ValueError(f"{path} speaks of other layers than the network has: {sorted(set(rows) ^ set(layers))}; save it anew")
+            raise ValueError(
+                f"{path} speaks of other layers than the network has: {sorted(set(rows) ^ set(layers))}; save it anew"
+            )
         for name, layer in layers.items():
             layer.set_this_input_dimensions([int(v) for v in rows[name]["dims"].split()])
             layer.neurons = int(rows[name]["neurons"])
-

@@ -1,20 +1,23 @@
 """Dendrites in a Hugging Face Trainer.
 
-    model = dendritic(AutoModelForSequenceClassification.from_config(config), dendrite_config)
-    Trainer(model, args, callbacks=[DendriteCallback("eval_accuracy", dendrite_config)], ...).train()
+model = dendritic(AutoModelForSequenceClassification.from_config(config), dendrite_config)
+Trainer(model, args, callbacks=[DendriteCallback("eval_accuracy", dendrite_config)], ...).train()
 """
 
 try:
     from transformers import TrainerCallback
 except ImportError as error:
-    raise ImportError("the Hugging Face callback needs transformers; install it with: pip install 'pilimit[huggingface]'") from error
+    raise ImportError(
+        "the Hugging Face callback needs transformers; install it with: pip install 'pilimit[huggingface]'"
+    ) from error
 
 from ..config import DendriteConfig
 from ..growth import Growth, StepResult
 
 
 class DendriteCallback(TrainerCallback):
-    """Feeds a metric of every evaluation to a Growth; the trainer's optimiser follows, and training stops when growth is finished.
+    """Feeds a metric of every evaluation to a Growth; the trainer's optimiser follows, and training stops when growth is
+    finished.
 
     Set ``eval_strategy="epoch"``. The trainer owns the learning rate: its schedule goes on through growth. A model that grew is
     saved by the trainer as it is; load it into a freshly converted one with load_state_dict, which makes the dendrites first.
@@ -33,7 +36,10 @@ class DendriteCallback(TrainerCallback):
         if self.growth is None:
             return
         if self.metric not in metrics:
-            raise KeyError(f"metric '{self.metric}' is not among {sorted(metrics)}; return it from compute_metrics (the trainer adds 'eval_')")
+            raise KeyError(
+                f"metric '{self.metric}' is not among {sorted(metrics)}; "
+                "return it from compute_metrics (the trainer adds 'eval_')"
+            )
         self.last = self.growth.step(metrics[self.metric])
         if self.last.complete:
             control.should_training_stop = True

@@ -1,7 +1,7 @@
 """Dendrites in a Lightning Trainer.
 
-    module.net = dendritic(module.net, config)
-    Trainer(callbacks=[DendriteCallback(monitor="val_acc", config=config)]).fit(module)
+module.net = dendritic(module.net, config)
+Trainer(callbacks=[DendriteCallback(monitor="val_acc", config=config)]).fit(module)
 """
 
 try:
@@ -45,8 +45,10 @@ class DendriteCallback(pl.Callback):
             return
         metrics = trainer.callback_metrics
         if self.monitor not in metrics:
-            raise KeyError(f"monitor '{self.monitor}' was not logged; the module logged {sorted(metrics)}. "
-                           f"Call self.log('{self.monitor}', value) in validation_step")
+            raise KeyError(
+                f"monitor '{self.monitor}' was not logged; the module logged {sorted(metrics)}. "
+                f"Call self.log('{self.monitor}', value) in validation_step"
+            )
         self.last = self.growth.step(metrics[self.monitor].detach().cpu())
         if self.last.restructured and self.restart and not self.last.complete:
             trainer.strategy.setup_optimizers(trainer)
