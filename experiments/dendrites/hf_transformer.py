@@ -1,6 +1,6 @@
 """Dendrites in a Hugging Face Trainer: a small BERT built from a config reads digits as sequences of 64 grey levels.
 
-Needs the extra: pip install 'pilimit[huggingface]'. Nothing is downloaded.
+Needs the extra: pip install 'pilimit[dendrites]'. Nothing is downloaded.
 
     python -m experiments.dendrites.hf_transformer --epochs 12 --out results/dendrites/transformer
 """

@@ -1,4 +1,4 @@
-"""Dendrites in a Lightning Trainer, on digits. Needs the extra: pip install 'pilimit[lightning]'
+"""Dendrites in a Lightning Trainer, on digits. Needs the extra: pip install 'pilimit[dendrites]'
 
 python -m experiments.dendrites.lightning_digits --epochs 40 --out results/dendrites/lightning
 """

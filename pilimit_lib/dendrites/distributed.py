@@ -60,12 +60,21 @@ def wait() -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel or DataParallel."""
-    return model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else model
+    """The network inside DistributedDataParallel, DataParallel or torch.compile."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        elif "_orig_mod" in getattr(model, "_modules", {}):
+            model = model._orig_mod
+        else:
+            return model
 
 
 def rewrap(model: nn.Module, network: nn.Module) -> nn.Module:
-    """Wrap a network that has changed as ``model`` was wrapped: DDP registers parameters once, when it is built."""
+    """Wrap a network that has changed as ``model`` was wrapped: DDP registers parameters once, when it is built.
+
+    A compiled model stays the same object: it compiles anew by itself when the network has changed.
+    """
     if isinstance(model, DistributedDataParallel):
         kwargs = {name: getattr(model, name) for name in (*DDP_ARGUMENTS, BUFFERS) if hasattr(model, name)}
         return DistributedDataParallel(network, **kwargs)
@@ -74,4 +83,4 @@ def rewrap(model: nn.Module, network: nn.Module) -> nn.Module:
         return (
             DataParallel(network, **known) if model.device_ids else DataParallel(network)
         )  # without devices it only passes calls on
-    return network
+    return model if "_orig_mod" in model._modules else network

@@ -31,12 +31,11 @@ def fresh_copy(neuron: nn.Module, generator: torch.Generator | None, scale: floa
     if by_main:
         values = torch.cat([p.detach().abs().flatten() for p in neuron.parameters() if p.is_floating_point()])
         scale = scale * values.mean().item()
-    norms = {id(p) for m in body.modules() if is_norm(m) for p in m.parameters(recurse=False)}
     with torch.no_grad():
         for parameter in body.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
             parameter.grad = None
-            if not parameter.is_floating_point() or id(parameter) in norms:
+            if not parameter.is_floating_point():
                 continue
             if generator is None:
                 parameter.zero_()

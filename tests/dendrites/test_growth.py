@@ -300,3 +300,18 @@ def test_packed_states_come_back_exactly_and_are_written_whole(tmp_path):
     with pytest.raises(TypeError):
         save_state({"bad": object()}, tmp_path / "s.pt")
     assert load_state(tmp_path / "s.pt")["inf"] == [float("inf")] and [p.name for p in tmp_path.iterdir()] == ["s.pt"]
+
+
+@pytest.mark.slow
+def test_a_compiled_model_grows():
+    config = DendriteConfig(switch=EveryEpoch())
+    net = dendritic(mlp(), config)
+    growth = Growth(torch.compile(net, backend="eager"), optimizer=adam)
+    x = torch.randn(3, 5)
+    growth.model(x)
+    for k in range(1, 3):
+        result = growth.step(float(k))
+        learn(growth, 3)
+        assert result.model is growth.model and result.model is not net and counts(growth) == [k, k]
+        torch.testing.assert_close(growth.model(x), net(x))
+    assert net[0].dendrites[0].w.abs().max() > 0

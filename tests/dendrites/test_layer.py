@@ -242,6 +242,13 @@ def test_finalize_gives_a_plain_module_with_the_same_function():
     torch.testing.assert_close(torch.export.export(finalize(grown), (x,)).module()(x), expected)
 
 
+def test_forward_registers_no_hooks():
+    model = grow_all(dendritic(mlp()))
+    for _ in range(3):
+        model(torch.randn(2, 5)).sum().backward()
+    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
 @pytest.mark.slow
 def test_compiled_it_computes_the_same_without_graph_breaks():
     model = grow_all(dendritic(mlp()), times=2)

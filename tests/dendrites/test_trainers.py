@@ -19,7 +19,7 @@ def grown(net):
 def lightning_parts(tmp_path, restart=True):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pl = pytest.importorskip("lightning.pytorch", reason="needs the extra 'lightning'")
+        pl = pytest.importorskip("lightning.pytorch", reason="needs the extra 'dendrites'")
         from pilimit_lib.dendrites.integrations.lightning import DendriteCallback
     torch.manual_seed(0)
 
@@ -96,8 +96,8 @@ def test_lightning_says_which_metrics_there_are(tmp_path):
 def test_hugging_face_trainer_grows_a_transformer(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        transformers = pytest.importorskip("transformers", reason="needs the extra 'huggingface'")
-        pytest.importorskip("accelerate", reason="needs the extra 'huggingface'")
+        transformers = pytest.importorskip("transformers", reason="needs the extra 'dendrites'")
+        pytest.importorskip("accelerate", reason="needs the extra 'dendrites'")
         from pilimit_lib.dendrites.integrations.huggingface import DendriteCallback
     torch.manual_seed(0)
 

@@ -1,2 +1,1 @@
-"""Callbacks for the trainers that people use. Each needs its extra: `pip install pilimit[lightning]` or
-`pilimit[huggingface]`."""
+"""Callbacks for the trainers that people use. They need the extra: `pip install 'pilimit[dendrites]'`."""

@@ -8,7 +8,7 @@ try:
     from transformers import TrainerCallback
 except ImportError as error:
     raise ImportError(
-        "the Hugging Face callback needs transformers; install it with: pip install 'pilimit[huggingface]'"
+        "the Hugging Face callback needs transformers; install it with: pip install 'pilimit[dendrites]'"
     ) from error
 
 from ..config import DendriteConfig

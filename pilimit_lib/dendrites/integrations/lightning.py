@@ -7,7 +7,7 @@ Trainer(callbacks=[DendriteCallback(monitor="val_acc", config=config)]).fit(modu
 try:
     import lightning.pytorch as pl
 except ImportError as error:
-    raise ImportError("the Lightning callback needs lightning; install it with: pip install 'pilimit[lightning]'") from error
+    raise ImportError("the Lightning callback needs lightning; install it with: pip install 'pilimit[dendrites]'") from error
 
 from typing import Any
 
