@@ -168,7 +168,11 @@ def test_two_ranks_grow_together(tmp_path):
         subprocess.Popen([sys.executable, "-m", "tests.dendrites.worker", "ddp", str(tmp_path / "init"), str(rank), out])
         for rank in range(2)
     ]
-    assert [w.wait(timeout=120) for w in workers] == [0, 0]
+    try:
+        assert [w.wait(timeout=120) for w in workers] == [0, 0]
+    finally:
+        for worker in workers:  # a rank that failed leaves the other waiting for it
+            worker.kill()
     first, second = load(f"{out}.0"), load(f"{out}.1")
     assert first["seen"] == second["seen"] and torch.equal(first["flat"], second["flat"])
     assert [action for action, _ in first["seen"]] == ["continue", "grow", "continue", "grow", "retry", "continue", "grow"]

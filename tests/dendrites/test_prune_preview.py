@@ -121,7 +121,7 @@ def test_preview_finds_where_dendrites_help_and_training_agrees():
             optimizer.step()
         return (model(x) - y).square().mean().item()
 
-    train(net, 300)
+    train(net, 150)
     state = {k: v.clone() for k, v in net.state_dict().items()}
     ranked = preview(
         net, lambda model, batch: (model(batch[0]) - batch[1]).square().sum(), [(x[:200], y[:200]), (x[200:], y[200:])], draws=16
@@ -133,7 +133,7 @@ def test_preview_finds_where_dendrites_help_and_training_agrees():
         copied = copy.deepcopy(net)
         for seed in range(3):
             dict(dendritic_layers(copied))[name].grow(torch.Generator().manual_seed(seed))
-        losses[name] = train(copied, 600)
+        losses[name] = train(copied, 200)
     assert losses["a"] < losses["b"]
 
 
