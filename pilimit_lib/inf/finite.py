@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from opt_einsum import contract
 from torch import Tensor, nn
 
 from .functional import accumulator
@@ -143,7 +144,7 @@ class FinPiLinearReLU(nn.Module):
         total = torch.zeros(inf_layer.r_out, self.n_in).to(self.weight)
         for A, Amult, B in zip(*(getattr(inf_layer, name).blocks.views() for name in ("A", "Amult", "B"))):
             A, Amult, B = (tensor.to(total) for tensor in (A, Amult, B))
-            total.addmm_((A * Amult[:, None]).T, torch.relu(B @ prev_omega.to(total).T))
+            total += contract("mo,m,mn->on", A, Amult, torch.relu(B @ prev_omega.to(total).T))
         total /= self.n_in ** .5
         self.weight.copy_(total if self.omega is None else self.omega @ total / self.n_out ** .5)
         _copy_bias(self, inf_layer)
