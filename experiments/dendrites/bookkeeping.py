@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from experiments.dendrites.data import digits
-from experiments.dendrites.images import ConvNet, accuracy
+from experiments.dendrites.images import ConvNet
+from experiments.dendrites.training import accuracy, train_epoch
 from pilimit_lib.dendrites import DendriteConfig, Growth, History, dendritic
 
 
@@ -35,11 +35,7 @@ def measure(width: float, epochs: int, **settings) -> dict:
     training, keeping = [], []
     for epoch in range(epochs + 2):
         started = (time.process_time(), time.perf_counter())
-        growth.model.train()
-        for batch in torch.randperm(len(x)).split(64):
-            growth.optimizer.zero_grad()
-            nn.functional.cross_entropy(growth.model(x[batch]), y[batch]).backward()
-            growth.optimizer.step()
+        train_epoch(growth.model, growth.optimizer, x, y)
         score = accuracy(growth.model, *sets["val"])
         trained = (time.process_time(), time.perf_counter())
         complete = growth.step(score, test=0.0).complete

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from experiments.dendrites.data import digits, fashion
 from experiments.dendrites.table import write_table
+from experiments.dendrites.training import accuracy, train_epoch
 from pilimit_lib.dendrites import DendriteConfig, Growth, History, PAISequential, dendritic
 
 
@@ -65,12 +66,6 @@ def width_for(count: int, side: int) -> float:
     return min((w / 32 for w in range(1, 200)), key=lambda w: abs(parameters(ConvNet(w, side)) - count))
 
 
-def accuracy(net: nn.Module, x, y) -> float:
-    net.eval()
-    with torch.no_grad():
-        return 100 * sum((net(a).argmax(1) == b).sum().item() for a, b in zip(x.split(1000), y.split(1000))) / len(x)
-
-
 def fit(arm: str, width: float, seed: int, sets, settings: Settings, folder: Path, epochs: int) -> dict:
     """Train one arm; returns what the table needs."""
     torch.manual_seed(seed)
@@ -97,11 +92,7 @@ def fit(arm: str, width: float, seed: int, sets, settings: Settings, folder: Pat
     done = growth.plateau.state.epoch
     progress = tqdm(range(done, epochs), desc=f"{arm} width {width:.3g} seed {seed}", initial=done, total=epochs, mininterval=5)
     for _ in progress:
-        growth.model.train()
-        for batch in torch.randperm(len(x)).split(settings.batch):
-            growth.optimizer.zero_grad()
-            nn.functional.cross_entropy(growth.model(x[batch]), y[batch]).backward()
-            growth.optimizer.step()
+        train_epoch(growth.model, growth.optimizer, x, y, settings.batch)
         score = accuracy(growth.model, *sets["val"])
         record = score > max(
             (r["validation"] for r in growth.records.rows.epochs), default=-1.0

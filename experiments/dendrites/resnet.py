@@ -9,17 +9,11 @@ from pathlib import Path
 
 import torch
 import torchvision
-from torch import nn
 from tqdm import tqdm
 
 from experiments.dendrites.data import fashion
+from experiments.dendrites.training import accuracy, train_epoch
 from pilimit_lib.dendrites import GPA, PBM, UPA
-
-
-def accuracy(model, x, y) -> float:
-    model.eval()
-    with torch.no_grad():
-        return 100 * sum((model(a).argmax(1) == b).sum().item() for a, b in zip(x.split(200), y.split(200))) / len(x)
 
 
 def main(argv=None):
@@ -48,12 +42,8 @@ def main(argv=None):
     optimizer = tracker.setup_optimizer(model, {"params": model.parameters(), "lr": 1e-3})
     x, y = sets["train"]
     for _ in tqdm(range(args.epochs), mininterval=2):
-        model.train()
-        for batch in torch.randperm(len(x)).split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimizer.step()
-        score = accuracy(model, *sets["val"])
+        train_epoch(model, optimizer, x, y)
+        score = accuracy(model, *sets["val"], batch=200)
         model, restructured, complete = tracker.add_validation_score(score, model)
         print(f"validation {score:.1f} %, parameters {UPA.count_params(model):,}")
         if complete:

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from experiments.dendrites.data import digits
+from experiments.dendrites.training import accuracy, train_epoch
 from pilimit_lib.dendrites import GPA, PBM, UPA
 
 
@@ -27,12 +28,6 @@ class RowReader(nn.Module):
     def forward(self, x):
         out, _ = self.rnn(x[:, 0])
         return self.fc(out[:, -1])
-
-
-def accuracy(model, x, y) -> float:
-    model.eval()
-    with torch.no_grad():
-        return 100 * (model(x).argmax(1) == y).float().mean().item()
 
 
 def main(argv=None):
@@ -63,11 +58,7 @@ def main(argv=None):
     optimizer, _ = setup()
     x, y = sets["train"]
     for _ in tqdm(range(args.epochs), mininterval=2):
-        model.train()
-        for batch in torch.randperm(len(x)).split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimizer.step()
+        train_epoch(model, optimizer, x, y)
         tracker.add_extra_score(accuracy(model, x, y), "train")
         tracker.add_test_score(accuracy(model, *sets["test"]), "test")
         model, restructured, complete = tracker.add_validation_score(accuracy(model, *sets["val"]), model)

@@ -4,7 +4,8 @@ suggestion."""
 import difflib
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 OLD = {
     "pbsequential": "PAISequential",
@@ -45,3 +46,18 @@ def unknown(owner: str, name: str, known: Iterable[str]) -> AttributeError:
         snake(name), list(known), n=3, cutoff=0.4
     )
     return AttributeError(f"{owner} has no '{name}'" + (f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""))
+
+
+def reader(owner: str, known: Iterable[str], namespace: dict) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` that understands other spellings of its public names."""
+
+    def __getattr__(name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        meant = respell(name, known)
+        if meant is None:
+            raise unknown(owner, name, known)
+        warn_once(f"{owner}.{name}", f"{owner}.{meant}")
+        return namespace[meant]
+
+    return __getattr__

@@ -27,11 +27,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name.startswith("__"):
-        raise AttributeError(name)
-    meant = spelling.respell(name, __all__)
-    if meant is None:
-        raise spelling.unknown("PBM", name, __all__)
-    spelling.warn_once(f"PBM.{name}", f"PBM.{meant}")
-    return globals()[meant]
+__getattr__ = spelling.reader("PBM", __all__, globals())

@@ -32,14 +32,7 @@ __all__ = [
 LINE = "-" * 66
 
 
-def __getattr__(name: str):
-    if name.startswith("__"):
-        raise AttributeError(name)
-    meant = spelling.respell(name, __all__)
-    if meant is None:
-        raise spelling.unknown("UPA", name, __all__)
-    spelling.warn_once(f"UPA.{name}", f"UPA.{meant}")
-    return globals()[meant]
+__getattr__ = spelling.reader("UPA", __all__, globals())
 
 
 def initialize_pai(
