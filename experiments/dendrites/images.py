@@ -27,6 +27,9 @@ from experiments.dendrites.training import accuracy, train_epoch
 from pilimit_lib.dendrites import DendriteConfig, Growth, History, PAISequential, dendritic
 
 
+ARMS = ("dendrites", "restarts", "wider")
+
+
 @dataclass(frozen=True)
 class Settings:
     set: str = "digits"
@@ -132,12 +135,14 @@ def main(argv=None):
     parser.add_argument("--data", default="dataset", help="folder of the Fashion-MNIST files")
     parser.add_argument("--out", default="results/dendrites")
     parser.add_argument("--widths", type=float, nargs="+", default=[0.25])
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS), help="controls need the dendritic run's epochs first")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     for name, value in asdict(Settings()).items():
         if name != "set":
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     args = vars(parser.parse_args(argv))
-    data, out, widths, seeds = args.pop("data"), Path(args.pop("out")), args.pop("widths"), args.pop("seeds")
+    data, out, widths, seeds, arms = (args.pop(name) for name in ("data", "out", "widths", "seeds", "arms"))
+    out = Path(out)
     settings = Settings(**args)
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(json.dumps({**asdict(settings), "widths": widths, "seeds": seeds}, indent=2))
@@ -159,8 +164,10 @@ def main(argv=None):
     for width in widths:
         for seed in seeds:
             grown = once("dendrites", width, width, seed, settings.max_epochs)
-            once("restarts", width, width, seed, grown["epochs"])
-            once("wider", width, width_for(grown["parameters"], side), seed, grown["epochs"])
+            if "restarts" in arms:
+                once("restarts", width, width, seed, grown["epochs"])
+            if "wider" in arms:
+                once("wider", width, width_for(grown["parameters"], side), seed, grown["epochs"])
             write_table(rows, out)
     write_table(rows, out)
 

@@ -18,10 +18,14 @@ from torch import Tensor
 from pilimit_lib.core import load
 
 PLAIN = {int, float, str, bool, type(None)}
-TENSOR, TUPLE, PAIRS = "\x00tensor", "\x00tuple", "\x00pairs"
+TENSOR, TUPLE, PAIRS, PART = "\x00tensor", "\x00tuple", "\x00pairs", "\x00part"
 
 
-def pack(state: Any) -> dict[str, Any]:
+class Packed(dict):
+    """A packed state, {"json": text, "data": one uint8 tensor}; inside of another state it is taken over as it is."""
+
+
+def pack(state: Any) -> Packed:
     """A nested state of tensors and builtins as {"json": text, "data": one uint8 tensor}."""
     chunks: list[Tensor] = []
     seen: dict[int, list] = {}
@@ -38,6 +42,10 @@ def pack(state: Any) -> dict[str, Any]:
                 chunks.append(flat)
                 keep.append(value)  # an id is only unique while its object lives
             return {TENSOR: seen[id(value)]}
+        if isinstance(value, Packed):
+            start, offset = offset, offset + value["data"].numel()
+            chunks.append(value["data"])
+            return {PART: [value["json"], start, offset]}
         if isinstance(value, dict):
             if all(isinstance(k, str) for k in value):
                 return {k: walk(v) for k, v in value.items()}
@@ -49,7 +57,7 @@ def pack(state: Any) -> dict[str, Any]:
         return value
 
     text = json.dumps(walk(state))
-    return {"json": text, "data": torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.uint8)}
+    return Packed(json=text, data=torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.uint8))
 
 
 def unpack(packed: dict[str, Any]) -> Any:
@@ -66,6 +74,9 @@ def unpack(packed: dict[str, Any]) -> Any:
             dtype = getattr(torch, name)
             size = torch.Size(shape).numel() * dtype.itemsize
             return data[offset : offset + size].clone().view(dtype).reshape(shape)
+        if PART in value:
+            text, start, end = value[PART]
+            return unpack({"json": text, "data": data[start:end]})
         if TUPLE in value:
             return tuple(walk(v) for v in value[TUPLE])
         if PAIRS in value:
@@ -90,29 +101,18 @@ def write(path: str | os.PathLike, content: bytes) -> None:
 
 
 def encode(state: Any) -> bytes:
-    """The content of a file: plain tensors and builtins only."""
+    """The content of a file that holds a nested state of tensors and builtins."""
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(dict(pack(state)), buffer)
     return buffer.getvalue()
 
 
 def save_state(state: Any, path: str | os.PathLike) -> None:
     """Write a nested state of tensors and builtins."""
-    write(path, encode(pack(state)))
+    write(path, encode(state))
 
 
 def load_state(path: str | os.PathLike) -> Any:
-    """Read what save_state wrote, a dictionary of packed parts, or any checkpoint of plain tensors and builtins."""
-    return _unpacked(load(path))
-
-
-def _unpacked(state: Any) -> Any:
-    if not isinstance(state, dict):
-        return state
-    if set(state) == {"json", "data"}:
-        return unpack(state)
-    parts = {
-        key: _unpacked(value) if isinstance(value, dict) and set(value) == {"json", "data"} else value
-        for key, value in state.items()
-    }
-    return {**parts, **parts.pop("rest")} if "rest" in parts else parts
+    """Read what save_state wrote, or any checkpoint of plain tensors and builtins."""
+    state = load(path)
+    return unpack(state) if isinstance(state, dict) and set(state) == {"json", "data"} else state

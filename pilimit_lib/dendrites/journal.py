@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import distributed
-from .files import encode, pack, save_state, write
+from .files import encode, save_state, write
 from .plateau import Decision
 from .resume import encoded, state_of
 
@@ -52,7 +52,7 @@ def _write(growth: "Growth", folder: Path, decision: Decision, switched: bool) -
     if latest:
         write(folder / "latest.pt", content)
     if decision.new_best and how != "never":
-        write(folder / "best_model.pt", content if unchanged is not None else encode(pack(growth.best)))
+        write(folder / "best_model.pt", content if unchanged is not None else encode(growth.best))
     pictures = {"never": False, "epoch": True, "switch": decision.action in ("grow", "finish")}[growth.config.graphs]
     if pictures:
         from .picture import draw

@@ -158,7 +158,10 @@ class Plateau:
     # --- state in and out -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        return asdict(self.state)
+        state = dict(vars(self.state))  # asdict() takes ten times as long, and this is done every epoch
+        best = {layer: list(values) for layer, values in self.state.candidate_best.items()}
+        copied = {"levels": list(self.state.levels), "rates": list(self.state.rates), "candidate_best": best}
+        return {**state, **copied, "search": None if self.state.search is None else asdict(self.state.search)}
 
     def load_state_dict(self, state: dict) -> None:
         known = {f.name for f in fields(PlateauState)}

@@ -84,7 +84,7 @@ def encoded(growth: "Growth", state: dict) -> bytes:
         if part is not None and id(part) not in growth._packed:
             growth._packed[id(part)] = (part, pack(part))
     packed = {name: None if part is None else growth._packed[id(part)][1] for name, part in parts.items()}
-    return encode({**packed, "rest": pack(state)})
+    return encode({**state, **packed})
 
 
 def plain_state(value: Any) -> Any:
