@@ -26,7 +26,6 @@ from experiments.dendrites.table import write_table
 from experiments.dendrites.training import accuracy, train_epoch
 from pilimit_lib.dendrites import DendriteConfig, Growth, History, PAISequential, dendritic
 
-
 ARMS = ("dendrites", "restarts", "wider")
 
 
@@ -135,7 +134,7 @@ def main(argv=None):
     parser.add_argument("--data", default="dataset", help="folder of the Fashion-MNIST files")
     parser.add_argument("--out", default="results/dendrites")
     parser.add_argument("--widths", type=float, nargs="+", default=[0.25])
-    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS), help="controls need the dendritic run's epochs first")
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS), help="controls first run the dendrites")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     for name, value in asdict(Settings()).items():
         if name != "set":
