@@ -90,7 +90,7 @@ def fit(arm: str, width: float, seed: int, sets, settings: Settings, folder: Pat
     if (folder / "latest.pt").is_file():
         growth.load(folder / "latest.pt")
     growth.restart_clock()  # building an optimiser for the first time loads half of torch
-    first, plain = time.perf_counter(), parameters(growth.network)
+    first = time.perf_counter()
     done = growth.plateau.state.epoch
     progress = tqdm(range(done, epochs), desc=f"{arm} width {width:.3g} seed {seed}", initial=done, total=epochs, mininterval=5)
     for _ in progress:
@@ -120,7 +120,7 @@ def fit(arm: str, width: float, seed: int, sets, settings: Settings, folder: Pat
         "test first cycle": tests[before + 1],
         "parameters": rows.epochs[best]["parameters"],
         "parameters trained": max(r["parameters"] for r in rows.epochs),
-        "parameters at start": plain,
+        "parameters at start": rows.epochs[0]["parameters"],
         "epochs": len(validation),
         "seconds": sum(r["train_seconds"] for r in rows.epochs),
         "bookkeeping": sum(r["bookkeeping_seconds"] for r in rows.epochs),
