@@ -32,8 +32,8 @@ def idx(path: Path) -> Tensor:
     raise FileNotFoundError(f"{path} (or .gz) is not there; give --data the folder that holds the Fashion-MNIST idx files")
 
 
-def fashion(folder: str, train: int, val: int, seed: int = 0) -> dict[str, Split]:
-    """Fashion-MNIST: a random subset of the training images for train and validation, all 10,000 test images; [n 1 28 28]
+def fashion(folder: str, train: int, val: int, test: int = 10000, seed: int = 0) -> dict[str, Split]:
+    """Fashion-MNIST: a random subset of the training images for train and validation, the first ``test`` of the 10,000 test images; [n 1 28 28]
     in 0..1."""
     root = Path(folder)
     root = root / "FashionMNIST" / "raw" if (root / "FashionMNIST").is_dir() else root
@@ -42,4 +42,4 @@ def fashion(folder: str, train: int, val: int, seed: int = 0) -> dict[str, Split
     parts = {"train": order[:train], "val": order[train : train + val]}
     sets = {name: (x[part][:, None].float() / 255, y[part]) for name, part in parts.items()}
     test_x, test_y = idx(root / "t10k-images-idx3-ubyte"), idx(root / "t10k-labels-idx1-ubyte").long()
-    return {**sets, "test": (test_x[:, None].float() / 255, test_y)}
+    return {**sets, "test": (test_x[:test, None].float() / 255, test_y[:test])}

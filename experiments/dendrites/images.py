@@ -40,6 +40,7 @@ class Settings:
     max_epochs: int = 150
     train: int = 6000  # Fashion-MNIST only: images of the subset
     val: int = 2000
+    test: int = 10000
 
 
 class ConvNet(nn.Module):
@@ -145,7 +146,7 @@ def main(argv=None):
     settings = Settings(**args)
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(json.dumps({**asdict(settings), "widths": widths, "seeds": seeds}, indent=2))
-    sets = digits() if settings.set == "digits" else fashion(data, settings.train, settings.val)
+    sets = digits() if settings.set == "digits" else fashion(data, settings.train, settings.val, settings.test)
     side = sets["train"][0].shape[-1]
     results = out / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
