@@ -33,8 +33,8 @@ def idx(path: Path) -> Tensor:
 
 
 def fashion(folder: str, train: int, val: int, test: int = 10000, seed: int = 0) -> dict[str, Split]:
-    """Fashion-MNIST: a random subset of the training images for train and validation, the first ``test`` of the 10,000 test images; [n 1 28 28]
-    in 0..1."""
+    """Fashion-MNIST in 0..1, [n 1 28 28]: a random subset of the training images for train and validation, and the first ``test``
+    of the 10,000 test images."""
     root = Path(folder)
     root = root / "FashionMNIST" / "raw" if (root / "FashionMNIST").is_dir() else root
     x, y = idx(root / "train-images-idx3-ubyte"), idx(root / "train-labels-idx1-ubyte").long()
