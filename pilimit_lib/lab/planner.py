@@ -1,0 +1,168 @@
+"""Which slices of which tensors belong to a neuron: torch-pruning's dependency graph, asked and checked.
+
+The graph is only asked. It does not grow layers, takes any index, and replaces parameters behind the optimiser's back, so
+the edit itself is ours (`surgery`).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from .errors import Refused
+from .layers import incoming_dim, is_depthwise, is_layer, neuron_count, neuron_dim
+from .quiet import undisturbed
+
+
+@dataclass(frozen=True, eq=False)
+class Tie:
+    """Slices that neuron i owns: `positions[i]` along dimension `dim` of tensor `name` of `module`.
+
+    `role`: "row" (computes the neuron), "column" (reads it), "scale", "shift", "mean", "variance" (normalises it), or "other".
+    """
+    module: nn.Module
+    path: str
+    name: str
+    dim: int
+    role: str
+    positions: Tensor  # int64 [n k]
+
+    @property
+    def label(self) -> str:
+        return f"{self.path}.{self.name}" if self.path else self.name
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """Everything that changes size together with the neurons of `layer`."""
+    layer: nn.Module
+    path: str
+    size: int
+    ties: tuple[Tie, ...]
+
+    def columns(self) -> list[Tie]:
+        return [tie for tie in self.ties if tie.role == "column"]
+
+
+class Planner:
+    """The couplings of one architecture; build a new one after every edit."""
+
+    def __init__(self, model: nn.Module, example: tuple) -> None:
+        self.model = model
+        self.paths = {module: path for path, module in model.named_modules()}
+        self._check_ties_of_parameters()
+        self.graph, self.order = _traced(model, example)
+
+    def _check_ties_of_parameters(self) -> None:
+        owners: dict[int, list[str]] = {}
+        for path, module in self.model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                owners.setdefault(id(parameter), []).append(f"{path}.{name}")
+        self.tied = {key: names for key, names in owners.items() if len(names) > 1}
+
+    def coupling(self, layer: nn.Module) -> Coupling:
+        """What belongs to the neurons of `layer`. Raises `Refused` where a neuron has no slices of its own."""
+        path = self.paths[layer]
+        if layer not in self.graph.module2node:
+            raise Refused(f"layer '{path}' is not reached from the output by the forward pass on the example batch")
+        pruner, size = self.graph.get_pruner_of_module(layer), neuron_count(layer)
+        group = self.graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(size)))
+        ties: list[Tie] = []
+        for item in group.items:
+            target = item.dep.target.module
+            if isinstance(target, nn.Module) and target not in self.paths:
+                continue  # an operation of the graph (add, concat, view): it has no tensors
+            for tie in self._ties(item, path, size):
+                if not any(tie.module is t.module and tie.name == t.name and tie.dim == t.dim for t in ties):
+                    ties.append(tie)
+        return Coupling(layer, path, size, tuple(ties))
+
+    def _ties(self, item: Any, root: str, size: int) -> list[Tie]:
+        target, handler = item.dep.target.module, item.dep.handler.__name__
+        if isinstance(target, nn.Parameter):
+            name = self.graph._param_to_name[target]
+            owner, _, attribute = name.rpartition(".")
+            places = [(self.model.get_submodule(owner), owner, attribute, item.dep.target.pruning_dim, "other")]
+        else:
+            places = [(target, self.paths[target], *rest) for rest in _tensors_of(target, "out_" in handler, root, self.paths)]
+        positions = _positions(item, root, size)
+        ties = [Tie(module, path, name, dim, role, positions) for module, path, name, dim, role in places
+                if getattr(module, name, None) is not None]
+        for tie in ties:
+            self._check(tie, root)
+        return ties
+
+    def _check(self, tie: Tie, root: str) -> None:
+        value = getattr(tie.module, tie.name)
+        if tie.name not in tie.module._parameters and tie.name not in tie.module._buffers:
+            raise Refused(f"'{tie.label}' belongs to the neurons of '{root}' but is computed from other parameters "
+                          "(a parametrisation or weight norm); remove that first")
+        if id(value) in self.tied:
+            raise Refused(f"'{tie.label}' belongs to the neurons of '{root}' and is shared between {self.tied[id(value)]}; "
+                          "tied parameters cannot change size")
+
+
+def _positions(item: Any, root: str, size: int) -> Tensor:
+    owned: list[list[int]] = [[] for _ in range(size)]
+    for position, neuron in zip(item.idxs, item.root_idxs):
+        if neuron is None:
+            raise Refused(f"torch-pruning cannot say which slices belong to which neuron of '{root}' (expanded attention heads)")
+        owned[neuron].append(position)
+    counts = {len(entry) for entry in owned}
+    if len(counts) != 1 or counts == {0}:
+        raise Refused(f"the neurons of '{root}' own different numbers of slices of '{item.dep.target.name}': the forward pass "
+                      "cuts or mixes them in a way that an edit cannot follow")
+    if len({position for entry in owned for position in entry}) != sum(map(len, owned)):
+        raise Refused(f"several neurons of '{root}' share one slice of '{item.dep.target.name}' (features folded into channels), "
+                      "so a single one cannot be added or removed")
+    return torch.tensor([sorted(entry) for entry in owned])
+
+
+def _tensors_of(module: nn.Module, out: bool, root: str, paths: dict) -> list[tuple[str, int, str]]:
+    """(tensor, dimension, role) of a module in which a neuron owns slices; `Refused` where the module mixes neurons."""
+    path, kind = paths[module], type(module).__name__
+    if isinstance(module, _ConvNd) and module.groups > 1 and not is_depthwise(module):
+        raise Refused(f"'{path}' is a {kind} with groups={module.groups}: its neurons belong to groups of equal size, so single "
+                      f"ones of '{root}' cannot be added or removed")
+    if is_layer(module) and (out or is_depthwise(module)):
+        return [("weight", neuron_dim(module), "row"), ("bias", 0, "row")]
+    if is_layer(module):
+        return [("weight", incoming_dim(module), "column")]
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return [("weight", 0, "scale"), ("bias", 0, "shift"), ("running_mean", 0, "mean"), ("running_var", 0, "variance")]
+    if isinstance(module, nn.PReLU):
+        return [("weight", 0, "other")] if module.num_parameters > 1 else []
+    if isinstance(module, nn.Embedding):
+        return [("weight", 1, "row")]
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        raise Refused(f"'{path}' ({kind}) normalises across the neurons of '{root}': adding or removing one would change "
+                      "all others")
+    raise Refused(f"'{path}' ({kind}) belongs to the neurons of '{root}', and the lab cannot change its size")
+
+
+def _traced(model: nn.Module, example: tuple) -> tuple[Any, list[nn.Module]]:
+    """The dependency graph, and the layers in order of execution."""
+    try:
+        import torch_pruning
+    except ImportError as error:
+        raise ImportError("planning an edit needs torch-pruning: pip install 'pilimit[lab]'") from error
+    executed: list[nn.Module] = []
+    hooks = [m.register_forward_hook(lambda m, *_: None if m in executed else executed.append(m))
+             for m in model.modules() if is_layer(m)]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    try:
+        # Frozen parameters would be invisible to a graph that is read off autograd.
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with undisturbed(model), torch.enable_grad():
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                model, example, forward_fn=lambda m, inputs: m(*inputs), verbose=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    return graph, executed

@@ -1,0 +1,351 @@
+"""The lab around a model, an optimiser and a loader: whatever the training loop, it can be looked into and operated on."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from pilimit_lib.core import current_ids
+
+from . import stats
+from .checkpoints import CheckpointManager
+from .journal import Journal
+from .layers import incoming_count, is_layer, neuron_count, spatial_dims
+from .ledger import Ledger
+from .loader import LabLoader
+from .memento import Memento
+from .modules import NetworkWithOps, NeuronOps
+from .neurons import Neurons, TrackingMode
+from .ops import ModelOps
+from .planner import Planner
+from .rates import StepScaling
+from .state import full_state, hashes, network_state, set_full_state, set_network_state
+
+
+class _Hook:
+    """A forward hook that knows its lab; in a copy of the model it is inert, so that copies feed no counters."""
+
+    def __init__(self, act: Callable[..., None]) -> None:
+        self.act = act
+
+    def __call__(self, *args: Any) -> None:
+        self.act(*args)
+
+    def __reduce__(self) -> tuple:
+        return _Hook, (_inert,)
+
+
+def _inert(*_: Any) -> None:
+    return None
+
+
+def _first(batch: Any) -> tuple:
+    if isinstance(batch, Tensor):
+        return (batch,)
+    if isinstance(batch, list | tuple) and len(batch):
+        return (batch[0],)
+    raise TypeError(f"the loader serves a {type(batch).__name__}, which does not say what the model's input is; "
+                    "pass inputs=lambda batch: (batch['image'],) to watch")
+
+
+class Lab:
+    """See `watch`. `model` operates on the architecture, `loader` serves the samples, `neurons` holds counters and rates."""
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer | None = None, loader: LabLoader | None = None,
+                 eval_loader: LabLoader | None = None, *, example: Any = None, inputs: Callable[[Any], tuple] = _first,
+                 folder: str | Path | None = None, name: str = "run", also: dict[str, Any] | None = None,
+                 auto_track: bool = False, log_every: int = 10, undo_depth: int = 1) -> None:
+        self.module, self.optimizer, self.loader, self.eval_loader = module, optimizer, loader, eval_loader
+        self.inputs, self.also, self.name = inputs, dict(also or {}), name
+        self.auto_track, self.log_every, self.undo_depth = auto_track, log_every, undo_depth
+        self.folder = None if folder is None else Path(folder)
+        self.journal = Journal(None if self.folder is None else self.folder / "journal.jsonl")
+        self.chkpt_manager = None if self.folder is None else CheckpointManager(self.folder / "checkpoints")
+        self.age = self.steps = self.paused = 0
+        self.editing, self._mode = False, TrackingMode.DISABLED
+        self.window: list[list[float]] = []  # losses and hits of the steps since the last scalar
+        self.on_scalars: Callable[[str, int, dict[str, float]], None] | None = None
+        self._example = None if example is None else (example if isinstance(example, tuple) else (example,))
+        self._planner: Planner | None = None
+        self._undo: list[tuple[str, dict[str, Any]]] = []
+        self.neurons = {m: self._neurons_of(m) for m in module.modules() if is_layer(m)}
+        self._handles = [m.register_forward_hook(_Hook(self._counter(m))) for m in self.neurons if not isinstance(m, NeuronOps)]
+        self._handles.append(module.register_forward_pre_hook(_Hook(self._entered)))
+        if optimizer is not None:
+            self._handles.append(StepScaling(optimizer, self))
+        if isinstance(module, NetworkWithOps):
+            module.__dict__["_lab"] = self
+        self.ops = ModelOps(self)
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()  # a copy of a watched model is not watched
+
+    @property
+    def model(self) -> NetworkWithOps | ModelOps:
+        """The model with its operations: itself where it is a `NetworkWithOps`, wrapped otherwise."""
+        return self.module if isinstance(self.module, NetworkWithOps) else self.ops
+
+    def close(self) -> None:
+        """Stop watching: all hooks are taken off, and the model is as it would be without the lab."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # ---- tracking
+
+    @staticmethod
+    def _neurons_of(layer: nn.Module) -> Neurons:
+        if isinstance(layer, NeuronOps):
+            return layer.neurons
+        return Neurons(neuron_count(layer), incoming_count(layer), layer.weight.device)
+
+    def _counter(self, layer: nn.Module) -> Callable[..., None]:
+        neurons, spatial = self.neurons[layer], spatial_dims(layer)
+
+        def count(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if not self.paused:
+                neurons.count(output, spatial, self.tracking_mode)
+        return count
+
+    def _entered(self, module: nn.Module, args: tuple) -> None:
+        if self.paused:
+            return
+        if self.auto_track and self.tracking_mode is not (mode := TrackingMode.TRAIN if module.training else TrackingMode.EVAL):
+            self.tracking_mode = mode
+        if self._example is None and args and isinstance(args[0], Tensor):
+            self._example = tuple(arg.detach()[:2].clone() if isinstance(arg, Tensor) else arg for arg in args)
+
+    @property
+    def tracking_mode(self) -> TrackingMode:
+        """Which counters a forward pass feeds. With `auto_track` it follows `model.training`."""
+        return self.module.tracking_mode if isinstance(self.module, NetworkWithOps) else self._mode
+
+    @tracking_mode.setter
+    def tracking_mode(self, mode: TrackingMode) -> None:
+        if isinstance(self.module, NetworkWithOps):
+            self.module.tracking_mode = mode
+            return
+        self._mode = TrackingMode(mode)
+        for layer in self.neurons:
+            if isinstance(layer, NeuronOps):
+                layer.tracking_mode = self._mode
+
+    @contextmanager
+    def tracking_paused(self) -> Iterator[None]:
+        """Forward passes inside the `with` are not counted by hooks."""
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+
+    # ---- the ledger
+
+    def record(self, loss: Tensor, output: Tensor | None = None, target: Tensor | None = None, *, ids: Tensor | None = None,
+               **signals: Tensor) -> dict[str, Tensor]:
+        """Note what the model just said about a batch: `loss` [b], one per sample, and any further named signals [b].
+
+        With class scores `output` [b c] (logits or log-probabilities) and `target` [b] also the predicted class and the
+        probability of the true one. The samples are `ids`, those of the surrounding `with batch(ids)`, or the loader's last.
+        In training mode the samples are added to the age of the model. Returns what was derived from the output.
+        """
+        train = self.module.training
+        loader = self.loader if train else self.eval_loader
+        if loader is None:
+            raise RuntimeError(f"no {'training' if train else 'evaluation'} loader is watched, so there is no ledger to write to")
+        ids = ids if ids is not None else current_ids() if current_ids() is not None else loader.ids
+        if ids is None:
+            raise RuntimeError("whose losses are these? Take batches from lab.loader, or pass ids=")
+        judged = judge(output, target) if output is not None and target is not None else {}
+        loader.dataset.ledger.record(ids, loss, self.age, **judged, **signals)
+        if train:
+            hits = float((judged["pred"] == judged["label"]).float().mean()) if judged else float("nan")
+            self._count_step(len(ids), float(loss.detach().float().mean()), hits)
+        return judged
+
+    def _count_step(self, samples: int, loss: float, hits: float) -> None:
+        self.age += samples
+        self.steps += 1
+        self.window.append([loss, hits])
+        if len(self.window) >= self.log_every:
+            self.scalars("train", *np.mean(self.window, axis=0).tolist())
+            self.window.clear()
+
+    def scalars(self, kind: str, loss: float, accuracy: float) -> None:
+        """Note a point of a curve at the present age."""
+        values = {"loss": loss, "accuracy": accuracy, "parameters": sum(p.numel() for p in self.module.parameters())}
+        self.journal.write(kind, age=self.age, step=self.steps, **values)
+        if self.on_scalars is not None:
+            self.on_scalars(kind, self.age, values)
+
+    def ledger(self, which: str = "train") -> Ledger:
+        """The ledger of the training or the evaluation set."""
+        return (self.loader if which == "train" else self.eval_loader).dataset.ledger
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Put an event on the timeline."""
+        self.journal.write(kind, age=self.age, step=self.steps, **fields)
+
+    # ---- operating
+
+    def example(self) -> tuple:
+        """A small batch of inputs, on which couplings are traced and edits are checked."""
+        if self._example is None and self.loader is not None:
+            from .quiet import undisturbed
+            with undisturbed(self.module):
+                batch = self.loader.fetch(np.arange(min(4, len(self.loader.dataset))))
+            self._example = self.inputs(batch)
+        if self._example is None and "_example" in self.module.__dict__:
+            self._example = (self.module.__dict__["_example"],)
+        if self._example is None:
+            raise ValueError("planning needs an example input: pass example=, watch a loader, or run the model once")
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        return tuple(arg.to(device) if isinstance(arg, Tensor) else arg for arg in self._example)
+
+    def planner(self) -> Planner:
+        """Couplings and order of execution of the present architecture; traced once."""
+        if self._planner is None:
+            with self.tracking_paused():
+                self._planner = Planner(self.module, self.example())
+        return self._planner
+
+    def forget_plans(self) -> None:
+        """The architecture changed: trace again when next asked."""
+        self._planner = None
+
+    @contextmanager
+    def recorded_edit(self, summary: str) -> Iterator[None]:
+        """Around one edit: what `undo` goes back to, the timeline, and new plans afterwards."""
+        if self.editing:
+            yield
+        else:
+            before = network_state(self)
+            yield
+            self._undo = [*self._undo, (summary, before)][-self.undo_depth:] if self.undo_depth else []
+        self.forget_plans()
+        self.note("edit", what=summary)
+
+    @contextmanager
+    def edit(self) -> Iterator[NetworkWithOps | ModelOps]:
+        """`with lab.edit() as m: m.prune(...); m.add_neurons(...)`: all of them, or on any error none. One `undo` for all."""
+        if self.editing:
+            raise RuntimeError("an edit() inside an edit()")
+        before, state = Memento([self.module, *self.neurons.values()], self.optimizer), network_state(self)
+        journal, self.journal = self.journal, Journal()
+        self.editing = True
+        try:
+            yield self.model
+        except BaseException:
+            before.restore()
+            self.forget_plans()
+            self.journal = journal
+            raise
+        finally:
+            self.editing = False
+        notes, self.journal = self.journal.events, journal
+        happened = [event for event in notes if event["kind"] != "branch"]
+        for event in happened:
+            journal.write(**{key: value for key, value in event.items() if key not in ("branch", "time")})
+        if happened and self.undo_depth:
+            self._undo = [*self._undo, (f"{len(happened)} edits", state)][-self.undo_depth:]
+
+    def undo(self) -> str:
+        """Go back to the moment before the last edit: model, optimiser, counters, rates and age, bit for bit. Training done
+        since is undone with it; ledgers and position in the data stay. Returns what was undone."""
+        if not self._undo:
+            raise LookupError(f"there is no edit to undo (undo_depth is {self.undo_depth})")
+        summary, state = self._undo[-1]
+        set_network_state(self, state)
+        self._undo.pop()
+        self.note("undo", what=summary)
+        return summary
+
+    # ---- looking
+
+    def neuron_stats(self):
+        """One row per neuron: layer, triggers, samples and rates in training and evaluation, learning rate. A pandas frame."""
+        return stats.neuron_frame(self)
+
+    def display_stats(self) -> None:
+        """Print how often each neuron triggers per sample, in training and in evaluation."""
+        print(stats.text(self))
+
+    def report(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page about this run; returns its path."""
+        from .report import write_report
+        return write_report(self, path)
+
+    # ---- checkpoints
+
+    def settings(self) -> dict[str, Any]:
+        """What was chosen rather than learned: hashed into each checkpoint."""
+        groups = [] if self.optimizer is None else [
+            {k: v if isinstance(v, int | float | bool | str | type(None)) else str(v) for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups]
+        return {"name": self.name, "model": type(self.module).__name__, "optimizer": type(self.optimizer).__name__,
+                "groups": groups, "batch_size": None if self.loader is None else self.loader.batch_size}
+
+    def _manager(self) -> CheckpointManager:
+        if self.chkpt_manager is None:
+            raise RuntimeError("no folder for checkpoints was given: watch(..., folder='runs/x0')")
+        return self.chkpt_manager
+
+    def dump(self, note: str = "") -> int:
+        """Write a checkpoint of everything, as child of the one that this run descends from; returns its id."""
+        state = full_state(self)
+        state["thumbnails"] = stats.thumbnails(self)
+        new = self._manager().dump(state, age=self.age, steps=self.steps, branch=self.journal.begin(), note=note,
+                                   **hashes(state))
+        self.note("checkpoint", id=new)
+        return new
+
+    def load(self, checkpoint_id: int) -> None:
+        """Go back to a checkpoint: architecture, optimiser, ledgers, counters, rates, frozen layers, generators and position in
+        the epoch. Going on from here equals never having stopped."""
+        manager = self._manager()
+        set_full_state(self, manager.read(checkpoint_id))
+        manager.current = checkpoint_id
+        self._undo.clear()
+        self.journal.fork(checkpoint_id)
+
+
+def judge(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Predicted class, label and probability of the true class, where the task is to classify; nothing otherwise."""
+    if output.ndim != 2 or target.ndim != 1 or target.is_floating_point() or not output.is_floating_point():
+        return {}
+    with torch.no_grad():
+        likely = output.detach().float().log_softmax(1).gather(1, target.view(-1, 1).long()).squeeze(1)
+    return {"pred": output.detach().argmax(1), "label": target, "confidence": likely.exp()}
+
+
+def watch(model: nn.Module, optimizer: Optimizer | None = None, loader: DataLoader | LabLoader | None = None,
+          eval_loader: DataLoader | LabLoader | None = None, *, seed: int = 0, **options: Any) -> Lab:
+    """Put a lab around your own training loop; nothing in it has to change but where the batches come from.
+
+        lab = watch(model, optimizer, loader)
+        for x, y in lab.loader:                                       # denied samples are left out
+            logits = model(x)
+            loss = F.cross_entropy(logits, y, reduction="none")
+            lab.record(loss, logits, y)                               # ledger, age, curves
+            optimizer.zero_grad(); loss.mean().backward(); optimizer.step()
+        lab.model.prune(layer="features.0", neuron_indices={3})       # the optimiser follows
+
+    Args:
+        model: any module. Linear and convolution layers are tracked, in the training or evaluation counters by `model.training`.
+        loader, eval_loader: torch DataLoaders; `lab.loader` serves the same batches. `seed` fixes the order of shuffling.
+        example: an input (or tuple of inputs) for planning, where no loader gives one.
+        inputs: from a batch to the tuple of the model's inputs (default: the batch's first entry).
+        folder: where checkpoints and the journal go (needed for `dump`).
+        also: further things with `state_dict`/`load_state_dict` to keep in checkpoints, by name (a scheduler, a scaler).
+        undo_depth: how many edits back `undo` can go; each keeps a copy of model and optimiser in memory.
+    """
+    def ours(given: DataLoader | LabLoader | None) -> LabLoader | None:
+        return given if given is None or isinstance(given, LabLoader) else LabLoader.of(given, seed=seed)
+    return Lab(model, optimizer, ours(loader), ours(eval_loader), auto_track=True, **options)
