@@ -93,6 +93,9 @@ class Planner:
                 if getattr(module, name, None) is not None]
         for tie in ties:
             self._check(tie, root)
+            if int(positions.max()) >= getattr(tie.module, tie.name).shape[tie.dim]:
+                raise Refused(f"torch-pruning assigns slices of '{tie.label}' to the neurons of '{root}' that it does not have; "
+                              "the forward pass combines channels in a way that it cannot follow")
         return ties
 
     def _check(self, tie: Tie, root: str) -> None:
@@ -165,4 +168,35 @@ def _traced(model: nn.Module, example: tuple) -> tuple[Any, list[nn.Module]]:
             hook.remove()
         for parameter in frozen:
             parameter.requires_grad_(False)
+    _map_concatenations(graph)
     return graph, executed
+
+
+def _map_concatenations(graph: Any) -> None:
+    """torch-pruning (1.6.1) leaves a concatenation of channels unmapped when a flatten follows, and then couples its operands
+    with each other. The operands' sizes are known, so the shifts can be filled in."""
+    for node in graph.module2node.values():
+        sizes = getattr(node.module, "concat_sizes", None)
+        if sizes is None or None in sizes or node.module.offsets is not None or getattr(node.grad_fn, "_saved_dim", None) != 1:
+            continue
+        used: list[Any] = []
+        for start, operand in zip(_offsets(sizes), node.inputs):
+            size = sizes[len(used) // 2]
+            for source, target, mapping in ((node, operand, _Shift(-start, start, start + size)), (operand, node, _Shift(start))):
+                edge = next(d for d in source.dependencies if d.target is target and not any(d is u for u in used))
+                edge.index_mapping[1] = mapping
+                used.append(edge)
+
+
+def _offsets(sizes: list[int]) -> list[int]:
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+class _Shift:
+    """Positions moved by an operand's place in a concatenation; those of other operands fall away."""
+
+    def __init__(self, by: int, low: int = 0, high: int | None = None) -> None:
+        self.by, self.low, self.high = by, low, high
+
+    def __call__(self, indices: list[Any]) -> list[Any]:
+        return [i._replace(idx=i.idx + self.by) for i in indices if self.low <= i.idx and (self.high is None or i.idx < self.high)]
