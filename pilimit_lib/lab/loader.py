@@ -6,6 +6,7 @@ come. Batches that workers fetched ahead are dropped when the deny list changes,
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -107,7 +108,7 @@ class LabLoader:
         if self.num_workers:
             if self._stream is None or self._stream.stale(self):
                 self._stream = _Stream(self)
-            ids, position, batch = next(self._stream.batches, (None, None, None))
+            ids, position, batch = self._stream.next() or (None, None, None)
         else:
             ids, position = self.take(self.position)
             batch = self.fetch(ids) if len(ids) else None
@@ -150,26 +151,36 @@ class _Stream:
         self.plans: list[tuple[np.ndarray, int]] = []
         data = _Seeded(loader.dataset.wrapped, loader.seed)
         # An own generator: a new iterator draws a seed, which would otherwise come out of the model's dropout.
-        fetched = iter(DataLoader(data, batch_sampler=_Ahead(loader, self.plans), num_workers=loader.num_workers,
-                                  collate_fn=loader.collate, pin_memory=loader.pin_memory, generator=torch.Generator()))
-        self.batches = ((*self.plans.pop(0), batch) for batch in fetched)
+        self.fetching = [iter(DataLoader(data, batch_sampler=_Ahead(weakref.ref(loader), self.plans), collate_fn=loader.collate,
+                                         num_workers=loader.num_workers, pin_memory=loader.pin_memory,
+                                         generator=torch.Generator()))]
+        # Collected as part of a cycle, torch's iterator waits five seconds for each worker; let go of first, it does not.
+        weakref.finalize(self, self.fetching.clear)
+
+    def next(self) -> tuple[np.ndarray, int, Any] | None:
+        batch = next(self.fetching[0], None)
+        return None if batch is None else (*self.plans.pop(0), batch)
 
     def stale(self, loader: LabLoader) -> bool:
         return self.version != loader.dataset.ledger.version or self.position != loader.position
 
 
 class _Ahead:
-    def __init__(self, loader: LabLoader, plans: list) -> None:
+    """What the workers are to fetch next. It must not keep the loader alive, see above."""
+
+    def __init__(self, loader: weakref.ref[LabLoader], plans: list) -> None:
         self.loader, self.plans = loader, plans
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        position = self.loader.position
-        while True:
-            ids, position = self.loader.take(position)
+        position = self.loader().position
+        while (loader := self.loader()) is not None:
+            ids, position = loader.take(position)
             if not len(ids):
                 return
             self.plans.append((ids, position))
-            yield [(self.loader.epoch, int(i)) for i in ids]
+            keys = [(loader.epoch, int(i)) for i in ids]
+            del loader
+            yield keys
 
 
 class _Seeded(Dataset):
