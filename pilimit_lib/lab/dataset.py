@@ -1,6 +1,7 @@
 """A data set that knows its samples: the ledger, and who is denied or allowed."""
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class TrackedDataset(Dataset):
             raise ValueError(f"{type(dataset).__name__} is empty")
         self.wrapped = dataset
         self.ledger = Ledger(len(dataset))
+        self.listener: Callable[..., None] | None = None  # told of every change of who is served
 
     def __len__(self) -> int:
         return self.ledger.size
@@ -50,22 +52,8 @@ class TrackedDataset(Dataset):
         the prediction; `prediction_loss` is NaN where it made none. `confidence`, `variability` and `correctness` are the
         data map; `forgotten` counts forgetting events. Signals and tags follow under their names.
         """
-        ledger, seen = self.ledger, self.ledger["exposure"] > 0
-        frame = pd.DataFrame({
-            "prediction_age": np.where(seen, ledger["age"], np.nan),
-            "prediction_loss": ledger["loss"],
-            "exposure_amount": ledger["exposure"],
-            "deny_listed": ledger["denied"],
-            "predicted_class": ledger["pred"],
-            "label": ledger["label"],
-            "confidence": ledger["confidence"],
-            "variability": ledger.variability(),
-            "correctness": np.where(seen & (ledger["last_correct"] >= 0), ledger["correct"] / np.maximum(ledger["exposure"], 1),
-                                    np.nan),
-            "forgotten": ledger["forgotten"],
-            **{name: values for name, values in {**ledger.signals, **ledger.tags}.items()},
-        }, index=pd.RangeIndex(len(self), name="sample_id"))
-        return frame if all_samples else frame[seen]
+        frame = self.ledger.frame()
+        return frame if all_samples else frame[self.ledger["exposure"] > 0]
 
     def query(self, expression: str) -> pd.DataFrame:
         """The rows of the whole ledger for which a pandas expression holds: `query("forgotten > 2 and label == 3")`."""
@@ -135,8 +123,7 @@ class TrackedDataset(Dataset):
         in the middle of an epoch too.
         """
         mask = self.matching(predicate)
-        self.ledger.deny(mask | self.ledger["denied"] if accumulate else mask)
-        return int(self.ledger["denied"].sum())
+        return self._deny(mask | self.ledger["denied"] if accumulate else mask)
 
     def deny_samples_and_sample_allowed_with_predicate(self, predicate: Selection, allow_to_denied_factor: float, *,
                                                        accumulate: bool = False, seed: int | None = None) -> int:
@@ -156,24 +143,27 @@ class TrackedDataset(Dataset):
         if len(denied) > bound:
             generator = None if seed is None else torch.Generator().manual_seed(seed)
             denied = denied[torch.randperm(len(denied), generator=generator)[:bound].numpy()]
-        self.ledger.deny(np.isin(np.arange(len(self)), denied))
-        return len(denied)
+        return self._deny(np.isin(np.arange(len(self)), denied))
 
     def denylist_samples(self, ids: Iterable[int] | Tensor, *, accumulate: bool = True) -> int:
         """Deny these ids as well (`accumulate=False`: these only). Returns how many are denied."""
         mask = np.zeros(len(self), np.bool_)
         mask[self.ledger.ids(ids)] = True
-        self.ledger.deny(mask | self.ledger["denied"] if accumulate else mask)
-        return int(self.ledger["denied"].sum())
+        return self._deny(mask | self.ledger["denied"] if accumulate else mask)
 
     def allowlist_samples(self, ids: Iterable[int] | Tensor | None = None) -> int:
         """Allow these ids again, or all samples with None. Returns how many are still denied."""
         mask = self.ledger["denied"].copy()
         mask[slice(None) if ids is None else self.ledger.ids(ids)] = False
-        self.ledger.deny(mask)
-        return int(mask.sum())
+        return self._deny(mask)
 
     deny = deny_samples_with_predicate
+
+    def _deny(self, mask: np.ndarray) -> int:
+        self.ledger.deny(mask)
+        if self.listener is not None:
+            self.listener("deny", what=f"{int(mask.sum())} of {len(self)} samples denied", denied=int(mask.sum()))
+        return int(mask.sum())
 
     # ---- tags
 
@@ -204,7 +194,6 @@ class TrackedDataset(Dataset):
 
 def _wants_frame(function: Callable) -> bool:
     """A function of exactly one positional argument speaks of the whole frame; the documented predicate has seven."""
-    import inspect
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

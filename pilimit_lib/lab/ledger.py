@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -127,6 +128,24 @@ class Ledger:
         """Standard deviation of the confidence over the times that each sample was seen, NaN where never."""
         judged = self.columns["judged"]
         return np.where(judged > 0, np.sqrt(self.columns["spread"] / np.maximum(judged, 1)), np.nan)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per sample under the documented names, then signals and tags."""
+        seen = self.columns["exposure"] > 0
+        judged = seen & (self.columns["last_correct"] >= 0)
+        return pd.DataFrame({
+            "prediction_age": np.where(seen, self.columns["age"], np.nan),
+            "prediction_loss": self.columns["loss"],
+            "exposure_amount": self.columns["exposure"],
+            "deny_listed": self.columns["denied"],
+            "predicted_class": self.columns["pred"],
+            "label": self.columns["label"],
+            "confidence": self.columns["confidence"],
+            "variability": self.variability(),
+            "correctness": np.where(judged, self.columns["correct"] / np.maximum(self.columns["exposure"], 1), np.nan),
+            "forgotten": self.columns["forgotten"],
+            **self.signals, **self.tags,
+        }, index=pd.RangeIndex(self.size, name="sample_id"))
 
     def state(self) -> dict:
         """All of it as plain tensors."""

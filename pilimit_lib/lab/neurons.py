@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import NotFound
 
+COUNTERS = ("train_triggers", "train_seen", "eval_triggers", "eval_seen")
 EXACT_FLOAT = 2 ** 24  # the largest count up to which every integer is a float32
 
 
@@ -62,7 +63,7 @@ class Neurons(nn.Module):
 
     def __init__(self, neurons: int, incoming: int, device: torch.device | None = None) -> None:
         super().__init__()
-        for name in ("train_triggers", "train_seen", "eval_triggers", "eval_seen"):
+        for name in COUNTERS:
             self.register_buffer(name, torch.zeros(neurons, dtype=torch.long, device=device))
         self.register_buffer("rate", torch.ones(neurons, device=device))
         self.register_buffer("in_rate", torch.ones(incoming, device=device))
@@ -91,7 +92,7 @@ class Neurons(nn.Module):
 
     def reset_counts(self) -> None:
         """Start counting anew."""
-        for name in ("train_triggers", "train_seen", "eval_triggers", "eval_seen"):
+        for name in COUNTERS:
             getattr(self, name).zero_()
 
     def rates(self, mode: TrackingMode) -> Tensor:

@@ -79,11 +79,15 @@ class ModelOps:
             return list(own)
         return self.lab.planner().order
 
+    def layer_paths(self) -> list[str]:
+        """Their paths in the model."""
+        paths = {module: path for path, module in self.lab.module.named_modules()}
+        return [paths[layer] for layer in self.layer_modules()]
+
     @property
     def layers(self) -> list[LayerOps]:
         """A handle on each layer."""
-        paths = {module: path for path, module in self.lab.module.named_modules()}
-        return [LayerOps(layer, paths[layer], self.lab.neurons[layer]) for layer in self.layer_modules()]
+        return [LayerOps(layer, path, self.lab.neurons[layer]) for layer, path in zip(self.layer_modules(), self.layer_paths())]
 
     def resolve(self, layer_index: int | None, layer: str | nn.Module | None) -> nn.Module:
         """The layer meant by an index, a path or the module itself."""

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .neurons import TrackingMode
+from .neurons import COUNTERS
 
 if TYPE_CHECKING:
     from .watch import Lab
@@ -19,18 +19,19 @@ SIDE = 32  # thumbnails are stored at most this large
 def neuron_frame(lab: Lab) -> pd.DataFrame:
     """One row per neuron, in the order of the layers."""
     paths = {module: path for path, module in lab.module.named_modules()}
+    return neuron_rows([(paths[layer], lab.neurons[layer].state_dict(), not layer.weight.requires_grad)
+                        for layer in lab.ops.layer_modules()])
+
+
+def neuron_rows(layers: list[tuple[str, dict[str, Tensor], bool]]) -> pd.DataFrame:
+    """The same from stored counters: path, tensors and whether frozen, per layer."""
     parts = []
-    for index, layer in enumerate(lab.ops.layer_modules()):
-        neurons = lab.neurons[layer]
-        columns = {name: getattr(neurons, name).cpu().numpy()
-                   for name in ("train_triggers", "train_seen", "eval_triggers", "eval_seen")}
-        parts.append(pd.DataFrame({
-            "layer_index": index, "layer": paths[layer], "neuron": np.arange(len(neurons.rate)), **columns,
-            "train_rate": neurons.rates(TrackingMode.TRAIN).cpu().numpy(),
-            "eval_rate": neurons.rates(TrackingMode.EVAL).cpu().numpy(),
-            "learning_rate": neurons.rate.cpu().numpy(),
-            "frozen": not layer.weight.requires_grad,
-        }))
+    for index, (path, state, frozen) in enumerate(layers):
+        columns = {name: state[name].cpu().numpy() for name in COUNTERS}
+        with np.errstate(invalid="ignore"):  # no samples seen: the rate is NaN
+            rates = {f"{name}_rate": columns[f"{name}_triggers"] / columns[f"{name}_seen"] for name in ("train", "eval")}
+        parts.append(pd.DataFrame({"layer_index": index, "layer": path, "neuron": np.arange(len(state["rate"])), **columns, **rates,
+                                   "learning_rate": state["rate"].cpu().numpy(), "frozen": frozen}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 

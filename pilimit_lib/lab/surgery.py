@@ -16,11 +16,10 @@ from torch.nn.modules.conv import _ConvNd
 from pilimit_lib.core import Axis, Change
 
 from .layers import incoming_dim, is_depthwise, is_layer, neuron_dim
-from .neurons import Neurons
+from .neurons import COUNTERS, Neurons
 from .planner import Coupling, Tie
 
 Fill = Callable[[list[int]], Tensor]
-COUNTERS = ("train_triggers", "train_seen", "eval_triggers", "eval_seen")
 
 
 @dataclass(frozen=True, eq=False)

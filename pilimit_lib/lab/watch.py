@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,9 @@ class Lab:
         if isinstance(module, NetworkWithOps):
             module.__dict__["_lab"] = self
         self.ops = ModelOps(self)
+        for which, served in (("train", loader), ("eval", eval_loader)):
+            if served is not None:
+                served.dataset.listener = partial(self.note, data=which)
 
     def __reduce__(self) -> tuple:
         return type(None), ()  # a copy of a watched model is not watched
@@ -97,6 +101,8 @@ class Lab:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self.module.__dict__.get("_lab") is self:
+            self.module.__dict__["_lab"] = None
 
     # ---- tracking
 
@@ -300,7 +306,7 @@ class Lab:
     def dump(self, note: str = "") -> int:
         """Write a checkpoint of everything, as child of the one that this run descends from; returns its id."""
         state = full_state(self)
-        state["thumbnails"] = stats.thumbnails(self)
+        state.update(thumbnails=stats.thumbnails(self), layers=self.ops.layer_paths())
         new = self._manager().dump(state, age=self.age, steps=self.steps, branch=self.journal.begin(), note=note,
                                    **hashes(state))
         self.note("checkpoint", id=new)
