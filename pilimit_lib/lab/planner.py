@@ -199,4 +199,5 @@ class _Shift:
         self.by, self.low, self.high = by, low, high
 
     def __call__(self, indices: list[Any]) -> list[Any]:
-        return [i._replace(idx=i.idx + self.by) for i in indices if self.low <= i.idx and (self.high is None or i.idx < self.high)]
+        mine = [i for i in indices if self.low <= i.idx and (self.high is None or i.idx < self.high)]
+        return [i._replace(idx=i.idx + self.by) for i in mine]

@@ -30,8 +30,8 @@ def neuron_rows(layers: list[tuple[str, dict[str, Tensor], bool]]) -> pd.DataFra
         columns = {name: state[name].cpu().numpy() for name in COUNTERS}
         with np.errstate(invalid="ignore"):  # no samples seen: the rate is NaN
             rates = {f"{name}_rate": columns[f"{name}_triggers"] / columns[f"{name}_seen"] for name in ("train", "eval")}
-        parts.append(pd.DataFrame({"layer_index": index, "layer": path, "neuron": np.arange(len(state["rate"])), **columns, **rates,
-                                   "learning_rate": state["rate"].cpu().numpy(), "frozen": frozen}))
+        parts.append(pd.DataFrame({"layer_index": index, "layer": path, "neuron": np.arange(len(state["rate"])), **columns,
+                                   **rates, "learning_rate": state["rate"].cpu().numpy(), "frozen": frozen}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 

@@ -97,8 +97,9 @@ class TestDenying:
 
     def test_the_same_selection_four_ways(self, data):
         expected = None
-        for selection in (lambda id, age, loss, times, denied, pred, label: loss < 0.5, lambda frame: frame["prediction_loss"] < 0.5,
-                          "prediction_loss < 0.5", data.get_dataframe(all_samples=True)["prediction_loss"] < 0.5):
+        for selection in (lambda id, age, loss, times, denied, pred, label: loss < 0.5,
+                          lambda frame: frame["prediction_loss"] < 0.5, "prediction_loss < 0.5",
+                          data.get_dataframe(all_samples=True)["prediction_loss"] < 0.5):
             data.deny(selection)
             expected = data.ledger["denied"].copy() if expected is None else expected
             np.testing.assert_array_equal(data.ledger["denied"], expected)
@@ -106,7 +107,7 @@ class TestDenying:
 
     @pytest.mark.parametrize("factor", [0, 0.5, 1, 3, 7])
     def test_factor_is_allowed_to_denied_over_the_whole_set(self, data, factor):
-        denied = data.deny_samples_and_sample_allowed_with_predicate(lambda id, *rest: id < 30, allow_to_denied_factor=factor, seed=0)
+        denied = data.deny_samples_and_sample_allowed_with_predicate(lambda id, *rest: id < 30, factor, seed=0)
         assert denied == data.ledger["denied"].sum() and not data.ledger["denied"][30:].any()
         assert 40 - denied >= factor * denied
         assert denied == 30 or 40 - (denied + 1) < factor * (denied + 1), "no more than needed is allowed again"
@@ -121,6 +122,7 @@ class TestDenying:
     def test_refusals_change_nothing(self, data):
         data.denylist_samples({3, 4})
         before, version = data.ledger["denied"].copy(), data.ledger.version
+        rebalance = data.deny_samples_and_sample_allowed_with_predicate
 
         def breaks(id, age, loss, times, denied, pred, label):
             return 1 / (id - 17) > 0
@@ -132,8 +134,8 @@ class TestDenying:
                 (lambda: data.denylist_samples([5, 999]), NotFound, r"\[999\]"),
                 (lambda: data.denylist_samples(range(40)), ValueError, "all 40"),
                 (lambda: data.allowlist_samples({3, -7}), NotFound, r"\[-7\]"),
-                (lambda: data.deny_samples_and_sample_allowed_with_predicate(lambda *a: True, float("nan")), ValueError, "factor"),
-                (lambda: data.deny_samples_and_sample_allowed_with_predicate(lambda *a: True, -1), ValueError, "factor")]:
+                (lambda: rebalance(lambda *a: True, float("nan")), ValueError, "factor"),
+                (lambda: rebalance(lambda *a: True, -1), ValueError, "factor")]:
             with pytest.raises(error, match=message):
                 call()
             np.testing.assert_array_equal(before, data.ledger["denied"])

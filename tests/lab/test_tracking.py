@@ -52,7 +52,8 @@ def test_zero_is_no_trigger():
     assert layer.neurons.rates(TrackingMode.EVAL).isnan().all()
 
 
-@pytest.mark.parametrize("shape, spatial", [((4, 3, 5, 6), 2), ((4, 3, 7), 1), ((4, 3), 0), ((4, 5, 3), 0), ((3, 5, 6), 2), ((3,), 0)])
+@pytest.mark.parametrize("shape, spatial", [
+    ((4, 3, 5, 6), 2), ((4, 3, 7), 1), ((4, 3), 0), ((4, 5, 3), 0), ((3, 5, 6), 2), ((3,), 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_any_shape_and_type(shape, spatial, dtype):
     torch.manual_seed(0)
