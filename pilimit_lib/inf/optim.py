@@ -65,7 +65,7 @@ class PiSGD(torch.optim.SGD):
         rows = parameter.pending.rows()
         if rows is None:
             return False
-        if bool(torch.isfinite(rows.A).all()) and bool(torch.isfinite(rows.B).all()):
+        if bool(torch.isfinite(rows.A).all()):  # A = ∂out·s, so a bad pre-activation shows here too
             state = self.state.get(parameter, {}).get("momentum_buffer")
             if state is not None and len(state) != len(parameter.blocks):
                 raise RuntimeError(f"a π-layer has {len(parameter.blocks)} rows, but its momentum in the optimiser {len(state)}; "
