@@ -8,7 +8,8 @@ from .loader import LabLoader
 from .modules import Conv2dWithNeuronOps, LinearWithNeuronOps, NetworkWithOps
 from .neurons import TrackingMode
 from .plan import Plan
+from .provenance import Contributions, Provenance
 from .watch import Lab, watch
 
-__all__ = ["CheckpointManager", "Conv2dWithNeuronOps", "Experiment", "Lab", "LabLoader", "Ledger", "LinearWithNeuronOps",
-           "NetworkWithOps", "NotFound", "Plan", "Refused", "TrackedDataset", "TrackingMode", "watch"]
+__all__ = ["CheckpointManager", "Contributions", "Conv2dWithNeuronOps", "Experiment", "Lab", "LabLoader", "Ledger",
+           "LinearWithNeuronOps", "NetworkWithOps", "NotFound", "Plan", "Provenance", "Refused", "TrackedDataset", "TrackingMode", "watch"]

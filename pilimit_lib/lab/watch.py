@@ -1,7 +1,7 @@
 """The lab around a model, an optimiser and a loader: whatever the training loop, it can be looked into and operated on."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from pilimit_lib.core import current_ids
+from pilimit_lib.core import current_ids, follow
 
 from . import stats
 from .checkpoints import CheckpointManager
@@ -26,6 +26,7 @@ from .modules import NetworkWithOps, NeuronOps
 from .neurons import Neurons, TrackingMode
 from .ops import ModelOps
 from .planner import Planner
+from .provenance import Provenance
 from .rates import StepScaling
 from .state import full_state, hashes, network_state, set_full_state, set_network_state
 
@@ -234,7 +235,7 @@ class Lab:
         else:
             before = network_state(self)
             yield
-            self._undo = [*self._undo, (summary, before)][-self.undo_depth:] if self.undo_depth else []
+            self._remember(summary, before)
         self.forget_plans()
         self.note("edit", what=summary)
 
@@ -259,8 +260,11 @@ class Lab:
         happened = [event for event in notes if event["kind"] != "branch"]
         for event in happened:
             journal.write(**{key: value for key, value in event.items() if key not in ("branch", "time")})
-        if happened and self.undo_depth:
-            self._undo = [*self._undo, (f"{len(happened)} edits", state)][-self.undo_depth:]
+        if happened:
+            self._remember(f"{len(happened)} edits", state)
+
+    def _remember(self, summary: str, before: dict[str, Any]) -> None:
+        self._undo = [*self._undo, (summary, before)][-self.undo_depth:] if self.undo_depth else []
 
     def undo(self) -> str:
         """Go back to the moment before the last edit: model, optimiser, counters, rates and age, bit for bit. Training done
@@ -272,6 +276,23 @@ class Lab:
         self._undo.pop()
         self.note("undo", what=summary)
         return summary
+
+    def provenance(self, readout: str | None = None) -> Provenance:
+        """Which samples made the rows of a network whose rows know it (π-networks)."""
+        return Provenance(self.module, readout)
+
+    def forget(self, samples: Iterable[int] | Tensor) -> None:
+        """Deny training samples and remove every row that they made; the optimiser follows. `undo` brings the rows back."""
+        provenance = self.provenance()
+        chosen = provenance._known(samples)
+        before = network_state(self)
+        if self.loader is not None:
+            self.loader.dataset.denylist_samples(chosen)
+        change = provenance.remove(chosen)
+        if self.optimizer is not None:
+            follow(self.optimizer, change)
+        self._remember(f"forget {len(chosen)} samples", before)
+        self.note("edit", what=f"forget {len(chosen)} samples")
 
     # ---- looking
 

@@ -27,7 +27,7 @@ def run(make):
     exp.dump()
     exp.load(0)
     exp.model.prune(layer="layer2", neuron_indices={1})
-    exp.train_loader.dataset.deny_samples_and_sample_allowed_with_predicate(lambda frame: frame["confidence"] > 0.5, 3, seed=0)
+    exp.train_loader.dataset.deny_samples_and_sample_allowed_with_predicate(lambda frame: frame["confidence"] > 0.15, 3, seed=0)
     exp.model.freeze_layers_up_to_idx(0)
     exp.train_n_steps_with_eval_full(24)
     exp.dump("after curation")

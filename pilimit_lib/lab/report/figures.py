@@ -55,7 +55,8 @@ def curves(view: RunView) -> str | None:
             _mark_events(axes, view)
             _plain_ages(axes)
         loss.set(title="loss", ylabel="loss")
-        if (pd.concat([train["loss"], evaluation["loss"]]) > 0).all():
+        seen = pd.concat([train["loss"], evaluation["loss"]]).dropna()
+        if len(seen) and seen.min() > 0 and seen.max() > 10 * seen.min():
             loss.set_yscale("log")
         accuracy.set(title="accuracy", ylabel="fraction correct")
         handles = [matplotlib.lines.Line2D([], [], color=colours[b], label=_branch_name(view, b)) for b in branches[:8]]

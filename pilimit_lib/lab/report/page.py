@@ -19,7 +19,7 @@ body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif
   margin: 0; }
 main { max-width: 1120px; margin: 0 auto; padding: 28px 24px 60px; }
 h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 18px; margin: 0 0 4px; }
-p.note { color: #5d6b78; margin: 0 0 10px; font-size: 13.5px; max-width: 80ch; }
+p.note { color: #5d6b78; margin: 0 0 10px; font-size: 13.5px; max-width: 100ch; }
 section { background: #fff; border: 1px solid #dfe5e9; border-radius: 8px; padding: 18px 20px; margin-top: 18px; }
 img.figure { width: 100%; height: auto; display: block; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(135px, 1fr)); gap: 10px; margin-top: 16px; }
