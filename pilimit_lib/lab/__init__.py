@@ -12,4 +12,5 @@ from .provenance import Contributions, Provenance
 from .watch import Lab, watch
 
 __all__ = ["CheckpointManager", "Contributions", "Conv2dWithNeuronOps", "Experiment", "Lab", "LabLoader", "Ledger",
-           "LinearWithNeuronOps", "NetworkWithOps", "NotFound", "Plan", "Provenance", "Refused", "TrackedDataset", "TrackingMode", "watch"]
+           "LinearWithNeuronOps", "NetworkWithOps", "NotFound", "Plan", "Provenance", "Refused", "TrackedDataset",
+           "TrackingMode", "watch"]

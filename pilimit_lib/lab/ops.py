@@ -152,7 +152,7 @@ class ModelOps:
         return self._plan_reinit(target, chosen, allow, **options)
 
     def _carry_out(self, plan: Plan) -> Change:
-        with self.lab.recorded_edit(plan.summary):
+        with self.lab.history.one(plan.summary):
             return plans.apply(plan, self.lab)
 
     def _coupling(self, layer: nn.Module, allow_output: bool) -> Coupling:

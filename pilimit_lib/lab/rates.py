@@ -32,7 +32,7 @@ class StepScaling:
 
     @torch.no_grad()
     def _remember(self, *_: Any) -> None:
-        if self.lab.editing:
+        if self.lab.history.editing:
             raise RuntimeError("a training step inside `with edit()`, which the block could not take back; leave the block first")
         slowed = [(layer, neurons) for layer, neurons in self.lab.neurons.items() if neurons.slowed]
         self.before = [(parameter, parameter.detach().clone(), rate) for layer, neurons in slowed

@@ -1,8 +1,8 @@
 """The lab around a model, an optimiser and a loader: whatever the training loop, it can be looked into and operated on."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,35 +17,19 @@ from pilimit_lib.core import current_ids, follow
 
 from . import stats
 from .checkpoints import CheckpointManager
+from .history import History
 from .journal import Journal
-from .layers import incoming_count, is_layer, neuron_count, spatial_dims
 from .ledger import Ledger
 from .loader import LabLoader
-from .memento import Memento
-from .modules import NetworkWithOps, NeuronOps
+from .modules import NetworkWithOps
 from .neurons import Neurons, TrackingMode
 from .ops import ModelOps
 from .planner import Planner
 from .provenance import Provenance
+from .quiet import undisturbed
 from .rates import StepScaling
-from .state import full_state, hashes, network_state, set_full_state, set_network_state
-
-
-class _Hook:
-    """A forward hook that knows its lab; in a copy of the model it is inert, so that copies feed no counters."""
-
-    def __init__(self, act: Callable[..., None]) -> None:
-        self.act = act
-
-    def __call__(self, *args: Any) -> None:
-        self.act(*args)
-
-    def __reduce__(self) -> tuple:
-        return _Hook, (_inert,)
-
-
-def _inert(*_: Any) -> None:
-    return None
+from .state import full_state, hashes, network_state, set_full_state
+from .tracking import Tracking
 
 
 def _first(batch: Any) -> tuple:
@@ -66,22 +50,16 @@ class Lab:
                  auto_track: bool = False, log_every: int = 10, undo_depth: int = 1) -> None:
         self.module, self.optimizer, self.loader, self.eval_loader = module, optimizer, loader, eval_loader
         self.inputs, self.also, self.name = inputs, dict(also or {}), name
-        self.auto_track, self.log_every, self.undo_depth = auto_track, log_every, undo_depth
+        self.log_every, self.tracking, self.history = log_every, Tracking(module, auto_track), History(self, undo_depth)
         self.folder = None if folder is None else Path(folder)
         self.journal = Journal(None if self.folder is None else self.folder / "journal.jsonl")
         self.chkpt_manager = None if self.folder is None else CheckpointManager(self.folder / "checkpoints")
-        self.age = self.steps = self.paused = 0
-        self.editing, self._mode = False, TrackingMode.DISABLED
+        self.age = self.steps = 0
         self.window: list[list[float]] = []  # losses and hits of the steps since the last scalar
         self.on_scalars: Callable[[str, int, dict[str, float]], None] | None = None
         self._example = None if example is None else (example if isinstance(example, tuple) else (example,))
         self._planner: Planner | None = None
-        self._undo: list[tuple[str, dict[str, Any]]] = []
-        self.neurons = {m: self._neurons_of(m) for m in module.modules() if is_layer(m)}
-        self._handles = [m.register_forward_hook(_Hook(self._counter(m))) for m in self.neurons if not isinstance(m, NeuronOps)]
-        self._handles.append(module.register_forward_pre_hook(_Hook(self._entered)))
-        if optimizer is not None:
-            self._handles.append(StepScaling(optimizer, self))
+        self._scaling = None if optimizer is None else StepScaling(optimizer, self)
         if isinstance(module, NetworkWithOps):
             module.__dict__["_lab"] = self
         self.ops = ModelOps(self)
@@ -99,59 +77,31 @@ class Lab:
 
     def close(self) -> None:
         """Stop watching: all hooks are taken off, and the model is as it would be without the lab."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self.tracking.close()
+        if self._scaling is not None:
+            self._scaling.remove()
         if self.module.__dict__.get("_lab") is self:
             self.module.__dict__["_lab"] = None
 
     # ---- tracking
 
-    @staticmethod
-    def _neurons_of(layer: nn.Module) -> Neurons:
-        if isinstance(layer, NeuronOps):
-            return layer.neurons
-        return Neurons(neuron_count(layer), incoming_count(layer), layer.weight.device)
-
-    def _counter(self, layer: nn.Module) -> Callable[..., None]:
-        neurons, spatial = self.neurons[layer], spatial_dims(layer)
-
-        def count(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if not self.paused:
-                neurons.count(output, spatial, self.tracking_mode)
-        return count
-
-    def _entered(self, module: nn.Module, args: tuple) -> None:
-        if self.paused:
-            return
-        if self.auto_track and self.tracking_mode is not (mode := TrackingMode.TRAIN if module.training else TrackingMode.EVAL):
-            self.tracking_mode = mode
-        if self._example is None and args and isinstance(args[0], Tensor):
-            self._example = tuple(arg.detach()[:2].clone() if isinstance(arg, Tensor) else arg for arg in args)
+    @property
+    def neurons(self) -> dict[nn.Module, Neurons]:
+        """Counters and rates by layer."""
+        return self.tracking.neurons
 
     @property
     def tracking_mode(self) -> TrackingMode:
-        """Which counters a forward pass feeds. With `auto_track` it follows `model.training`."""
-        return self.module.tracking_mode if isinstance(self.module, NetworkWithOps) else self._mode
+        """Which counters a forward pass feeds. Under `watch` and in an Experiment it follows `model.training`."""
+        return self.tracking.mode
 
     @tracking_mode.setter
     def tracking_mode(self, mode: TrackingMode) -> None:
-        if isinstance(self.module, NetworkWithOps):
-            self.module.tracking_mode = mode
-            return
-        self._mode = TrackingMode(mode)
-        for layer in self.neurons:
-            if isinstance(layer, NeuronOps):
-                layer.tracking_mode = self._mode
+        self.tracking.mode = mode
 
-    @contextmanager
-    def tracking_paused(self) -> Iterator[None]:
-        """Forward passes inside the `with` are not counted by hooks."""
-        self.paused += 1
-        try:
-            yield
-        finally:
-            self.paused -= 1
+    def tracking_paused(self) -> AbstractContextManager[None]:
+        """Forward passes inside the `with` are not counted."""
+        return self.tracking.pause()
 
     # ---- the ledger
 
@@ -205,10 +155,11 @@ class Lab:
     def example(self) -> tuple:
         """A small batch of inputs, on which couplings are traced and edits are checked."""
         if self._example is None and self.loader is not None:
-            from .quiet import undisturbed
             with undisturbed(self.module):
                 batch = self.loader.fetch(np.arange(min(4, len(self.loader.dataset))))
             self._example = self.inputs(batch)
+        if self._example is None:
+            self._example = self.tracking.example
         if self._example is None and "_example" in self.module.__dict__:
             self._example = (self.module.__dict__["_example"],)
         if self._example is None:
@@ -227,55 +178,14 @@ class Lab:
         """The architecture changed: trace again when next asked."""
         self._planner = None
 
-    @contextmanager
-    def recorded_edit(self, summary: str) -> Iterator[None]:
-        """Around one edit: what `undo` goes back to, the timeline, and new plans afterwards."""
-        if self.editing:
-            yield
-        else:
-            before = network_state(self)
-            yield
-            self._remember(summary, before)
-        self.forget_plans()
-        self.note("edit", what=summary)
-
-    @contextmanager
-    def edit(self) -> Iterator[NetworkWithOps | ModelOps]:
+    def edit(self) -> AbstractContextManager[NetworkWithOps | ModelOps]:
         """`with lab.edit() as m: m.prune(...); m.add_neurons(...)`: all of them, or on any error none. One `undo` for all."""
-        if self.editing:
-            raise RuntimeError("an edit() inside an edit()")
-        before, state = Memento([self.module, *self.neurons.values()], self.optimizer), network_state(self)
-        journal, self.journal = self.journal, Journal()
-        self.editing = True
-        try:
-            yield self.model
-        except BaseException:
-            before.restore()
-            self.forget_plans()
-            self.journal = journal
-            raise
-        finally:
-            self.editing = False
-        notes, self.journal = self.journal.events, journal
-        happened = [event for event in notes if event["kind"] != "branch"]
-        for event in happened:
-            journal.write(**{key: value for key, value in event.items() if key not in ("branch", "time")})
-        if happened:
-            self._remember(f"{len(happened)} edits", state)
-
-    def _remember(self, summary: str, before: dict[str, Any]) -> None:
-        self._undo = [*self._undo, (summary, before)][-self.undo_depth:] if self.undo_depth else []
+        return self.history.block()
 
     def undo(self) -> str:
         """Go back to the moment before the last edit: model, optimiser, counters, rates and age, bit for bit. Training done
         since is undone with it; ledgers and position in the data stay. Returns what was undone."""
-        if not self._undo:
-            raise LookupError(f"there is no edit to undo (undo_depth is {self.undo_depth})")
-        summary, state = self._undo[-1]
-        set_network_state(self, state)
-        self._undo.pop()
-        self.note("undo", what=summary)
-        return summary
+        return self.history.undo()
 
     def provenance(self, readout: str | None = None) -> Provenance:
         """Which samples made the rows of a network whose rows know it (π-networks)."""
@@ -291,7 +201,7 @@ class Lab:
         change = provenance.remove(chosen)
         if self.optimizer is not None:
             follow(self.optimizer, change)
-        self._remember(f"forget {len(chosen)} samples", before)
+        self.history.remember(f"forget {len(chosen)} samples", before)
         self.note("edit", what=f"forget {len(chosen)} samples")
 
     # ---- looking
@@ -339,7 +249,7 @@ class Lab:
         manager = self._manager()
         set_full_state(self, manager.read(checkpoint_id))
         manager.current = checkpoint_id
-        self._undo.clear()
+        self.history.states.clear()
         self.journal.fork(checkpoint_id)
 
 
