@@ -8,6 +8,7 @@ Training appends one row per sample and step: see `PiSGD`. Source: Yang, Santacr
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -244,18 +245,25 @@ def _bias(alpha: float, size: int, device, dtype) -> nn.Parameter | None:
     return nn.Parameter(torch.zeros(size, device=device, dtype=dtype)) if alpha else None
 
 
+def bias_misfit(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> str | None:
+    """Why the bias in a checkpoint can't be loaded into `layer`, if so."""
+    alpha = float(state.get(prefix + "bias_alpha", layer.bias_alpha))
+    bias = state.get(prefix + "bias")
+    if layer.bias is None and bias is not None and alpha and bool(bias.any()):
+        return f"{prefix}bias: the checkpoint has one; build the network with bias_alpha={alpha}"
+    if layer.bias is not None and bias is None and not alpha:
+        return f"{prefix}bias: the checkpoint has none; build the network with bias_alpha=0"
+    return None
+
+
 def _take_bias_alpha(layer: nn.Module, state: dict, prefix: str, errors: list) -> None:
     """The checkpoint's multiplier counts. Unused zero biases, which the original stores where it is 0, are passed over."""
+    misfit = bias_misfit(layer, state, prefix)
     alpha = float(state.pop(prefix + "bias_alpha", layer.bias_alpha))
-    bias = state.get(prefix + "bias")
-    if layer.bias is None and bias is not None:
-        if alpha and bool(bias.any()):
-            errors.append(f"{prefix}bias: the checkpoint has one; build the network with bias_alpha={alpha}")
-        else:
-            state.pop(prefix + "bias")
-            alpha = 0.0
-    if layer.bias is not None and not alpha and bias is None:
-        errors.append(f"{prefix}bias: the checkpoint has none; build the network with bias_alpha=0")
+    if misfit:
+        errors.append(misfit)
+    elif layer.bias is None and state.pop(prefix + "bias", None) is not None:
+        alpha = 0.0
     layer.bias_alpha = alpha
 
 

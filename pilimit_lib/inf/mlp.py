@@ -1,14 +1,16 @@
 """Multilayer perceptrons of infinite width, and the finite ones sampled from them."""
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .convert import build, load
 from .functional import direction
-from .layers import ROWS, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
+from .layers import ROWS, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU, bias_misfit
 
 
 class InfMLP(nn.Module):
@@ -80,9 +82,22 @@ class InfMLP(nn.Module):
         net.load_state_dict(state)
         return net
 
+    @classmethod
+    def from_pilimit_orig(cls, source: str | os.PathLike | Mapping[str, Any], device: torch.device | str | None = None,
+                          dtype: torch.dtype | None = None, row_dtype: torch.dtype | None = None) -> InfMLP:
+        """Build the network of a checkpoint of the paper's code: a pickled network, a pickled or a converted dictionary.
+
+        Nothing in the file is executed. Its L hidden layers are L - 1 here; rows keep their precision unless told otherwise.
+        """
+        return build(cls, source, device, dtype, row_dtype)
+
+    def load_pilimit_orig_net(self, orig_net: str | os.PathLike | Mapping[str, Any]) -> None:
+        """Take over weights, alphas and layer norm of such a checkpoint, or raise ValueError and stay as before."""
+        load(self, orig_net)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """Load a checkpoint with any number of rows, or raise and stay as before."""
-        problems = _misfits(self, state_dict)
+        problems = _misfits(self, state_dict, strict)
         if problems:
             raise RuntimeError("the checkpoint does not fit this InfMLP (InfMLP.from_state_dict builds one that fits):\n  "
                                + "\n  ".join(problems))
@@ -196,23 +211,32 @@ def _architecture(state: Mapping[str, Any], layernorm: bool | None) -> dict[str,
             "layernorm": layernorm, **alphas}
 
 
-def _misfits(net: InfMLP, state: Mapping[str, Any]) -> list[str]:
-    """What in `state` can't be loaded into `net`, apart from the number of rows."""
+def _misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:
+    """What in `state` can't be loaded into `net`, apart from the number of rows. Torch would find out halfway through."""
     problems = []
     own = {f"layers.{i}.{name}": parameter for i, layer in enumerate(net.layers) for name, parameter in layer.named_parameters()}
     for key, parameter in own.items():
         if key not in state:
-            problems.append(f"{key} is missing")
+            problems += [f"{key} is missing"] * strict
             continue
         rows = key.rsplit(".", 1)[1] in ROWS and not key.startswith("layers.0.")
         got, expected = list(state[key].shape), list(parameter.shape)
         if len(got) != len(expected) or got[rows:] != expected[rows:]:
             problems.append(f"{key} has shape {got}; expected {['rows', *expected[1:]] if rows else expected}")
-    for i in range(1, len(net.layers)):
-        counts = {name: len(state[key]) for name in ROWS if (key := f"layers.{i}.{name}") in state}
+    known = {*own, *_ALPHAS, "_extra_state"}
+    for i, layer in enumerate(net.layers):
+        known |= {f"layers.{i}.{name}" for name in ("bias", "bias_alpha", *(("origin", "layer_alpha") if i else ()))}
+        counts = {name: len(state[key]) for name in (*ROWS, "origin") if i and (key := f"layers.{i}.{name}") in state}
         if len(set(counts.values())) > 1:
             problems.append(f"layers.{i} has rows of different number: {counts}")
+        misfit = bias_misfit(layer, state, f"layers.{i}.")
+        problems += [misfit] if misfit else []
+    unknown = sorted(set(state) - known)
+    if unknown and strict:
+        problems.append(f"unknown entries: {unknown[:8]}")
+    if not {*_ALPHAS, "layernorm"} <= set(state.get("_extra_state", {*_ALPHAS, "layernorm"})):
+        problems.append(f"_extra_state lacks settings of an InfMLP: {state['_extra_state']}")
     layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
-    if len(layers) != len(net.layers):
+    if len(layers) != len(net.layers) and strict:
         problems.append(f"the checkpoint has {len(layers)} layers, the network {len(net.layers)} (L={net.L})")
     return problems
