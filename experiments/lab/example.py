@@ -3,9 +3,9 @@
     python -m experiments.lab.example                                              # digits, seconds
     python -m experiments.lab.example --dataset fashion_mnist --data DATA --epochs 3
 
-Each seed is trained twice for the same number of steps from the same start: left alone ("plain"), and operated on ("operated"):
-after a third, silent neurons are drawn anew and neurons are added to the first layer; after two thirds, half of the samples
-that the model finds easy are denied. Written to `--out`: `metrics.csv`, `settings.json`, `accuracy.png`, and a `report.html`
+Each seed is trained three times for the same number of steps: left alone ("plain"); operated on from the same start
+("operated"): after a third, silent neurons are drawn anew and neurons are added to the first layer, after two thirds, samples
+that the model finds easy are denied; and left alone with the added neurons from the beginning ("wide"). Written to `--out`: `metrics.csv`, `settings.json`, `accuracy.png`, and a `report.html`
 beside each run's checkpoints. A run that was interrupted goes on from its last checkpoint, bit for bit.
 """
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Settings:
 
 
 class MNISTModel(NetworkWithOps):
-    """The documented network for images of 28 x 28."""
+    """The documented network for images of 28 x 28; `first` is the width of its first layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 2) -> None:
         super().__init__()
         self.tracking_mode = TrackingMode.DISABLED
-        self.layer0 = Conv2dWithNeuronOps(in_channels=1, out_channels=2, kernel_size=3)
-        self.layer1 = Conv2dWithNeuronOps(in_channels=2, out_channels=4, kernel_size=3)
+        self.layer0 = Conv2dWithNeuronOps(in_channels=1, out_channels=first, kernel_size=3)
+        self.layer1 = Conv2dWithNeuronOps(in_channels=first, out_channels=4, kernel_size=3)
         self.layer2 = Conv2dWithNeuronOps(in_channels=4, out_channels=10, kernel_size=3)
         self.pool = nn.MaxPool2d(2)
         self.out = LinearWithNeuronOps(in_features=10, out_features=10)
@@ -99,7 +99,7 @@ def run(arm: str, seed: int, settings: Settings) -> list[dict]:
     torch.manual_seed(seed)
     train, test = images(settings)
     exp = Experiment(
-        model=MNISTModel(), optimizer_class=optim.Adam, train_dataset=train, eval_dataset=test, device=settings.device,
+        model=MNISTModel(2 + settings.add if arm == "wide" else 2), optimizer_class=optim.Adam, train_dataset=train, eval_dataset=test, device=settings.device,
         learning_rate=settings.learning_rate, batch_size=settings.batch_size, name=f"{arm}_{seed}", seed=seed,
         root_log_dir=settings.out, eval_every=10 ** 9, dump_every=10 ** 9)
     steps = settings.epochs * (-(-len(train) // settings.batch_size))
@@ -134,7 +134,7 @@ def main() -> None:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
-    rows = [row for seed in settings.seeds for arm in ("plain", "operated") for row in run(arm, seed, settings)]
+    rows = [row for seed in settings.seeds for arm in ("plain", "operated", "wide") for row in run(arm, seed, settings)]
     frame = pd.DataFrame(rows).drop_duplicates(["arm", "seed", "step"], keep="last")
     frame.to_csv(out / "metrics.csv", index=False)
     axes = sns.lineplot(frame, x="step", y="accuracy", hue="arm", marker="o", errorbar=("pi", 100))

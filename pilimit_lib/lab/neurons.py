@@ -74,6 +74,8 @@ class Neurons(nn.Module):
         """Add one forward pass: `output` is what the layer returned, before any non-linearity."""
         if mode is TrackingMode.DISABLED:
             return
+        if self.rate.device != output.device:
+            self.to(output.device)  # the model was moved after it was first watched
         samples = output.shape[0] if output.ndim > spatial + 1 else 1
         train = mode is TrackingMode.TRAIN
         (self.train_triggers if train else self.eval_triggers).add_(count_triggers(output.detach(), spatial))
@@ -89,11 +91,6 @@ class Neurons(nn.Module):
     def refresh(self) -> None:
         """Look again whether any rate differs from 1, after the tensors were replaced."""
         self.slowed = bool((self.rate != 1).any() or (self.in_rate != 1).any())
-
-    def reset_counts(self) -> None:
-        """Start counting anew."""
-        for name in COUNTERS:
-            getattr(self, name).zero_()
 
     def rates(self, mode: TrackingMode) -> Tensor:
         """Triggers per sample, float64 [n]; NaN where no sample was seen."""

@@ -56,7 +56,7 @@ def _rates(layer: nn.Module, neurons: Neurons) -> list[tuple[nn.Parameter, Tenso
     weight = layer.weight
     rows, columns = [1] * weight.ndim, [1] * weight.ndim
     rows[neuron_dim(layer)], columns[incoming_dim(layer)] = -1, -1
-    pairs = [(weight, (neurons.rate.view(rows) * neurons.in_rate.view(columns)).to(weight.dtype))]
+    pairs = [(weight, (neurons.rate.view(rows) * neurons.in_rate.view(columns)).to(weight))]
     if layer.bias is not None:
-        pairs.append((layer.bias, neurons.rate.to(layer.bias.dtype)))
+        pairs.append((layer.bias, neurons.rate.to(layer.bias)))
     return pairs

@@ -205,6 +205,28 @@ def test_bad_settings(make):
         make(criterion=F.cross_entropy).train_n_steps(1)
 
 
+def test_evaluations_and_checkpoints_come_when_they_are_due(make):
+    exp = make(eval_every=2, dump_every=4, log_every=3)
+    loss, accuracy = exp.train_n_steps_with_eval_full(9)
+    assert (loss, accuracy) == pytest.approx(exp.eval_n_steps(10 ** 6))
+    ages = {kind: [e["step"] for e in exp.lab.journal.events if e["kind"] == kind] for kind in ("eval", "train", "checkpoint")}
+    assert ages == {"eval": [0, 2, 4, 6, 8, 9], "train": [3, 6, 9], "checkpoint": [4, 8]}
+    assert [exp.chkpt_manager.entry(i)["steps"] for i in exp.chkpt_manager] == [4, 8]
+
+
+def test_means_are_over_samples_not_batches(make):
+    exp = make()  # 100 evaluation samples in batches of 32: the last one is short
+    x, y = exp.eval_loader.dataset.wrapped.tensors
+    exp.module.eval()
+    with torch.no_grad():
+        out = exp.module(x)
+    exp.module.train()
+    loss, accuracy = exp.eval_full()
+    assert exp.module.training
+    assert loss == pytest.approx(float(F.cross_entropy(out, y)), rel=1e-5)
+    assert accuracy == pytest.approx(float((out.argmax(1) == y).float().mean()))
+
+
 def test_setting_the_learning_rate_keeps_the_optimiser(make):
     exp = make()
     exp.train_n_steps(2)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pilimit_lib.core import batch
 from pilimit_lib.inf import InfMLP, PiSGD
-from pilimit_lib.lab import NotFound, Refused, watch
+from pilimit_lib.lab import Experiment, NotFound, Refused, watch
 
 
 def trained(epochs=2, L=1, momentum=0.0, dtype=torch.float64, alpha=0.7):
@@ -118,6 +118,21 @@ def test_rows_per_sample_and_refusals():
         watch(nn.Linear(2, 2)).provenance()
     with pytest.raises(Refused, match="more than a scale and a shift"):
         watch(nn.Sequential(net, nn.LogSoftmax(1))).provenance().contributions(torch.randn(2, 5, dtype=torch.float64))
+
+
+def test_an_experiment_trains_a_pi_network_and_its_rows_know_their_samples(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(40, 5)
+    y = (x[:, 0] > 0).long()
+    exp = Experiment(InfMLP(5, 2, r=6, L=1), PiSGD, TensorDataset(x, y), TensorDataset(x, y), "cpu", 0.5, 8, "pi",
+                     root_log_dir=tmp_path, tensorboard=False, progress=False)
+    exp.train_n_steps_with_eval_full(10)
+    assert exp.lab.provenance().ids().tolist() == list(range(40))
+    found = exp.lab.provenance().contributions(x[:3])
+    torch.testing.assert_close(found.total(), exp.module(x[:3]).detach(), rtol=1e-4, atol=1e-5)
+    exp.lab.forget({0, 1})
+    exp.train_n_steps(5)
+    assert exp.report(tmp_path / "pi.html").stat().st_size > 10_000
 
 
 def test_a_watched_pi_network_goes_back_bit_for_bit(tmp_path):

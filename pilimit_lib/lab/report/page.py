@@ -27,7 +27,8 @@ img.figure { width: 100%; height: auto; display: block; }
 .tile b { display: block; font-size: 20px; font-variant-numeric: tabular-nums; } .tile span { color: #5d6b78; font-size: 12.5px; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: #5d6b78; font-weight: 600; border-bottom: 1px solid #cfd8de; padding: 4px 10px 4px 0; }
-td { border-bottom: 1px solid #edf1f3; padding: 4px 10px 4px 0; vertical-align: top; } td.n, th.n { text-align: right; padding-right: 22px; }
+td { border-bottom: 1px solid #edf1f3; padding: 4px 10px 4px 0; vertical-align: top; }
+td.n, th.n { text-align: right; padding-right: 22px; }
 code { font: 12.5px ui-monospace, "DejaVu Sans Mono", monospace; }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 12px; }
 .sample { font-size: 12px; line-height: 1.35; color: #47545f; }
