@@ -1,11 +1,13 @@
-"""The documented example: a tiny CNN is trained, looked into, operated on, and taken back.
+"""The documented example: a tiny CNN is trained, looked into and operated on.
 
     python -m experiments.lab.example                                              # digits, seconds
     python -m experiments.lab.example --dataset fashion_mnist --data DATA --epochs 3
 
 Each seed is trained three times for the same number of steps: left alone ("plain"); operated on from the same start
 ("operated"): after a third, silent neurons are drawn anew and neurons are added to the first layer, after two thirds, samples
-that the model finds easy are denied; and left alone with the added neurons from the beginning ("wide"). Written to `--out`: `metrics.csv`, `settings.json`, `accuracy.png`, and a `report.html`
+that the model finds easy are denied; and left alone with the added neurons from the beginning ("wide").
+
+Written to `--out`: `metrics.csv`, `settings.json`, `accuracy.png`, and a `report.html`
 beside each run's checkpoints. A run that was interrupted goes on from its last checkpoint, bit for bit.
 """
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Settings:
     batch_size: int = 64
     learning_rate: float = 1e-2
     add: int = 4
+    samples: int = 0  # of the training set, from its start; 0: all
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str = "cpu"
 
@@ -77,6 +80,11 @@ def images(settings: Settings) -> tuple[TensorDataset, TensorDataset]:
     return tuple(TensorDataset(part.data.unsqueeze(1).float() / 255, part.targets) for part in parts)
 
 
+def shortened(train: TensorDataset, samples: int) -> TensorDataset:
+    """The first `samples` of the training set, all with 0."""
+    return TensorDataset(*train[:samples]) if samples else train
+
+
 def operate_on_neurons(exp: Experiment, settings: Settings) -> None:
     """Draw silent neurons anew and widen the first layer, all or nothing."""
     stats = exp.neuron_stats()
@@ -98,8 +106,10 @@ def run(arm: str, seed: int, settings: Settings) -> list[dict]:
     """Train one network to the end, from its last checkpoint where there is one; a row per evaluation."""
     torch.manual_seed(seed)
     train, test = images(settings)
+    train = shortened(train, settings.samples)
     exp = Experiment(
-        model=MNISTModel(2 + settings.add if arm == "wide" else 2), optimizer_class=optim.Adam, train_dataset=train, eval_dataset=test, device=settings.device,
+        model=MNISTModel(2 + settings.add if arm == "wide" else 2), optimizer_class=optim.Adam,
+        train_dataset=train, eval_dataset=test, device=settings.device,
         learning_rate=settings.learning_rate, batch_size=settings.batch_size, name=f"{arm}_{seed}", seed=seed,
         root_log_dir=settings.out, eval_every=10 ** 9, dump_every=10 ** 9)
     steps = settings.epochs * (-(-len(train) // settings.batch_size))

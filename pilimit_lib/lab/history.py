@@ -30,7 +30,7 @@ class History:
     @contextmanager
     def one(self, summary: str) -> Iterator[None]:
         """Around one edit: remembered, put on the timeline, and new plans afterwards."""
-        before = None if self.editing else network_state(self.lab)
+        before = None if self.editing or not self.depth else network_state(self.lab)
         yield
         if before is not None:
             self.remember(summary, before)

@@ -28,9 +28,8 @@ class Journal:
     def begin(self) -> int:
         """The number of the present branch, which begins now if nothing was written on it yet."""
         if not self._begun:
-            self._begun = True
-            self.branch += 1
-            self._append({"kind": "branch", "branch": self.branch, "after": self._after, "time": time.time()})
+            self._append({"kind": "branch", "branch": self.branch + 1, "after": self._after, "time": time.time()})
+            self._begun, self.branch = True, self.branch + 1
         return self.branch
 
     def write(self, kind: str, **fields: Any) -> None:
@@ -39,11 +38,17 @@ class Journal:
         self._append({"kind": kind, "branch": self.branch, "time": time.time(), **fields})
 
     def _append(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
+            with self.path.open("ab", buffering=0) as file:
+                size, line = file.tell(), json.dumps(event).encode() + b"\n"
+                try:
+                    if file.write(line) != len(line):
+                        raise OSError("only part of a line fitted")
+                except OSError as error:
+                    file.truncate(size)
+                    raise OSError(f"the journal {self.path} could not be written: {error}") from error
+        self.events.append(event)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

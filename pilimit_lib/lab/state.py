@@ -96,7 +96,18 @@ def set_full_state(lab: Lab, state: dict[str, Any]) -> None:
     missing = sorted(set(state["also"]) ^ set(lab.also))
     if missing:
         raise ValueError(f"{missing} is in `also=` on one side only, here or in the checkpoint; watch the same things")
-    set_network_state(lab, state["network"])
+    check_fits(lab.module, state["network"]["sizes"])
+    before = full_state(lab)
+    try:
+        _set_full(lab, state)
+    except Exception:
+        _set_full(lab, before)
+        raise
+
+
+def _set_full(lab: Lab, state: dict[str, Any]) -> None:
+    loaders = {"train": lab.loader, "eval": lab.eval_loader}
+    _set_network(lab, state["network"])
     for name, part in state["ledgers"].items():
         loaders[name].dataset.ledger.load_state(part)
         loaders[name].load_state(state["loaders"][name])

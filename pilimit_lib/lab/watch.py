@@ -46,12 +46,13 @@ class Lab:
 
     def __init__(self, module: nn.Module, optimizer: Optimizer | None = None, loader: LabLoader | None = None,
                  eval_loader: LabLoader | None = None, *, example: Any = None, inputs: Callable[[Any], tuple] = _first,
-                 folder: str | Path | None = None, name: str = "run", also: dict[str, Any] | None = None,
+                 folder: str | Path | None = None, name: str | None = None, also: dict[str, Any] | None = None,
                  auto_track: bool = False, log_every: int = 10, undo_depth: int = 1) -> None:
         self.module, self.optimizer, self.loader, self.eval_loader = module, optimizer, loader, eval_loader
-        self.inputs, self.also, self.name = inputs, dict(also or {}), name
+        self.inputs, self.also = inputs, dict(also or {})
         self.log_every, self.tracking, self.history = log_every, Tracking(module, auto_track), History(self, undo_depth)
         self.folder = None if folder is None else Path(folder)
+        self.name = name or (type(module).__name__ if self.folder is None else self.folder.resolve().name)
         self.journal = Journal(None if self.folder is None else self.folder / "journal.jsonl")
         self.chkpt_manager = None if self.folder is None else CheckpointManager(self.folder / "checkpoints")
         self.age = self.steps = 0
@@ -279,7 +280,7 @@ def watch(model: nn.Module, optimizer: Optimizer | None = None, loader: DataLoad
         loader, eval_loader: torch DataLoaders; `lab.loader` serves the same batches. `seed` fixes the order of shuffling.
         example: an input (or tuple of inputs) for planning, where no loader gives one.
         inputs: from a batch to the tuple of the model's inputs (default: the batch's first entry).
-        folder: where checkpoints and the journal go (needed for `dump`).
+        folder, name: where checkpoints and the journal go (needed for `dump`); the run's label (default: the folder's name).
         also: further things with `state_dict`/`load_state_dict` to keep in checkpoints, by name (a scheduler, a scaler).
         undo_depth: how many edits back `undo` can go; each keeps a copy of model and optimiser in memory.
     """

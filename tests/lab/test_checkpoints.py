@@ -30,7 +30,7 @@ def everything(exp):
                 walk(f"{path}/{i}", entry)
         else:
             flat[path] = value
-    walk("", full_state(exp.lab))
+    walk("", full_state(getattr(exp, "lab", exp)))
     return flat
 
 
@@ -222,6 +222,22 @@ def test_further_things_are_kept_or_refused(tmp_path):
     with pytest.raises(ValueError, match=r"also\['code'\]"):
         lab.dump()
     assert len(lab.chkpt_manager) == 1
+    class Stubborn(Code):
+        def state_dict(self):
+            return {"n": 1}
+
+        def load_state_dict(self, state):
+            if state["n"] == 1 and model.stem.weight[0, 0, 0, 0] != 7:
+                raise RuntimeError("I will not")
+
+    lab.also["code"] = Stubborn()
+    lab.dump()
+    with torch.no_grad():
+        model.stem.weight[0, 0, 0, 0] = 7
+    before = everything(lab)
+    with pytest.raises(RuntimeError, match="I will not"):
+        lab.load(1)
+    same(before, everything(lab))
     del lab.also["code"], lab.also["schedule"]
     with pytest.raises(ValueError, match="schedule.*on one side only"):
         lab.load(0)
