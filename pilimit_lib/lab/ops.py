@@ -77,7 +77,7 @@ class ModelOps:
         own = self.lab.module.__dict__.get("layers", self.lab.module._modules.get("layers"))
         if isinstance(own, list | tuple | nn.ModuleList) and len(own) and all(is_layer(layer) for layer in own):
             return list(own)
-        return self.lab.planner().order
+        return self.lab.execution_order()
 
     def layer_paths(self) -> list[str]:
         """Their paths in the model."""

@@ -53,12 +53,9 @@ class Planner:
     def __init__(self, model: nn.Module, example: tuple) -> None:
         self.model = model
         self.paths = {module: path for path, module in model.named_modules()}
-        self._check_ties_of_parameters()
-        self.graph, self.order = _traced(model, example)
-
-    def _check_ties_of_parameters(self) -> None:
+        self.graph = _traced(model, example)
         owners: dict[int, list[str]] = {}
-        for path, module in self.model.named_modules():
+        for path, module in model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 owners.setdefault(id(parameter), []).append(f"{path}.{name}")
         self.tied = {key: names for key, names in owners.items() if len(names) > 1}
@@ -146,15 +143,25 @@ def _tensors_of(module: nn.Module, out: bool, root: str, paths: dict) -> list[tu
     raise Refused(f"'{path}' ({kind}) belongs to the neurons of '{root}', and the lab cannot change its size")
 
 
-def _traced(model: nn.Module, example: tuple) -> tuple[Any, list[nn.Module]]:
-    """The dependency graph, and the layers in order of execution."""
+def execution_order(model: nn.Module, example: tuple) -> list[nn.Module]:
+    """The layers with neurons in the order in which a forward pass first reaches them."""
+    executed: dict[nn.Module, None] = {}
+    hooks = [m.register_forward_hook(lambda m, *_: executed.setdefault(m)) for m in model.modules() if is_layer(m)]
+    try:
+        with undisturbed(model), torch.no_grad():
+            model(*example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(executed)
+
+
+def _traced(model: nn.Module, example: tuple) -> Any:
+    """torch-pruning's dependency graph of the model."""
     try:
         import torch_pruning
     except ImportError as error:
         raise ImportError("planning an edit needs torch-pruning: pip install 'pilimit[lab]'") from error
-    executed: list[nn.Module] = []
-    hooks = [m.register_forward_hook(lambda m, *_: None if m in executed else executed.append(m))
-             for m in model.modules() if is_layer(m)]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     try:
         # Frozen parameters would be invisible to a graph that is read off autograd.
@@ -163,13 +170,14 @@ def _traced(model: nn.Module, example: tuple) -> tuple[Any, list[nn.Module]]:
         with undisturbed(model), torch.enable_grad():
             graph = torch_pruning.DependencyGraph().build_dependency(
                 model, example, forward_fn=lambda m, inputs: m(*inputs), verbose=False)
+    except Exception as error:
+        raise Refused(f"torch-pruning cannot trace which channels of {type(model).__name__} belong together "
+                      f"({type(error).__name__}: {error}), so its layers cannot change size") from error
     finally:
-        for hook in hooks:
-            hook.remove()
         for parameter in frozen:
             parameter.requires_grad_(False)
     _map_concatenations(graph)
-    return graph, executed
+    return graph
 
 
 def _map_concatenations(graph: Any) -> None:

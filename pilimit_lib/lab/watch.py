@@ -24,7 +24,7 @@ from .loader import LabLoader
 from .modules import NetworkWithOps
 from .neurons import Neurons, TrackingMode
 from .ops import ModelOps
-from .planner import Planner
+from .planner import Planner, execution_order
 from .provenance import Provenance
 from .quiet import undisturbed
 from .rates import StepScaling
@@ -60,6 +60,7 @@ class Lab:
         self.on_scalars: Callable[[str, int, dict[str, float]], None] | None = None
         self._example = None if example is None else (example if isinstance(example, tuple) else (example,))
         self._planner: Planner | None = None
+        self._order: list[nn.Module] | None = None
         self._scaling = None if optimizer is None else StepScaling(optimizer, self)
         if isinstance(module, NetworkWithOps):
             module.__dict__["_lab"] = self
@@ -174,6 +175,13 @@ class Lab:
             with self.tracking_paused():
                 self._planner = Planner(self.module, self.example())
         return self._planner
+
+    def execution_order(self) -> list[nn.Module]:
+        """The layers with neurons in the order in which a forward pass reaches them; found once, edits do not change it."""
+        if self._order is None:
+            with self.tracking_paused():
+                self._order = execution_order(self.module, self.example())
+        return self._order
 
     def forget_plans(self) -> None:
         """The architecture changed: trace again when next asked."""

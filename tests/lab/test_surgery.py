@@ -328,6 +328,55 @@ def test_what_cannot_be_edited_is_refused_with_a_reason_and_nothing_changes(kind
     assert model.first.out_channels == 4 and lab.journal.events == []
 
 
+class Shuffled(nn.Module):
+    """Channels change places between two convolutions: torch-pruning either fails to trace it or takes it for element-wise."""
+
+    def __init__(self, groups):
+        super().__init__()
+        self.first, self.second, self.groups = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3), groups
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        if self.groups:
+            x = x.view(len(x), self.groups, -1, *x.shape[2:]).transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
+        else:
+            x = x.flip(1)
+        return self.second(x).mean((2, 3))
+
+
+@pytest.mark.parametrize("groups", [0, 2])
+def test_shuffled_channels_are_refused_not_mixed_up(groups):
+    torch.manual_seed(0)
+    model = Shuffled(groups)
+    x = torch.randn(4, 1, 8, 8)
+    lab = watch(model, example=x)
+    model.train()
+    before = model(x)
+    assert lab.neuron_stats()["layer"].unique().tolist() == ["first", "second"], "statistics need no plan"
+    with pytest.raises(Refused):
+        lab.ops.prune(layer="first", neuron_indices={0})
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "squeezenet1_0"])
+def test_networks_of_torchvision(name):
+    models = pytest.importorskip("torchvision.models", reason="needs torchvision: pip install 'pilimit[images]'")
+    torch.manual_seed(0)
+    model, x = getattr(models, name)(num_classes=10).eval(), torch.randn(2, 3, 64, 64)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    lab = watch(model, optimizer, example=x)
+    order = lab.execution_order()
+    for layer in order[:: max(1, len(order) // 8)][:-1]:
+        lab.ops.prune(layer=layer, neuron_indices={0, 3})  # each edit checks itself against masking
+        before = model(x)
+        lab.ops.add_neurons(layer=layer, neuron_count=2)
+        torch.testing.assert_close(model(x), before, rtol=1e-3, atol=1e-4)
+    model.train()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
 def test_output_neurons_only_where_asked_for():
     model, optimizer, x = build("plain")
     lab = watch(model, optimizer, example=x[:4])
