@@ -1,4 +1,6 @@
 """Small real data and small networks for the lab's tests."""
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,18 @@ def digits(count=200, size=8, start=0):
     if size != 8:
         images = F.interpolate(images, size=(size, size), mode="bilinear")
     return TensorDataset(images, torch.tensor(data.target[start:start + count]))
+
+
+@contextmanager
+def full_disk(size):
+    """A real limit: inside the `with` every write beyond `size` bytes of a file fails, as it does on a full disk."""
+    resource = pytest.importorskip("resource", reason="this system cannot limit the size of files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture

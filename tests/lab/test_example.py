@@ -15,6 +15,7 @@ def run(out, monkeypatch):
     return pd.read_csv(out / "metrics.csv")
 
 
+@pytest.mark.slow
 def test_it_runs_and_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch, capsys):
     expected = run(tmp_path / "straight", monkeypatch)
     assert set(expected["arm"]) == {"plain", "operated", "wide"} and expected["step"].max() == 6
