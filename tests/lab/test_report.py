@@ -77,10 +77,13 @@ def test_names_are_escaped(make, tmp_path):
     assert "<h1>a&lt;b&gt;&amp;c</h1>" in exp.report(tmp_path / "e.html").read_text()
 
 
-def browse(page, profile, *options):
-    return subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                           "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                           f"--user-data-dir={profile}", *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+def browse(page, folder, *options):
+    """Chromium's messages go to a file: its helpers outlive it, and a pipe would be waited for until the last one ends."""
+    with (folder / "chromium.log").open("w") as log:
+        subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                        f"--user-data-dir={folder / 'profile'}", *options, page.as_uri()], stdout=log, stderr=log, timeout=120)
+    return (folder / "chromium.log").read_text()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page with")
@@ -94,9 +97,9 @@ def test_a_browser_shows_it(run, tmp_path):
         strip.style = `position: absolute; inset: 0 0 auto; height: 8px; background: ${fine ? '#00ff00' : '#ff0000'}`;
         document.body.append(strip);
     });</script></body>"""))
-    done = browse(probe, tmp_path / "profile", f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,3600",
+    said = browse(probe, tmp_path, f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,3600",
                   "--virtual-time-budget=5000")
-    assert (tmp_path / "page.png").exists(), done.stderr
+    assert (tmp_path / "page.png").exists(), said
     shot = matplotlib.image.imread(tmp_path / "page.png")[..., :3]
     assert shot.shape[:2] == (3600, 1200)
     assert shot[4, 600].tolist() == [0, 1, 0], "a picture was not shown, or the page is wider than the window"
