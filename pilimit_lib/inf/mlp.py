@@ -1,14 +1,17 @@
 """Multilayer perceptrons of infinite width, and the finite ones sampled from them."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .bounded import Report
 from .functional import direction
 from .layers import ROWS, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
+from .moments import InfPiLinear, series_misfit
 
 
 class InfMLP(nn.Module):
@@ -23,26 +26,39 @@ class InfMLP(nn.Module):
         d_in, d_out: sizes of data and output; r: rank of the pre-activations; L: number of hidden π-layers.
         bias_alpha, last_bias_alpha: multiplier of every bias, and of the readout's (default: the same). 0 means no bias.
         layernorm: each π-layer sees only the direction of its input.
-        dtype: of the input layer and biases; row_dtype: of the rows, see `InfPiLinearReLU`.
+        dtype: of the input layer and biases; row_dtype: of the rows, see `InfPiLinearReLU`, or of the moments.
+        memory: "rows" grows with every step and is exact for ReLU; "moments" has constant size, see `InfPiLinear`.
+        degree, fit: of the moments' kernel, see `hermite_series`; activation: of the moments' units.
+        row_budget, merge: rows in bounded memory, see `InfPiLinearReLU`; fused: see `InfPiLinear`.
     """
 
     def __init__(self, d_in: int, d_out: int, r: int, L: int, first_layer_alpha: float = 1, last_layer_alpha: float = 1,
                  bias_alpha: float | None = 1, last_bias_alpha: float | None = None, layernorm: bool = False,
                  device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-                 row_dtype: torch.dtype | None = None) -> None:
+                 row_dtype: torch.dtype | None = None, memory: str = "rows", degree: int = 2, fit: str = "hermite",
+                 activation: str | Callable[[Tensor], Tensor] = "relu", row_budget: int | None = None, merge: float | None = None,
+                 fused: bool = False) -> None:
         super().__init__()
+        _check_memory(memory, activation, row_budget, merge, fused)
         if L < 0:
             raise ValueError(f"L counts the hidden π-layers and can't be {L}")
         self.d_in, self.d_out, self.r, self.L, self.layernorm = d_in, d_out, r, L, layernorm
         self.first_layer_alpha, self.last_layer_alpha = float(first_layer_alpha), float(last_layer_alpha)
         self.bias_alpha = float(bias_alpha or 0)
         self.last_bias_alpha = self.bias_alpha if last_bias_alpha is None else float(last_bias_alpha)
+        self.memory, self.degree, self.fit, self.row_budget, self.merge_cosine = memory, degree, fit, row_budget, merge
+        self.activation, self.fused = activation if isinstance(activation, str) else "custom", fused
         self.kernel_output: Tensor | None = None
         common = {"layernorm": layernorm, "device": device, "dtype": dtype}
         self.layers = nn.ModuleList([InfPiInputLinearReLU(d_in, r, bias_alpha, **common)])
+        common |= {"degree": degree, "fit": fit}
+        if memory == "moments":
+            make, common = InfPiLinear, common | {"V_dtype": row_dtype, "activation": activation, "fused": fused}
+        else:
+            make, common = InfPiLinearReLU, common | {"row_dtype": row_dtype, "row_budget": row_budget, "merge": merge}
         for _ in range(L):
-            self.layers.append(InfPiLinearReLU(r, r, bias_alpha, row_dtype=row_dtype, **common))
-        self.layers.append(InfPiLinearReLU(r, d_out, self.last_bias_alpha, output_layer=True, row_dtype=row_dtype, **common))
+            self.layers.append(make(r, r, bias_alpha=bias_alpha, **common))
+        self.layers.append(make(r, d_out, bias_alpha=self.last_bias_alpha, output_layer=True, **common))
 
     def forward(self, x: Tensor, save_kernel_output: bool = False) -> Tensor:
         """Outputs [b d_out]. `save_kernel_output` keeps `embedding(x)` in `self.kernel_output`."""
@@ -57,17 +73,43 @@ class InfMLP(nn.Module):
 
     @property
     def rows(self) -> list[int]:
-        """Number of rows in each π-layer."""
-        return [len(layer) for layer in self.layers[1:]]
+        """Number of rows in each π-layer; of moments, their number P, which never changes."""
+        return [layer.P if isinstance(layer, InfPiLinear) else len(layer) for layer in self.layers[1:]]
 
     @property
     def row_bytes(self) -> int:
-        """Memory of all rows in bytes."""
+        """Memory of all rows, or moments, in bytes."""
         return sum(layer.row_bytes for layer in self.layers[1:])
 
     def sample(self, n: int) -> FinPiMLPSample:
         """A finite network of width `n` that computes the same function as n → ∞."""
         return FinPiMLPSample(self, n)
+
+    def to_moments(self, degree: int = 2, fit: str = "hermite", fused: bool = False) -> InfMLP:
+        """This network with the rows of every layer as one matrix of fixed size; the original stays as it is."""
+        if self.memory == "moments":
+            raise ValueError("this network is made of moments already; to_moments turns rows into moments")
+        moments = type(self).__new__(type(self))  # __init__ would draw and allocate every layer only to throw it away
+        nn.Module.__init__(moments)
+        settings = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        moments.__dict__.update(settings | {"memory": "moments", "degree": degree, "fit": fit, "fused": fused, "row_budget": None,
+                                            "merge_cosine": None, "kernel_output": None})
+        moments.layers = nn.ModuleList([copy.deepcopy(self.layers[0])])
+        moments.layers.extend(layer.to_moments(degree, fit, fused) for layer in self.layers[1:])
+        return moments
+
+    def merge(self, cosine: float = 0.95) -> list[Report]:
+        """Sum rows of the same sample whose directions agree, in every layer; see `bounded.merge`."""
+        return [layer.merge(cosine) for layer in self._rows_only("merge")]
+
+    def compress(self, tol: float) -> list[Report]:
+        """Keep as few rows as a relative error `tol` of each layer allows; see `compress.compress`."""
+        return [layer.compress(tol) for layer in self._rows_only("compress")]
+
+    def _rows_only(self, what: str) -> list[InfPiLinearReLU]:
+        if self.memory != "rows":
+            raise ValueError(f"{what} works on rows; this network has memory='{self.memory}', whose size never changes")
+        return list(self.layers[1:])
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], layernorm: bool | None = None,
@@ -90,7 +132,8 @@ class InfMLP(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """The constructor arguments that make a network of this shape."""
-        return {name: getattr(self, name) for name in _ARCHITECTURE}
+        found = {name: getattr(self, name) for name in _ARCHITECTURE}
+        return found | {"merge": self.merge_cosine}
 
     def get_extra_state(self) -> dict[str, Any]:
         return self.architecture()
@@ -165,7 +208,19 @@ class FinPiMLPSample(nn.Module):
 
 
 _ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
-_ARCHITECTURE = ("d_in", "d_out", "r", "L", *_ALPHAS, "layernorm")
+_ARCHITECTURE = ("d_in", "d_out", "r", "L", *_ALPHAS, "layernorm", "memory", "degree", "fit", "activation", "row_budget", "fused")
+
+
+def _check_memory(memory: str, activation: Any, row_budget: int | None, merge: float | None, fused: bool) -> None:
+    if memory not in ("rows", "moments"):
+        raise ValueError(f"memory is {memory!r}; 'rows' or 'moments' was expected")
+    if memory == "rows" and activation != "relu":
+        raise ValueError("rows are exact for ReLU only; use memory='moments' for other activations")
+    if memory == "rows" and fused:
+        raise ValueError("fused concerns moments: rows are never formed as a gradient anyway; use memory='moments'")
+    if memory == "moments" and (row_budget is not None or merge is not None):
+        raise ValueError("row_budget and merge bound the memory of rows: use them with memory='rows' (older rows then become "
+                         "moments); memory='moments' keeps no rows")
 
 
 def _hidden(net: InfMLP | FinPiMLPSample, x: Tensor) -> Tensor:
@@ -179,6 +234,9 @@ def _hidden(net: InfMLP | FinPiMLPSample, x: Tensor) -> Tensor:
 def _architecture(state: Mapping[str, Any], layernorm: bool | None) -> dict[str, Any]:
     if "_extra_state" in state:
         found = dict(state["_extra_state"])
+        if found.get("activation") == "custom":
+            raise ValueError("the checkpoint's activation is a function that only its author has; build the network with it "
+                             "and call load_state_dict")
         if layernorm not in (None, found["layernorm"]):
             raise ValueError(f"the checkpoint says layernorm={found['layernorm']}, the call says {layernorm}")
         return found
@@ -196,18 +254,40 @@ def _architecture(state: Mapping[str, Any], layernorm: bool | None) -> dict[str,
             "layernorm": layernorm, **alphas}
 
 
+def _kernel_misfit(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> list[str]:
+    """Moments mean nothing under another kernel, so say so before anything is loaded."""
+    if isinstance(layer, InfPiLinear):
+        if f"{prefix}A" in state and layer.series.activation != "relu":
+            return [f"{prefix}A holds rows of ReLU units, this layer has activation {layer.series.activation}"]
+        found, series = state.get(f"{prefix}kappa", state.get(f"{prefix}folded.kappa")), layer.series
+    else:
+        found, series = state.get(f"{prefix}folded.kappa"), None if layer.folded is None else layer.folded.series
+        if found is not None and series is None:
+            return [f"{prefix}folded holds folded rows; build the network with row_budget, or with memory='moments'"]
+    problem = None if found is None else series_misfit(series, found)
+    return [f"{prefix}: {problem}"] if problem else []
+
+
 def _misfits(net: InfMLP, state: Mapping[str, Any]) -> list[str]:
     """What in `state` can't be loaded into `net`, apart from the number of rows."""
     problems = []
-    own = {f"layers.{i}.{name}": parameter for i, layer in enumerate(net.layers) for name, parameter in layer.named_parameters()}
-    for key, parameter in own.items():
-        if key not in state:
-            problems.append(f"{key} is missing")
-            continue
-        rows = key.rsplit(".", 1)[1] in ROWS and not key.startswith("layers.0.")
-        got, expected = list(state[key].shape), list(parameter.shape)
-        if len(got) != len(expected) or got[rows:] != expected[rows:]:
-            problems.append(f"{key} has shape {got}; expected {['rows', *expected[1:]] if rows else expected}")
+    for i, layer in enumerate(net.layers):
+        expected = {f"layers.{i}.{name}": list(parameter.shape) for name, parameter in layer.named_parameters()}
+        rows: set[str] = set()
+        if f"layers.{i}.A" in state and isinstance(layer, InfPiLinear):
+            del expected[f"layers.{i}.V"]
+            expected |= {f"layers.{i}.A": [0, layer.r_out], f"layers.{i}.Amult": [0], f"layers.{i}.B": [0, layer.r]}
+        if i:
+            rows = {f"layers.{i}.{name}" for name in ROWS}
+        for key, shape in expected.items():
+            if key not in state:
+                problems.append(f"{key} is missing")
+                continue
+            got, free = list(state[key].shape), key in rows
+            if len(got) != len(shape) or got[free:] != shape[free:]:
+                problems.append(f"{key} has shape {got}; expected {['rows', *shape[1:]] if free else shape}")
+        if i:
+            problems += _kernel_misfit(layer, state, f"layers.{i}.")
     for i in range(1, len(net.layers)):
         counts = {name: len(state[key]) for name in ROWS if (key := f"layers.{i}.{name}") in state}
         if len(set(counts.values())) > 1:

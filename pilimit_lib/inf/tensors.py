@@ -23,6 +23,11 @@ class Pending:
         self.parts: list[Rows] = []
         self.staged: list[Rows] = []
 
+    @property
+    def layer(self) -> nn.Module:
+        """The layer whose rows these will be."""
+        return self.axis.members[0].module
+
     def add(self, rows: Rows) -> None:
         self.parts.append(rows)
 
@@ -98,6 +103,10 @@ class InfPiParameter(nn.Parameter):
         if value is not None:
             raise RuntimeError(_REMEDY)
         self.pending.clear()
+
+    def pending_is_finite(self) -> bool:
+        rows = self.pending.rows()
+        return rows is None or bool(torch.isfinite(rows.A).all()) and bool(torch.isfinite(rows.B).all())
 
     def refresh(self) -> None:
         """Take over the dtype and device of the blocks after a conversion; the object stays the same."""
