@@ -6,7 +6,7 @@ to `follow` for each optimiser concerned. Nothing observes anything.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +17,19 @@ from .change import Change, Edit, Source
 
 @dataclass(frozen=True)
 class Member:
-    """One tensor along an axis: attribute `name` of `module`, whose dimension `dim` is the axis."""
+    """One tensor along an axis: attribute `name` of `module`, whose dimension `dim` is the axis.
+
+    `blocks` is its storage, where it is kept in blocks: the attribute itself, or those of a parameter that fronts them.
+    """
     module: nn.Module
     name: str
     dim: int
     label: str
+    blocks: Blocks | None
 
     @property
     def value(self) -> Tensor | Blocks:
         return getattr(self.module, self.name)
-
-    @property
-    def blocks(self) -> Blocks | None:
-        """The storage, where the tensor is kept in blocks (the attribute itself, or a parameter that fronts them)."""
-        value = self.value
-        return value if isinstance(value, Blocks) else getattr(value, "blocks", None)
 
     @property
     def shape(self) -> torch.Size:
@@ -77,7 +75,8 @@ class Axis:
         label = label or name
         if not hasattr(module, name):
             raise ValueError(f"axis '{self.name}': {type(module).__name__} has no attribute '{name}'")
-        member = Member(module, name, dim, label)
+        value = getattr(module, name)
+        member = Member(module, name, dim, label, value if isinstance(value, Blocks) else getattr(value, "blocks", None))
         if member.blocks is None and not isinstance(member.value, Tensor):
             raise TypeError(f"axis '{self.name}': {type(module).__name__}.{name} is a {type(member.value).__name__}; "
                             "a parameter, a buffer or Blocks was expected")
@@ -88,16 +87,28 @@ class Axis:
             raise ValueError(f"axis '{self.name}': '{label}' is kept in blocks, which change along dimension 0, not {dim}")
         if any(other.label == label for other in self.members):
             raise ValueError(f"axis '{self.name}' already has a member '{label}'; choose another label")
+        for other in self.members:
+            if other.value is member.value:
+                raise ValueError(f"axis '{self.name}': {type(module).__name__}.{name} is the tensor of member '{other.label}', "
+                                 "and an edit replaces it once; give each dimension an axis of its own, untie shared weights")
         if self.members and member.shape[dim] != self.size:
             raise ValueError(f"axis '{self.name}' has size {self.size}, but dimension {dim} of '{label}' is {member.shape[dim]}")
-        self.members.append(Member(module, name, dim % ndim, label))
+        self.members.append(replace(member, dim=dim % ndim))
         return self
 
     def append(self, values: Mapping[str, Tensor]) -> Change:
         """Add new slices at the end. `values[label]`: the member's shape, with any common length k along the axis."""
         count = self._common_length(values)
         self._check_fill(values, count)
-        return self._commit(Source.appended(self.size, count), values)
+        source = Source.appended(self.size, count)
+        if any(member.blocks is None for member in self.members):
+            return self._commit(source, values)
+        edits = []  # every training step of a π-network comes here, so the general path is too long
+        for member in self.members:
+            old_shape, value = member.blocks.shape, member.value
+            member.blocks.append(values[member.label].detach())
+            edits.append(Edit(member.module, member.name, value, value, 0, old_shape, source))
+        return Change(tuple(edits))
 
     def keep(self, index: Tensor) -> Change:
         """Keep the slices `index` (positions [k], repeats allowed, or a bool mask [size]), in that order."""
@@ -147,6 +158,9 @@ class Axis:
 
     def _positions(self, index: Tensor) -> Tensor:
         index = torch.as_tensor(index)
+        if index.numel() and index.is_floating_point() or index.ndim != 1:
+            raise ValueError(f"axis '{self.name}': a vector of positions or a mask was expected, got {index.dtype} "
+                             f"{list(index.shape)}")
         if index.dtype == torch.bool:
             if list(index.shape) != [self.size]:
                 raise ValueError(f"axis '{self.name}': a mask of shape {list(index.shape)} for size {self.size}")
@@ -156,11 +170,15 @@ class Axis:
         return index.to(torch.long)
 
     def _common_length(self, values: Mapping[str, Tensor]) -> int:
-        for label in values:
-            self._member(label)
+        if len(values) > len(self.members):
+            for label in values:
+                self._member(label)
         missing = [m.label for m in self.members if m.label not in values]
         if missing or not self.members:
             raise ValueError(f"axis '{self.name}': values for {missing or 'any member'} are missing; all members grow together")
+        for label, value in values.items():
+            if not isinstance(value, Tensor):
+                raise TypeError(f"axis '{self.name}': '{label}' needs a tensor of new slices, got a {type(value).__name__}")
         lengths = {m.label: values[m.label].shape[m.dim] if values[m.label].ndim > m.dim else None for m in self.members}
         if len(set(lengths.values())) != 1 or None in lengths.values():
             raise ValueError(f"axis '{self.name}': values of different lengths {lengths}; one common length was expected")

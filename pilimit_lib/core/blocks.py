@@ -78,8 +78,9 @@ class Blocks:
             raise ValueError(f"{what} has shape {list(values.shape)}; rows of shape [{expected}] were expected")
 
     def append(self, values: Tensor) -> None:
-        """Add rows `values` [k, *tail]; they are copied, and converted to the dtype and device of the blocks."""
+        """Add rows `values` [k, *tail]; they are copied off the tape, and converted to the dtype and device of the blocks."""
         self.check(values)
+        values = values.detach()
         start, count = 0, values.shape[0]
         while start < count:
             used = self._rows % self.block_rows
@@ -104,6 +105,8 @@ class Blocks:
 
     def select(self, index: Tensor) -> Tensor:
         """The rows `index` [k] as one new tensor [k, *tail]."""
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self._rows:
+            raise IndexError(f"positions from {int(index.min())} to {int(index.max())} in blocks of {self._rows} rows")
         result = self._like.new_empty((len(index), *self.tail))
         for number, block in enumerate(self.views()):
             here = (index // self.block_rows == number).nonzero().squeeze(1)
@@ -112,8 +115,7 @@ class Blocks:
 
     def write(self, values: Tensor) -> None:
         """Overwrite all rows with `values` [m, *tail] of the same length."""
-        if tuple(values.shape) != tuple(self.shape):
-            raise ValueError(f"got values of shape {list(values.shape)} for rows of shape {list(self.shape)}")
+        values = self._for_all_rows(values)
         start = 0
         for block in self.views():
             block.copy_(values[start:start + len(block)])
@@ -134,6 +136,7 @@ class Blocks:
 
     def add_(self, values: Tensor, alpha: float = 1.0) -> None:
         """Add alpha * `values` [m, *tail] in place."""
+        values = self._for_all_rows(values)
         start = 0
         for block in self.views():
             block.add_(values[start:start + len(block)], alpha=alpha)
@@ -152,6 +155,11 @@ class Blocks:
         for number, block in enumerate(self._blocks):
             self._blocks[number] = one(block)
         self.edits += 1
+
+    def _for_all_rows(self, values: Tensor) -> Tensor:
+        if tuple(values.shape) != tuple(self.shape):
+            raise ValueError(f"got values of shape {list(values.shape)} for rows of shape {list(self.shape)}")
+        return values.detach()
 
     def _replace(self, values: Tensor) -> None:
         self._blocks, self._rows = [], 0

@@ -24,11 +24,11 @@ def follow(optimizer: Optimizer, change: Change) -> None:
             _add(optimizer, parameter, beside)
 
 
-def _place(optimizer: Optimizer, parameter: Tensor) -> tuple[list, int] | None:
+def _place(optimizer: Optimizer, parameter: Tensor) -> tuple[dict, int] | None:
     for group in optimizer.param_groups:
         for position, held in enumerate(group["params"]):
             if held is parameter:
-                return group["params"], position
+                return group, position
     return None
 
 
@@ -36,8 +36,8 @@ def _follow_edit(optimizer: Optimizer, edit: Edit) -> None:
     place = _place(optimizer, edit.old) if isinstance(edit.old, Tensor) else None
     if place is None:
         return
-    params, position = place
-    params[position] = edit.new
+    group, position = place
+    group["params"][position] = edit.new
     if edit.old not in optimizer.state:
         return
     state = optimizer.state.pop(edit.old)
@@ -52,7 +52,9 @@ def _follow_edit(optimizer: Optimizer, edit: Edit) -> None:
 def _remove(optimizer: Optimizer, parameter: Tensor) -> None:
     place = _place(optimizer, parameter)
     if place is not None:
-        del place[0][place[1]]
+        group, position = place
+        for key in {"params", "param_names"} & set(group):
+            del group[key][position]
     optimizer.state.pop(parameter, None)
 
 
@@ -60,13 +62,16 @@ def _add(optimizer: Optimizer, parameter: Tensor, beside: Tensor | None) -> None
     if _place(optimizer, parameter) is not None:
         raise ValueError(f"a parameter of shape {list(parameter.shape)} was added that the optimiser already holds")
     if beside is None:
-        params = optimizer.param_groups[-1]["params"]
+        group = optimizer.param_groups[-1]
     else:
         place = _place(optimizer, beside)
         if place is None:
             return
-        params = place[0]
-    params.append(parameter)
+        group = place[0]
+    group["params"].append(parameter)
+    # torch's optional record of names would be one short: nobody told the name of the new parameter.
+    for group in optimizer.param_groups:
+        group.pop("param_names", None)
 
 
 def parameters_of(optimizer: Optimizer) -> list[torch.nn.Parameter]:

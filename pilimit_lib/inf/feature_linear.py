@@ -105,7 +105,7 @@ class FactoredParameter(nn.Parameter):
             formed.mul_(factor.to(formed))
 
     def pending_is_finite(self) -> bool:
-        return all(bool(torch.isfinite(f.unit).all()) and bool(torch.isfinite(f.delta).all()) for f in self.pending)
+        return all(bool(torch.isfinite(f.delta).all()) for f in self.pending)  # ∂out·s, so a bad pre-activation shows too
 
     def norm(self) -> Tensor:
         """Frobenius norm of the pending gradient, without forming it where it is in factors."""

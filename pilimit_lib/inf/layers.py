@@ -158,7 +158,7 @@ class InfPiLinearReLU(nn.Module):
     @property
     def row_bytes(self) -> int:
         """Memory of A and B, and of the moments of folded rows, in bytes."""
-        rows = sum(getattr(self, name).blocks.shape.numel() * getattr(self, name).element_size() for name in ("A", "B"))
+        rows = len(self) * (self.r + self.r_out) * self.A.element_size()
         return rows if self.folded is None else rows + self.folded.V.numel() * self.folded.V.element_size()
 
     @property
@@ -176,7 +176,7 @@ class InfPiLinearReLU(nn.Module):
     @property
     def edits(self) -> int:
         """How often existing rows were changed (not how often rows were appended)."""
-        return sum(getattr(self, name).blocks.edits for name in ROWS)
+        return self.A.blocks.edits + self.Amult.blocks.edits + self.B.blocks.edits
 
     def set_rows(self, A: Tensor, Amult: Tensor, B: Tensor, origin: Tensor | None = None) -> None:
         """Hold exactly these rows: A [m o], Amult [m], B [m r] of unit rows, origin [m] (default: unknown)."""

@@ -106,7 +106,7 @@ class InfPiParameter(nn.Parameter):
 
     def pending_is_finite(self) -> bool:
         rows = self.pending.rows()
-        return rows is None or bool(torch.isfinite(rows.A).all()) and bool(torch.isfinite(rows.B).all())
+        return rows is None or bool(torch.isfinite(rows.A).all())  # A = ∂out·s, so a bad pre-activation shows here too
 
     def refresh(self) -> None:
         """Take over the dtype and device of the blocks after a conversion; the object stays the same."""

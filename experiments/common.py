@@ -1,0 +1,129 @@
+"""What every experiment does around its loop: an output folder, an interruptible run, curves, device and precision."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pilimit_lib.core import load, save
+
+
+class RunFolder:
+    """The output folder of one run: settings.json, metrics.jsonl (one line per epoch), checkpoint.pt, curves.png.
+
+    A folder that already holds a run is only written to again when the run is resumed, or overwritten on request.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any], resume: bool = False, overwrite: bool = False) -> None:
+        self.path, self.settings = Path(path), settings
+        self.checkpoint = self.path / "checkpoint.pt"
+        self.metrics = self.path / "metrics.jsonl"
+        known = self.path / "settings.json"
+        if resume:
+            if not self.checkpoint.is_file() or not known.is_file():
+                raise FileNotFoundError(f"there is no run to resume in {self.path}: no checkpoint.pt with its settings.json")
+            self._check_same(json.loads(known.read_text()))
+        elif known.exists() and not overwrite:
+            raise FileExistsError(f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite, "
+                                  "or choose another --save-dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            write_text(known, json.dumps(settings, indent=2) + "\n")
+            for stale in (self.checkpoint, self.metrics):
+                stale.unlink(missing_ok=True)
+
+    def _check_same(self, known: dict[str, Any]) -> None:
+        differing = {key: (known.get(key), value) for key, value in self.settings.items() if known.get(key) != value}
+        differing.pop("epochs", None)  # a finished run may be continued for more epochs
+        if differing:
+            described = ", ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in differing.items())
+            raise ValueError(f"the run in {self.path} had other settings ({described}); repeat its command line with --resume")
+
+    def rewrite_metrics(self, records: list[dict[str, Any]]) -> None:
+        """The metrics so far; written whole, so that a resumed run never repeats or tears a line."""
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+    def save(self, state: dict[str, Any]) -> None:
+        save(state, self.checkpoint)
+
+    def load(self) -> dict[str, Any]:
+        return load(self.checkpoint)
+
+    def draw_curves(self, records: list[dict[str, Any]], title: str) -> Path | None:
+        """Loss and accuracy per epoch, drawn with seaborn."""
+        if not records:
+            return None
+        frame = pd.DataFrame(records)
+        figure = curves(frame, {"loss": ("train_loss", "test_loss"), "accuracy": ("train_acc", "test_acc")}, title)
+        figure.savefig(self.path / "curves.png", dpi=110)
+        return self.path / "curves.png"
+
+
+def curves(frame: pd.DataFrame, panels: dict[str, tuple[str, ...]], title: str):
+    """A figure with one panel per entry of `panels` (label: columns of `frame`), against the column `epoch`."""
+    import seaborn as sns
+    from matplotlib.figure import Figure  # not pyplot: nothing global, no window
+    with sns.axes_style("whitegrid"):
+        figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+        for axis, (label, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+            long = frame.melt("epoch", [c for c in columns if c in frame], var_name="curve", value_name=label)
+            sns.lineplot(long, x="epoch", y=label, hue="curve", marker="o", ax=axis)
+            axis.get_legend().set_title(None)
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Turn Ctrl-C and SIGTERM into a request, `if stop:`, that the loop grants between two steps. A second one stops at once."""
+    stop: list[int] = []
+
+    def request(number: int, frame: Any) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def pick_device(cuda: bool) -> torch.device:
+    """The GPU where one was asked for; an error, not the CPU, where there is none."""
+    if cuda and not torch.cuda.is_available():
+        raise RuntimeError("--cuda was given, but torch finds no CUDA device; leave it out to run on the CPU")
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def milestones(text: str) -> list[int]:
+    """Epochs from a comma-separated list such as '40,45'."""
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"milestones are epochs separated by commas, such as 40,45; got {text!r}") from None
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes with its unit: 1536 -> '1.5 kB' in powers of 1024."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TB"

@@ -1,0 +1,132 @@
+"""Image sets in memory as normalised vectors, and batches whose order can be resumed in the middle of an epoch."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DATASETS = ("digits", "cifar10", "fashion_mnist")
+SHIFT = {"digits": 1, "cifar10": 4, "fashion_mnist": 2}  # pixels that augmentation moves an image at most
+FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True}  # a mirrored digit is another sign
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images [n c h w], normalised per channel by the training images' mean and deviation, and labels [n]."""
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+    @property
+    def features(self) -> int:
+        return self.train_x[0].numel()
+
+    @property
+    def classes(self) -> int:
+        return int(self.train_y.max()) + 1
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        return ImageSet(self.name, *(t.to(device) for t in (self.train_x, self.train_y, self.test_x, self.test_y)))
+
+
+def load_images(name: str, root: str | Path = "./dataset", train_size: int | None = None,
+                test_size: int | None = None) -> ImageSet:
+    """Load an image set. `digits` ships inside scikit-learn; the others lie under `root` or are downloaded there.
+
+    `train_size` and `test_size` keep that many images, the first ones of the published order (of a fixed shuffle for digits).
+    """
+    if name not in DATASETS:
+        raise ValueError(f"there is no data set '{name}'; choose one of {', '.join(DATASETS)}")
+    train_x, train_y, test_x, test_y = _digits() if name == "digits" else _torchvision(name, Path(root))
+    for kind, size, have in (("train", train_size, len(train_x)), ("test", test_size, len(test_x))):
+        if size is not None and not 0 < size <= have:
+            raise ValueError(f"{name} has {have} {kind} images; a subset of {size} was asked for")
+    train_x, train_y, test_x, test_y = train_x[:train_size], train_y[:train_size], test_x[:test_size], test_y[:test_size]
+    mean = train_x.mean((0, 2, 3), keepdim=True)
+    deviation = train_x.std((0, 2, 3), keepdim=True)
+    return ImageSet(name, (train_x - mean) / deviation, train_y, (test_x - mean) / deviation, test_y)
+
+
+def _digits() -> tuple[Tensor, ...]:
+    """1,797 8x8 images, of which a fixed fifth is for testing."""
+    from sklearn.datasets import load_digits
+    images, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(labels)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    test, train = order[:len(x) // 5], order[len(x) // 5:]
+    return x[train], y[train], x[test], y[test]
+
+
+def _torchvision(name: str, root: Path) -> tuple[Tensor, ...]:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise ImportError(f"the data set {name} needs torchvision: pip install 'pilimit[images]'") from error
+    kind = {"cifar10": datasets.CIFAR10, "fashion_mnist": datasets.FashionMNIST}[name]
+    parts = []
+    for train in (True, False):
+        try:
+            data = kind(root, train=train, download=False)
+        except RuntimeError:
+            try:
+                data = kind(root, train=train, download=True)
+            except Exception as error:
+                raise FileNotFoundError(f"{name} is not under {root.resolve()} and could not be downloaded ({error}); "
+                                        "pass the folder that holds it with --data") from error
+        images = torch.tensor(np.asarray(data.data), dtype=torch.float32)
+        images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images.unsqueeze(1)
+        parts += [images.contiguous(), torch.tensor(np.asarray(data.targets))]
+    return tuple(parts)
+
+
+class Batches:
+    """Batches (ids [b], images [b c h w], labels [b]) in a new order each epoch; `state` resumes anywhere in an epoch."""
+
+    def __init__(self, x: Tensor, y: Tensor, size: int, seed: int, shift: int = 0, flips: bool = False) -> None:
+        if size < 1:
+            raise ValueError(f"the batch size must be positive, got {size}")
+        self.x, self.y, self.size, self.shift, self.flips = x, y, size, shift, flips
+        self.generator = torch.Generator().manual_seed(seed)
+        self.order: Tensor | None = None
+        self.position = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """What is left of the epoch begun, else a whole new one."""
+        if self.order is None:
+            self.order, self.position = torch.randperm(len(self.x), generator=self.generator), 0
+        while self.position < len(self):
+            ids = self.order[self.position * self.size:(self.position + 1) * self.size]
+            self.position += 1
+            yield ids, self._augmented(self.x[ids.to(self.x.device)]), self.y[ids.to(self.y.device)]
+        self.order = None
+
+    def state(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.order, self.position = state["order"], state["position"]
+
+    def _augmented(self, x: Tensor) -> Tensor:
+        """Each image flipped with probability ½ and moved by up to `shift` pixels, the border filled with the mean (0)."""
+        if self.flips:
+            flip = torch.rand(len(x), generator=self.generator).to(x.device) < .5
+            x = torch.where(flip[:, None, None, None], x.flip(3), x)
+        if self.shift:
+            b, c, h, w = x.shape
+            padded = torch.nn.functional.pad(x, [self.shift] * 4)
+            top, left = torch.randint(0, 2 * self.shift + 1, (2, b), generator=self.generator).to(x.device)
+            sample, channel, row, column = (torch.arange(count, device=x.device) for count in (b, c, h, w))
+            rows, columns = (top[:, None] + row)[:, None, :, None], (left[:, None] + column)[:, None, None, :]
+            x = padded[sample[:, None, None, None], channel[:, None, None], rows, columns]
+        return x
