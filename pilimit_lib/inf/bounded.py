@@ -151,11 +151,14 @@ class RowLimits(nn.Module):
         hit = target >= 0
         if not bool(hit.any()):
             return rows
-        position = target[hit]
-        share = coefficient / layer.Amult.blocks.select(position)
-        add_to_rows(layer.A.blocks, position, rows.A[hit] * share[:, None].to(rows.A))
-        size = abs(coefficient) * torch.linalg.vector_norm(rows.A[hit].double(), dim=1)
-        self.error += float((size * displacement(best[hit])).sum()) * math.sqrt(K1)
+        position, member = torch.unique(target[hit], return_inverse=True)
+        amult = layer.Amult.blocks.select(position)
+        a = torch.cat([layer.A.blocks.select(position).to(B) * amult[:, None].to(B), coefficient * rows.A[hit].to(B)])
+        directions = torch.cat([layer.B.blocks.select(position).to(B), B[hit]])
+        total, mean, moved = combine(a, directions, torch.cat([torch.arange(len(position), device=member.device), member]))
+        write_rows(layer.A.blocks, position, total / amult[:, None].to(B))
+        write_rows(layer.B.blocks, position, mean)
+        self.error += moved
         self.merged += int(hit.sum())
         return Rows(rows.A[~hit], rows.B[~hit], rows.origin[~hit.to(rows.origin.device)])
 
@@ -194,7 +197,7 @@ def fold(layer: InfPiLinearReLU, keep: int) -> Report:
 
 @torch.no_grad()
 def merge(layer: InfPiLinearReLU, cosine: float = 0.95) -> Report:
-    """Sum rows made by the same sample whose directions have a cosine above `cosine`; the newest direction of a group stays.
+    """Sum rows made by the same sample whose directions have a cosine above `cosine` with the newest of their group.
 
     Rows of unknown origin are left alone. Momentum that an optimiser holds per row does not survive this.
     """
@@ -204,25 +207,40 @@ def merge(layer: InfPiLinearReLU, cosine: float = 0.95) -> Report:
     unit = B.to(accumulator(B.dtype))
     group = torch.unique(origin, return_inverse=True)[1]
     leader = torch.arange(m, device=origin.device)
-    loose, agreement = origin >= 0, torch.ones(m, device=origin.device, dtype=torch.float64)
+    loose = origin >= 0
     while bool(loose.any()):
         index = loose.nonzero().squeeze(1)
         newest = torch.full((m,), -1, device=origin.device).scatter_reduce_(0, group[index], index, "amax")[group[index]]
         found = (unit[index] * unit[newest]).sum(1)
         joins = (found > cosine) | (newest == index)
         leader[index[joins]] = newest[joins]
-        agreement[index[joins]] = found[joins].double()
         loose[index[joins]] = False
     heads = (leader == torch.arange(m, device=origin.device)).nonzero().squeeze(1)
-    moved = leader != torch.arange(m, device=origin.device)
-    size = torch.linalg.vector_norm(A.double(), dim=1) * Amult.double().abs()
-    bound = float((size * displacement(agreement))[moved].sum()) * math.sqrt(K1)
-    crowd = torch.bincount(leader, minlength=m)[heads] > 1
-    total = torch.zeros(m, layer.r_out, device=A.device, dtype=accumulator(A.dtype))
-    total.index_add_(0, leader, A.to(total) * Amult.to(total)[:, None])
-    layer.set_rows(torch.where(crowd[:, None], total[heads].to(A.dtype), A[heads]),
-                   torch.where(crowd, torch.ones_like(Amult[heads]), Amult[heads]), B[heads], origin[heads])
+    member = torch.unique(leader, return_inverse=True)[1]
+    total, mean, bound = combine(A.to(unit) * Amult.to(unit)[:, None], unit, member)
+    crowd = torch.bincount(member) > 1
+    layer.set_rows(torch.where(crowd[:, None], total.to(A.dtype), A[heads]),
+                   torch.where(crowd, torch.ones_like(Amult[heads]), Amult[heads]),
+                   torch.where(crowd[:, None], mean.to(B.dtype), B[heads]), origin[heads])
     return Report("merge", m, len(layer), bound, bound)  # k'(1) = k(1), so slopes obey the bound of values
+
+
+def combine(a: Tensor, B: Tensor, group: Tensor) -> tuple[Tensor, Tensor, float]:
+    """One row for each group of rows a = Amult A [m o], B [m r]: (Σ a [g o], direction [g r], bound on the change).
+
+    The direction b = Σ ⟨a_m, Σa⟩ B_m / |Σa|² makes the first order of the change, Σ a_m ⊗ (B_m - b), as small as it can be;
+    weights are kept positive, since rows that cancel have no meaningful mean.
+    """
+    count = int(group.max()) + 1 if len(group) else 0
+    total = a.new_zeros(count, a.shape[1]).index_add_(0, group, a)
+    square = total.square().sum(1)
+    weight = (a * total[group]).sum(1) / torch.where(square > 0, square, 1)[group]
+    weight = weight.clamp(min=1e-6)
+    mean = B.new_zeros(count, B.shape[1]).index_add_(0, group, B * weight[:, None])
+    mean /= torch.linalg.vector_norm(mean, dim=1, keepdim=True)
+    moved = torch.linalg.vector_norm(a.double(), dim=1) * displacement((B * mean[group]).sum(1))
+    alone = torch.bincount(group, minlength=count)[group] == 1
+    return total, mean, float(moved[~alone].sum()) * math.sqrt(K1)
 
 
 def displacement(cosine: Tensor) -> Tensor:
@@ -230,12 +248,12 @@ def displacement(cosine: Tensor) -> Tensor:
     return (2 * (K1 - relu_k(cosine.double()))).clamp_min(0).sqrt()
 
 
-def add_to_rows(blocks, position: Tensor, values: Tensor) -> None:
-    """Add `values` [k *tail] to the rows `position` [k], repeats allowed."""
+def write_rows(blocks, position: Tensor, values: Tensor) -> None:
+    """Put `values` [k *tail] in place of the rows `position` [k]."""
     for number, block in enumerate(blocks.views()):
         here = position // blocks.block_rows == number
         if bool(here.any()):
-            block.index_add_(0, position[here] - number * blocks.block_rows, values[here].to(block))
+            block[position[here] - number * blocks.block_rows] = values[here].to(block)
     blocks.edits += 1
 
 
