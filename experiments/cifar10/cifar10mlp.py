@@ -5,6 +5,7 @@
     python -m experiments.cifar10.cifar10mlp --width 1024                                # the finite π-network sampled from it
     python -m experiments.cifar10.cifar10mlp --width 1024 --gaussian-init                # the μ-network
     python -m experiments.cifar10.cifar10mlp --memory moments --degree 2                 # all rows as one matrix of fixed size
+    python -m experiments.cifar10.cifar10mlp --memory moments --row-budget 2000          # the newest 2,000 rows exact
 
 Writes settings.json, metrics.jsonl, curves.png and a checkpoint into --save-dir after every epoch. Ctrl-C stops after the
 current step; --resume goes on from there, bit for bit.
@@ -99,12 +100,11 @@ class Settings:
         if self.gaussian_init and not self.width:
             problems.append("--gaussian-init makes a finite μ-network: give its --width")
         if self.optimizer != "sgd":
-            if self.memory == "rows" and not self.width:
-                problems.append(f"--optimizer {self.optimizer} needs --memory moments: rows are appended by SGD only")
+            if (self.memory == "rows" or self.row_budget is not None) and not self.width:
+                problems.append(f"--optimizer {self.optimizer} needs --memory moments without --row-budget: rows are appended by "
+                                "SGD only")
             if self.momentum:
                 problems.append(f"--momentum is SGD's; --optimizer {self.optimizer} has its own")
-        if self.row_budget is not None and self.memory == "moments":
-            problems.append("--row-budget keeps the newest rows exact and turns older ones into moments: leave out --memory moments")
         if bool(milestones(self.lr_drop_milestones)) != (self.scheduler == "multistep"):
             problems.append("--scheduler multistep and --lr-drop-milestones belong together")
         if self.gclip_drop_milestones and not self.gclip:
@@ -124,7 +124,8 @@ def build(settings: Settings, data: ImageSet, device: torch.device) -> nn.Module
                             settings.last_layer_alpha, settings.bias_alpha, settings.last_bias_alpha, settings.layernorm,
                             row_dtype=row_dtype, memory=settings.memory, degree=settings.degree, fit=settings.fit,
                             activation=settings.activation, row_budget=settings.row_budget, merge=settings.merge,
-                            fused=settings.memory == "moments" and settings.optimizer == "sgd" and not settings.momentum)
+                            fused=(settings.memory == "moments" and settings.row_budget is None and settings.optimizer == "sgd"
+                                   and not settings.momentum))
     if settings.width:
         net = net.sample(settings.width)
         if settings.gaussian_init:
@@ -334,8 +335,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line: one flag per setting, and what concerns the output only."""
     result = argparse.ArgumentParser(prog="python -m experiments.cifar10.cifar10mlp", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    choices = {"memory": ("rows", "moments"), "fit": FITS, "activation": tuple(ACTIVATIONS), "optimizer": ("sgd", "adam", "adamw"),
-               "dataset": DATASETS, "loss": ("xent", "mse"), "scheduler": ("None", "cosine", "multistep")}
+    choices = {"memory": ("rows", "moments"), "fit": FITS, "activation": tuple(ACTIVATIONS),
+               "optimizer": ("sgd", "adam", "adamw"), "dataset": DATASETS, "loss": ("xent", "mse"),
+               "scheduler": ("None", "cosine", "multistep")}
     for field in fields(Settings):
         flag, default = f"--{field.name.replace('_', '-')}", field.default
         if default is False:

@@ -29,7 +29,8 @@ class InfMLP(nn.Module):
         dtype: of the input layer and biases; row_dtype: of the rows, see `InfPiLinearReLU`, or of the moments.
         memory: "rows" grows with every step and is exact for ReLU; "moments" has constant size, see `InfPiLinear`.
         degree, fit: of the moments' kernel, see `hermite_series`; activation: of the moments' units.
-        row_budget, merge: rows in bounded memory, see `InfPiLinearReLU`; fused: see `InfPiLinear`.
+        row_budget: keep the newest so many rows exact, only older ones as moments (with either `memory`); merge: rows of the same
+            sample, see `InfPiLinearReLU`; fused: see `InfPiLinear`.
     """
 
     def __init__(self, d_in: int, d_out: int, r: int, L: int, first_layer_alpha: float = 1, last_layer_alpha: float = 1,
@@ -52,7 +53,7 @@ class InfMLP(nn.Module):
         common = {"layernorm": layernorm, "device": device, "dtype": dtype}
         self.layers = nn.ModuleList([InfPiInputLinearReLU(d_in, r, bias_alpha, **common)])
         common |= {"degree": degree, "fit": fit}
-        if memory == "moments":
+        if memory == "moments" and row_budget is None:
             make, common = InfPiLinear, common | {"V_dtype": row_dtype, "activation": activation, "fused": fused}
         else:
             make, common = InfPiLinearReLU, common | {"row_dtype": row_dtype, "row_budget": row_budget, "merge": merge}
@@ -87,7 +88,7 @@ class InfMLP(nn.Module):
 
     def to_moments(self, degree: int = 2, fit: str = "hermite", fused: bool = False) -> InfMLP:
         """This network with the rows of every layer as one matrix of fixed size; the original stays as it is."""
-        if self.memory == "moments":
+        if not self._rows():
             raise ValueError("this network is made of moments already; to_moments turns rows into moments")
         moments = type(self).__new__(type(self))  # __init__ would draw and allocate every layer only to throw it away
         nn.Module.__init__(moments)
@@ -100,16 +101,20 @@ class InfMLP(nn.Module):
 
     def merge(self, cosine: float = 0.95) -> list[Report]:
         """Sum rows of the same sample whose directions agree, in every layer; see `bounded.merge`."""
-        return [layer.merge(cosine) for layer in self._rows_only("merge")]
+        self._need_rows("merge")
+        return [layer.merge(cosine) for layer in self.layers[1:]]
 
     def compress(self, tol: float) -> list[Report]:
         """Keep as few rows as a relative error `tol` of each layer allows; see `compress.compress`."""
-        return [layer.compress(tol) for layer in self._rows_only("compress")]
+        self._need_rows("compress")
+        return [layer.compress(tol) for layer in self.layers[1:]]
 
-    def _rows_only(self, what: str) -> list[InfPiLinearReLU]:
-        if self.memory != "rows":
-            raise ValueError(f"{what} works on rows; this network has memory='{self.memory}', whose size never changes")
-        return list(self.layers[1:])
+    def _rows(self) -> bool:
+        return isinstance(self.layers[-1], InfPiLinearReLU)
+
+    def _need_rows(self, what: str) -> None:
+        if not self._rows():
+            raise ValueError(f"{what} works on rows; this network is made of moments, whose size never changes")
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], layernorm: bool | None = None,
@@ -216,11 +221,12 @@ def _check_memory(memory: str, activation: Any, row_budget: int | None, merge: f
         raise ValueError(f"memory is {memory!r}; 'rows' or 'moments' was expected")
     if memory == "rows" and activation != "relu":
         raise ValueError("rows are exact for ReLU only; use memory='moments' for other activations")
-    if memory == "rows" and fused:
-        raise ValueError("fused concerns moments: rows are never formed as a gradient anyway; use memory='moments'")
-    if memory == "moments" and (row_budget is not None or merge is not None):
-        raise ValueError("row_budget and merge bound the memory of rows: use them with memory='rows' (older rows then become "
-                         "moments); memory='moments' keeps no rows")
+    if fused and (memory == "rows" or row_budget is not None):
+        raise ValueError("fused concerns layers that are moments altogether: rows are never formed as a gradient anyway")
+    if row_budget is not None and activation != "relu":
+        raise ValueError("row_budget keeps the newest rows exact, which rows are for ReLU only; leave it out")
+    if memory == "moments" and row_budget is None and merge is not None:
+        raise ValueError("merge sums rows of the same sample, and moments are none; use memory='rows', or a row_budget")
 
 
 def _hidden(net: InfMLP | FinPiMLPSample, x: Tensor) -> Tensor:

@@ -230,6 +230,12 @@ def test_row_budget_is_kept_at_every_step_and_training_stays_close():
     assert float((twin - bounded(x).detach()).square().mean().sqrt()) < .05 * float(bounded(x).detach().square().mean().sqrt())
 
 
+def test_a_budget_means_the_same_for_either_memory():
+    nets = network(row_budget=50), network(row_budget=50, memory="moments")
+    assert train(nets[0]) == train(nets[1])
+    assert InfMLP.from_state_dict(nets[1].state_dict()).rows == [50, 50]
+
+
 def test_a_budget_beyond_the_run_changes_nothing():
     exact, bounded = network(), network(row_budget=1000)
     assert train(exact) == train(bounded)

@@ -270,7 +270,7 @@ class TestCheckpoints:
 
 @pytest.mark.parametrize("arguments, message", [
     ({"memory": "row"}, "'rows' or 'moments'"), ({"activation": "gelu"}, "exact for ReLU only"),
-    ({"fused": True}, "fused concerns moments"), ({"memory": "moments", "row_budget": 9}, "memory='rows'"),
+    ({"fused": True}, "moments altogether"), ({"memory": "moments", "row_budget": 9, "activation": "gelu"}, "for ReLU only"),
     ({"memory": "moments", "merge": .9}, "memory='rows'"), ({"row_budget": -1}, "row_budget is -1"),
     ({"merge": 1.5}, "cosine above which"), ({"memory": "moments", "degree": -1}, "degree is -1"),
 ])
