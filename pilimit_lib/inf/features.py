@@ -124,10 +124,10 @@ class PolynomialFeatures:
         if tile.degree == 2:
             first, last = tile.rows
             width = (tile.stop - tile.start) // (last - first)
-            values = u[:, None, :width] * (math.sqrt(2) * root)
+            values = u[:, None, :width] * (math.sqrt(2) * root) * basis.windows[:, first:last, :width]
             if first == 0:
-                values = torch.cat([values / math.sqrt(2), values.expand(-1, last - 1, -1)], 1)
-            return (values * basis.windows[:, first:last, :width]).flatten(1)
+                values[:, 0] /= math.sqrt(2)  # squares, which appear once
+            return values.flatten(1)
         lower = basis.monomials[tile.degree - 1]
         values = [u[:, i:i + 1] * lower[:, begin:end] for i, begin, end in tile.pieces]
         return torch.cat(values, 1) * self._weight(tile, u)
@@ -169,13 +169,13 @@ class Adjoint:
             self.u.add_(grad, alpha=root)
         elif tile.degree == 2:
             first, last = tile.rows
-            grad = grad.view(len(u), last - first, -1).mul_(math.sqrt(2) * root)
+            grad, scale = grad.view(len(u), last - first, -1), math.sqrt(2) * root
             if first == 0:
                 grad[:, 0] /= math.sqrt(2)
             width = grad.shape[2]
-            self.u[:, :width] += torch.einsum("bdi,bdi->bi", grad, self.basis.windows[:, first:last, :width])
+            self.u[:, :width].add_((grad * self.basis.windows[:, first:last, :width]).sum(1), alpha=scale)
             sums = diagonal_sums(grad.mul_(u[:, None, :width]))
-            self.doubled[:, first:first + sums.shape[1]] += sums
+            self.doubled[:, first:first + sums.shape[1]].add_(sums, alpha=scale)
         elif tile.degree > 2:
             self._add_pieces(tile, grad.mul_(features._weight(tile, u)))
 
@@ -183,7 +183,7 @@ class Adjoint:
         u, degree, start = self.basis.u, tile.degree - 1, 0
         for i, begin, end in tile.pieces:
             part = grad[:, start:start + end - begin]
-            self.u[:, i] += torch.einsum("bi,bi->b", part, self.basis.monomials[degree][:, begin:end])
+            self.u[:, i] += (part * self.basis.monomials[degree][:, begin:end]).sum(1)
             self.monomials[degree][:, begin:end].addcmul_(part, u[:, i:i + 1])
             start += end - begin
 
@@ -196,7 +196,7 @@ class Adjoint:
             for i in range(r):
                 begin = suffix(r, degree - 1, i)
                 part = grad[:, start:start + lower.shape[1] - begin]
-                gathered = torch.einsum("bi,bi->b", part, lower[:, begin:])
+                gathered = (part * lower[:, begin:]).sum(1)
                 below[:, begin:].addcmul_(part, u[:, i:i + 1])
                 self.u[:, i] += gathered
                 start += part.shape[1]
