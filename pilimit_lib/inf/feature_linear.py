@@ -9,7 +9,11 @@ V may be float16 or bfloat16: each tile of it is converted, and sums are float32
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +21,36 @@ from torch import Tensor, nn
 from .features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
 from .functional import accumulator, direction
 
+_triton: ContextVar[bool] = ContextVar("pilimit_triton_features", default=False)
+
+
+@contextmanager
+def triton_kernels(enabled: bool = True) -> Iterator[None]:
+    """Inside the `with`, forward passes and fused steps of degree at most 2 run as Triton kernels where they can.
+
+    Off by default: the kernels agree with this module under Triton's interpreter, but have not been run on a GPU yet.
+    """
+    token = _triton.set(enabled)
+    try:
+        yield
+    finally:
+        _triton.reset(token)
+
+
+def _twin(features: PolynomialFeatures, u: Tensor, V: Tensor) -> ModuleType | None:
+    """The Triton implementation, where it was asked for and does not refuse."""
+    if not _triton.get():
+        return None
+    from . import triton_features
+    return triton_features if triton_features.usable(features, u, V) else None
+
 
 @torch.no_grad()
 def forward(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
     """Φ(u) V: [b o] in u's dtype."""
+    twin = _twin(features, u, V)
+    if twin is not None:
+        return twin.forward(features, u, V)
     out = u.new_zeros(len(u), V.shape[1])
     for basis, part in _pieces(features, u, out):
         for tile in features.tiles(len(basis.u)):
@@ -49,6 +79,9 @@ def backward(features: PolynomialFeatures, u: Tensor, V: Tensor, grad: Tensor, n
 @torch.no_grad()
 def update_(features: PolynomialFeatures, V: Tensor, u: Tensor, delta: Tensor, scale: float, decay: float = 1.0) -> None:
     """V ← decay·V + scale·Φ(u)ᵀ delta in place, for u [b r], delta [b o]: as many rows folded into V as there are samples."""
+    twin = _twin(features, u, V)
+    if twin is not None:
+        return twin.update_(features, V, u, delta, scale, decay)
     pieces = list(_pieces(features, u, delta))
     for tile in features.tiles(len(u)):
         block = V[tile.start:tile.stop]
