@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +104,12 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def seed_everything(seed: int) -> None:
+    """Start the generators that `rng_state` keeps from `seed`."""
+    torch.manual_seed(seed)
+    random.seed(seed)
 
 
 def pick_device(cuda: bool) -> torch.device:

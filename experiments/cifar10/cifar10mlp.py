@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.common import RunFolder, human_bytes, interruptible, milestones, pick_device
+from experiments.common import RunFolder, human_bytes, interruptible, milestones, pick_device, seed_everything
 from experiments.data import DATASETS, FLIPS, SHIFT, Batches, ImageSet, load_images
 from pilimit_lib.core import batch, load, restore, rng_state, save, set_rng_state, snapshot
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
@@ -117,7 +117,7 @@ class Settings:
 
 def build(settings: Settings, data: ImageSet, device: torch.device) -> nn.Module:
     """The network that the settings describe, freshly initialised from the seed."""
-    torch.manual_seed(settings.seed)
+    seed_everything(settings.seed)
     # On a GPU rows are kept in half precision, as the original does, unless --float is given; sums are float32 always.
     row_dtype = torch.float16 if device.type == "cuda" and not settings.float else torch.float32
     net: nn.Module = InfMLP(data.features, data.classes, settings.r, settings.depth, settings.first_layer_alpha,

@@ -21,6 +21,8 @@ _ids: ContextVar[Tensor | None] = ContextVar("pilimit_batch_ids", default=None)
 def batch(ids: Tensor | list[int]) -> Iterator[Tensor]:
     """Name the samples of every forward pass inside the `with`: `ids` [b], non-negative integers."""
     ids = torch.as_tensor(ids)
+    if list(ids.shape) == [0]:
+        ids = ids.long()  # an empty list says nothing about its dtype
     if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(f"batch ids must be a vector of integers, got {ids.dtype} of shape {list(ids.shape)}")
     if len(ids) and int(ids.min()) < 0:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import tempfile
+import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -41,8 +42,8 @@ def snapshot(model: nn.Module, optimizer: Optimizer | None = None, **extras: Any
     state = {
         "format": FORMAT,
         "structure": {name: module.structure() for name, module in model.named_modules() if isinstance(module, Growable)},
-        "model": _copied(dict(model.state_dict())),
-        "extras": _copied(extras),
+        "model": _copied(dict(model.state_dict()), "model"),
+        "extras": _copied(extras, "extras"),
     }
     if optimizer is not None:
         state["optimizer"] = _optimizer_snapshot(model, optimizer)
@@ -70,15 +71,16 @@ def save(obj: Any, path: str | os.PathLike) -> None:
     """Write `obj` to `path` whole or not at all: beside it first, then renamed over it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    # Not a file of `tempfile`: those can be read by their owner only, and keep that when they are renamed.
+    beside = path.parent / f".{path.name}.{uuid.uuid4().hex}.part"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with beside.open("xb") as file:
             torch.save(obj, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 
@@ -90,8 +92,12 @@ def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> A
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} does not hold plain tensors and builtins only, so it is not loaded: {error}") from error
-    except (RuntimeError, EOFError) as error:
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or "it is not a torch checkpoint"
+        raise ValueError(f"{path} is not loaded, because it holds more than plain tensors and builtins, or is damaged: {reason}"
+                         ) from error
+    except OSError:
+        raise
+    except Exception as error:  # the reader stumbles over damaged bytes in many ways
         raise ValueError(f"{path} is damaged or not a torch checkpoint: {error}") from error
 
 
@@ -135,7 +141,8 @@ def _optimizer_snapshot(model: nn.Module, optimizer: Optimizer) -> dict[str, Any
             raise ValueError(f"the optimiser holds a parameter of shape {list(parameter.shape)} that is not in the model "
                              "(after an edit, call follow(optimizer, change))")
     groups = [{**group, "params": [names[p] for p in group["params"]]} for group in optimizer.param_groups]
-    return _copied({"groups": groups, "state": {names[p]: dict(entry) for p, entry in optimizer.state.items() if p in names}})
+    state = {names[p]: dict(entry) for p, entry in optimizer.state.items() if p in names}
+    return _copied({"groups": groups, "state": state}, "optimizer")
 
 
 def _restore_optimizer(model: nn.Module, optimizer: Optimizer, saved: dict[str, Any]) -> None:
@@ -147,6 +154,7 @@ def _restore_optimizer(model: nn.Module, optimizer: Optimizer, saved: dict[str, 
     if len(saved["groups"]) != len(optimizer.param_groups):
         raise ValueError(f"the snapshot has {len(saved['groups'])} parameter groups, the optimiser {len(optimizer.param_groups)}")
     for group, entry in zip(optimizer.param_groups, saved["groups"]):
+        group.pop("param_names", None)  # names those that were held before
         group.update(copy.deepcopy({key: value for key, value in entry.items() if key != "params"}))
         group["params"] = [parameters[name] for name in entry["params"]]
     optimizer.state.clear()
@@ -157,12 +165,24 @@ def _restore_optimizer(model: nn.Module, optimizer: Optimizer, saved: dict[str, 
             for key, value in entry.items()}
 
 
-def _copied(value: Any) -> Any:
-    """A deep copy in which every tensor is detached and owns exactly its elements: a saved view would drag its buffer along."""
+_PLAIN = (bool, int, float, complex, str, bytes)
+
+
+def _copied(value: Any, where: str) -> Any:
+    """A deep copy of plain things, in which every tensor is detached and owns its elements: a saved view would drag its buffer
+    along. Anything else is refused now, because the file with it could be written but never read."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: _copied(entry) for key, entry in value.items()}
+        entries = {key: _copied(entry, f"{where}.{key}") for key, entry in value.items()}
+        return Counter(entries) if isinstance(value, Counter) else entries  # a scheduler's milestones
     if isinstance(value, list | tuple):
-        return type(value)(_copied(entry) for entry in value)
-    return copy.deepcopy(value)
+        entries = [_copied(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+        return torch.Size(entries) if isinstance(value, torch.Size) else tuple(entries) if isinstance(value, tuple) else entries
+    if value is None or type(value) in (*_PLAIN, torch.dtype, torch.device):
+        return value
+    for kind in _PLAIN:
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds tensors, numbers, "
+                    "strings, None, and lists, tuples and dicts of them. Pass a state_dict(), .item() or torch.as_tensor() of it")

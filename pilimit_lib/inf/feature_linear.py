@@ -168,10 +168,8 @@ class FactoredParameter(nn.Parameter):
         nn.Parameter.grad.__set__(self, value)
 
     def __deepcopy__(self, memo: dict) -> FactoredParameter:
-        if id(self) not in memo:
-            twin = type(self)(self.detach().clone(), copy.deepcopy(self.features, memo), self.requires_grad)
-            twin.pending = copy.deepcopy(self.pending, memo)
-            memo[id(self)] = twin
+        if id(self) not in memo:  # copies have no gradient, as with torch's own parameters
+            memo[id(self)] = type(self)(self.detach().clone(), copy.deepcopy(self.features, memo), self.requires_grad)
         return memo[id(self)]
 
     def __reduce_ex__(self, protocol: int):

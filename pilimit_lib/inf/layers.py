@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from opt_einsum import contract
 from torch import Tensor, nn
 
 from ..core import UNKNOWN, Axis, Blocks
+from .bias import bias_parameter, take_bias_alpha
 from .bounded import FoldedRows, Report, RowLimits, merge
 from .compress import compress
 from .feature_linear import moments_output
@@ -204,7 +206,7 @@ class InfPiLinearReLU(nn.Module):
         total = torch.zeros(self.r_out, len(omega), device=self.device, dtype=accumulator(self.dtype))
         for A, Amult, B in self.row_blocks():
             A, Amult, B = (tensor.to(total) for tensor in (A, Amult, B))
-            total.addmm_((A * Amult[:, None]).T, torch.relu(B @ omega.to(total).T))
+            total += contract("mo,m,mn->on", A, Amult, torch.relu(B @ omega.to(total).T))
         return total if self.folded is None else total + self.folded.finite_weight(omega)
 
     def sample(self, n_in: int, n_out: int | None = None, prev_omega: Tensor | None = None) -> FinPiLinearReLU:
@@ -292,26 +294,6 @@ class InfPiLinearReLU(nn.Module):
 def check_sizes(r: int, r_out: int) -> None:
     if r < 1 or r_out < 1:
         raise ValueError(f"a layer needs positive sizes, got r={r}, r_out={r_out}")
-
-
-def bias_parameter(alpha: float, size: int, device, dtype) -> nn.Parameter | None:
-    """No multiplier, no bias: one that is never used would still be trained and count in gradient norms."""
-    return nn.Parameter(torch.zeros(size, device=device, dtype=dtype)) if alpha else None
-
-
-def take_bias_alpha(layer: nn.Module, state: dict, prefix: str, errors: list) -> None:
-    """The checkpoint's multiplier counts. Unused zero biases, which the original stores where it is 0, are passed over."""
-    alpha = float(state.pop(prefix + "bias_alpha", layer.bias_alpha))
-    bias = state.get(prefix + "bias")
-    if layer.bias is None and bias is not None:
-        if alpha and bool(bias.any()):
-            errors.append(f"{prefix}bias: the checkpoint has one; build the network with bias_alpha={alpha}")
-        else:
-            state.pop(prefix + "bias")
-            alpha = 0.0
-    if layer.bias is not None and not alpha and bias is None:
-        errors.append(f"{prefix}bias: the checkpoint has none; build the network with bias_alpha=0")
-    layer.bias_alpha = alpha
 
 
 def _at_least_float32(fn):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .bounded import Report
+from .convert import build, load
 from .functional import direction
-from .layers import ROWS, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
-from .moments import InfPiLinear, series_misfit
+from .layers import FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
+from .misfits import ALPHAS, architecture_of, misfits
+from .moments import InfPiLinear
 
 
 class InfMLP(nn.Module):
@@ -123,13 +126,26 @@ class InfMLP(nn.Module):
 
         Our checkpoints know their architecture. Those of the original library don't know whether they use layer norm: say so.
         """
-        net = cls(**_architecture(state, layernorm), device=device)
+        net = cls(**architecture_of(state, layernorm), device=device)
         net.load_state_dict(state)
         return net
 
+    @classmethod
+    def from_pilimit_orig(cls, source: str | os.PathLike | Mapping[str, Any], device: torch.device | str | None = None,
+                          dtype: torch.dtype | None = None, row_dtype: torch.dtype | None = None) -> InfMLP:
+        """Build the network of a checkpoint of the paper's code: a pickled network, a pickled or a converted dictionary.
+
+        Nothing in the file is executed. Its L hidden layers are L - 1 here; rows keep their precision unless told otherwise.
+        """
+        return build(cls, source, device, dtype, row_dtype)
+
+    def load_pilimit_orig_net(self, orig_net: str | os.PathLike | Mapping[str, Any]) -> None:
+        """Take over weights, alphas and layer norm of such a checkpoint, or raise ValueError and stay as before."""
+        load(self, orig_net)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """Load a checkpoint with any number of rows, or raise and stay as before."""
-        problems = _misfits(self, state_dict)
+        problems = misfits(self, state_dict, strict)
         if problems:
             raise RuntimeError("the checkpoint does not fit this InfMLP (InfMLP.from_state_dict builds one that fits):\n  "
                                + "\n  ".join(problems))
@@ -144,7 +160,7 @@ class InfMLP(nn.Module):
         return self.architecture()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        for name in (*_ALPHAS, "layernorm"):
+        for name in (*ALPHAS, "layernorm"):
             setattr(self, name, state[name])
         for layer in self.layers:
             layer.layernorm = self.layernorm
@@ -152,7 +168,7 @@ class InfMLP(nn.Module):
     def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
                               errors: list) -> None:
         """Checkpoints of the original library hold the multipliers as tensors and nothing else about the architecture."""
-        for name in _ALPHAS:
+        for name in ALPHAS:
             if prefix + name in state:
                 setattr(self, name, float(state.pop(prefix + name)))
         absent = prefix + "_extra_state" not in state
@@ -212,8 +228,7 @@ class FinPiMLPSample(nn.Module):
         return f"n={self.n}, r={self.r}, L={self.L}, layernorm={self.layernorm}"
 
 
-_ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
-_ARCHITECTURE = ("d_in", "d_out", "r", "L", *_ALPHAS, "layernorm", "memory", "degree", "fit", "activation", "row_budget", "fused")
+_ARCHITECTURE = ("d_in", "d_out", "r", "L", *ALPHAS, "layernorm", "memory", "degree", "fit", "activation", "row_budget", "fused")
 
 
 def _check_memory(memory: str, activation: Any, row_budget: int | None, merge: float | None, fused: bool) -> None:
@@ -235,70 +250,3 @@ def _hidden(net: InfMLP | FinPiMLPSample, x: Tensor) -> Tensor:
     for layer in net.layers[1:-1]:
         g = layer(g)
     return g
-
-
-def _architecture(state: Mapping[str, Any], layernorm: bool | None) -> dict[str, Any]:
-    if "_extra_state" in state:
-        found = dict(state["_extra_state"])
-        if found.get("activation") == "custom":
-            raise ValueError("the checkpoint's activation is a function that only its author has; build the network with it "
-                             "and call load_state_dict")
-        if layernorm not in (None, found["layernorm"]):
-            raise ValueError(f"the checkpoint says layernorm={found['layernorm']}, the call says {layernorm}")
-        return found
-    numbers = [int(key.split(".")[1]) for key in state if key.startswith("layers.") and key.endswith(".A")]
-    if not numbers or "layers.0.A" not in state or not set(_ALPHAS) <= set(state):
-        raise ValueError(f"not a checkpoint of an InfMLP: found {sorted(map(str, state))[:8]}")
-    if layernorm is None:
-        raise ValueError("a checkpoint of the original library does not say whether the network uses layer norm; "
-                         "pass layernorm=True or layernorm=False")
-    d_in, r = state["layers.0.A"].shape
-    alphas = {name: float(state[name]) for name in _ALPHAS}
-    if "layers.0.bias" not in state:
-        alphas["bias_alpha"] = 0.0
-    return {"d_in": d_in, "d_out": state[f"layers.{max(numbers)}.A"].shape[1], "r": r, "L": max(numbers) - 1,
-            "layernorm": layernorm, **alphas}
-
-
-def _kernel_misfit(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> list[str]:
-    """Moments mean nothing under another kernel, so say so before anything is loaded."""
-    if isinstance(layer, InfPiLinear):
-        if f"{prefix}A" in state and layer.series.activation != "relu":
-            return [f"{prefix}A holds rows of ReLU units, this layer has activation {layer.series.activation}"]
-        found, series = state.get(f"{prefix}kappa", state.get(f"{prefix}folded.kappa")), layer.series
-    else:
-        found, series = state.get(f"{prefix}folded.kappa"), None if layer.folded is None else layer.folded.series
-        if found is not None and series is None:
-            return [f"{prefix}folded holds folded rows; build the network with row_budget, or with memory='moments'"]
-    problem = None if found is None else series_misfit(series, found)
-    return [f"{prefix}: {problem}"] if problem else []
-
-
-def _misfits(net: InfMLP, state: Mapping[str, Any]) -> list[str]:
-    """What in `state` can't be loaded into `net`, apart from the number of rows."""
-    problems = []
-    for i, layer in enumerate(net.layers):
-        expected = {f"layers.{i}.{name}": list(parameter.shape) for name, parameter in layer.named_parameters()}
-        rows: set[str] = set()
-        if f"layers.{i}.A" in state and isinstance(layer, InfPiLinear):
-            del expected[f"layers.{i}.V"]
-            expected |= {f"layers.{i}.A": [0, layer.r_out], f"layers.{i}.Amult": [0], f"layers.{i}.B": [0, layer.r]}
-        if i:
-            rows = {f"layers.{i}.{name}" for name in ROWS}
-        for key, shape in expected.items():
-            if key not in state:
-                problems.append(f"{key} is missing")
-                continue
-            got, free = list(state[key].shape), key in rows
-            if len(got) != len(shape) or got[free:] != shape[free:]:
-                problems.append(f"{key} has shape {got}; expected {['rows', *shape[1:]] if free else shape}")
-        if i:
-            problems += _kernel_misfit(layer, state, f"layers.{i}.")
-    for i in range(1, len(net.layers)):
-        counts = {name: len(state[key]) for name in ROWS if (key := f"layers.{i}.{name}") in state}
-        if len(set(counts.values())) > 1:
-            problems.append(f"layers.{i} has rows of different number: {counts}")
-    layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
-    if len(layers) != len(net.layers):
-        problems.append(f"the checkpoint has {len(layers)} layers, the network {len(net.layers)} (L={net.L})")
-    return problems

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .bias import bias_parameter, take_bias_alpha
 from .feature_linear import FactoredParameter, moments_of, moments_output
 from .features import PolynomialFeatures
 from .finite import FinPiLinearReLU
 from .functional import accumulator
 from .hermite import Series, hermite_series
-from .layers import ROWS, bias_parameter, check_sizes, take_bias_alpha
+from .layers import ROWS, check_sizes
 from .truncated import TruncatedActivation, finite_moments
 
 if TYPE_CHECKING:

@@ -28,6 +28,10 @@ class Pending:
         """The layer whose rows these will be."""
         return self.axis.members[0].module
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have no pending rows, as torch's have no `.grad`: else a copy would step some layers only."""
+        return {**self.__dict__, "parts": [], "staged": []}
+
     def add(self, rows: Rows) -> None:
         self.parts.append(rows)
 
@@ -127,7 +131,13 @@ class InfPiParameter(nn.Parameter):
             return args[0].blocks.write(args[1])
         if any(issubclass(kind, PendingGradient) for kind in types):
             raise RuntimeError(_REMEDY)
-        if _in_place(getattr(func, "__name__", "")) and isinstance(args[0], cls):
+        in_place = _in_place(getattr(func, "__name__", ""))
+        if in_place and isinstance(args[0], list | tuple) and any(isinstance(entry, cls) for entry in args[0]):
+            raise RuntimeError(_REMEDY)  # several tensors at once: an optimiser's foreach, which would change copies
+        if in_place and isinstance(args[0], cls):
+            # Decoupled weight decay, say, would scale rows before it finds out that it can't use their gradient.
+            if args[0].pending.parts:
+                raise RuntimeError(_REMEDY)
             if torch.is_grad_enabled() and args[0].requires_grad:
                 raise RuntimeError("a parameter of a π-layer is changed in place while autograd records; use torch.no_grad()")
             values = args[0].blocks.dense()

@@ -6,7 +6,7 @@ import pytest
 NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "pilimit_intro.ipynb"
 
 
-@pytest.mark.filterwarnings("ignore")  # the notebook machinery's own; the cells' warnings arrive as output and are looked at below
+@pytest.mark.filterwarnings("ignore")  # the machinery's own; those of the cells arrive as output
 def test_the_walk_through_runs():
     nbformat = pytest.importorskip("nbformat", reason="the notebook needs nbformat: pip install -e .[test]")
     nbclient = pytest.importorskip("nbclient", reason="running the notebook needs nbclient: pip install -e .[test]")

@@ -1,0 +1,304 @@
+"""Test a saved network, its feature kernel, or the NNGP and NTK of a ReLU network, on images. No training.
+
+    python -m experiments.cifar10.cifar10test --load-model-path PATH                            # a checkpoint of this library
+    python -m experiments.cifar10.cifar10test --load-model-path PATH --load-from-pilimit-orig   # one of the paper's code
+    python -m experiments.cifar10.cifar10test --load-model-path PATH --width 4096               # a finite sample of it
+    python -m experiments.cifar10.cifar10test --load-model-path PATH --test-kernel              # regression on its features
+    python -m experiments.cifar10.cifar10test --gp --depth 2 --train-subset-size 10000          # NNGP; --ntk for the NTK
+
+Kernel regression says what memory it needs before it starts. --save-kernel keeps the kernel matrix in --save-dir; the same
+command line then goes on where it was interrupted. Results go to settings.json, results.jsonl and, of several --multiple-regs,
+regs.png there.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from experiments.cifar10.cifar10mlp import Settings as TrainSettings
+from experiments.cifar10.cifar10mlp import evaluate
+from experiments.cifar10.saved import ALPHAS, load_network
+from experiments.common import human_bytes, pick_device, write_text
+from experiments.data import DATASETS, ImageSet, load_images
+from pilimit_lib.inf import InfMLP
+from pilimit_lib.inf.gp import (
+    ReLUKernel,
+    embed,
+    features_of,
+    kernel_matrix,
+    kernel_product,
+    kernel_ridge,
+    memory_needed,
+    require_memory,
+)
+
+REGS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+FEATURES_OF = {"digits": 64, "cifar10": 3072, "fashion_mnist": 784}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is tested, and on which images. None: as the checkpoint says, or as the help says."""
+    load_model_path: str = ""
+    load_from_pilimit_orig: bool = False
+    gp: bool = False
+    ntk: bool = False
+    ntk_as_published: bool = False
+    test_kernel: bool = False
+    width: int | None = None
+    r: int | None = None
+    depth: int | None = None
+    layernorm: bool = False
+    first_layer_alpha: float | None = None
+    last_layer_alpha: float | None = None
+    bias_alpha: float | None = None
+    last_bias_alpha: float | None = None
+    varw: float = 1.0
+    varb: float = 0.0
+    first_layer_lr_mult: float = 1.0
+    last_layer_lr_mult: float = 1.0
+    bias_lr_mult: float | None = None
+    kernel_reg: float = 1e-8
+    multiple_regs: bool = False
+    method: str = "auto"
+    dataset: str | None = None
+    data: str = "./dataset"
+    train_subset_size: int | None = None
+    test_subset_size: int | None = None
+    loss: str = "xent"
+    batch_size: int = 64
+    test_batch_size: int = 512
+    seed: int = 1
+    cuda: bool = False
+    float: bool = False
+
+    def check(self) -> None:
+        """Raise on settings that contradict each other or can't be meant."""
+        problems = []
+        if bool(self.load_model_path) + self.gp + self.ntk != 1:
+            problems.append("give one of --load-model-path, --gp and --ntk")
+        if not self.load_model_path:
+            for name in ("load_from_pilimit_orig", "test_kernel", "width", "r", "layernorm", *ALPHAS):
+                if getattr(self, name):
+                    problems.append(f"--{name.replace('_', '-')} belongs to a network: give its --load-model-path")
+        if self.load_model_path or self.gp:
+            for name in ("first_layer_lr_mult", "last_layer_lr_mult", "bias_lr_mult", "ntk_as_published"):
+                if getattr(self, name) != getattr(type(self), name):
+                    problems.append(f"--{name.replace('_', '-')} is part of the tangent kernel: it needs --ntk")
+        if self.width is not None and self.width < 1:
+            problems.append(f"--width must be at least 1, got {self.width}; leave it out for the infinite network")
+        if self.kernel_reg < 0:
+            problems.append(f"--kernel-reg must not be negative, got {self.kernel_reg}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    @property
+    def regs(self) -> list[float]:
+        """Ridges to try, relative to the mean diagonal of the kernel."""
+        return sorted({*REGS, self.kernel_reg}) if self.multiple_regs else [self.kernel_reg]
+
+
+def network(settings: Settings, device: torch.device) -> nn.Module:
+    """The saved network, or the finite sample of it that --width asks for."""
+    given = {"r": settings.r, "L": settings.depth, "layernorm": settings.layernorm or None,
+             **{name: getattr(settings, name) for name in ALPHAS}}
+    net = load_network(settings.load_model_path, given, settings.load_from_pilimit_orig, device,
+                       torch.float32 if settings.float else None)
+    if settings.width is None or getattr(net, "n", None) == settings.width:
+        return net
+    if not isinstance(net, InfMLP):
+        raise ValueError(f"--width {settings.width}, but the saved network is finite already, of width {net.n}")
+    torch.manual_seed(settings.seed)
+    return net.sample(settings.width)
+
+
+def images_for(settings: Settings, net: nn.Module | None) -> ImageSet:
+    """The data set that was named, or the one whose images have the network's input size."""
+    name = settings.dataset
+    if name is None:
+        fitting = [known for known, size in FEATURES_OF.items() if net is None or size == net.d_in]
+        if not fitting:
+            raise ValueError(f"the network takes {net.d_in} numbers; no data set here has such images "
+                             f"({', '.join(f'{k}: {v}' for k, v in FEATURES_OF.items())})")
+        name = "cifar10" if net is None else fitting[0]
+    data = load_images(name, settings.data, settings.train_subset_size, settings.test_subset_size)
+    if net is not None and data.features != net.d_in:
+        raise ValueError(f"the network takes {net.d_in} numbers, images of {name} have {data.features}")
+    return data
+
+
+def test_network(settings: Settings, net: nn.Module, data: ImageSet) -> list[dict[str, Any]]:
+    """Loss and accuracy of the network itself on the test images."""
+    if net.d_out != data.classes:
+        raise ValueError(f"the network has {net.d_out} outputs, {data.name} {data.classes} classes: "
+                         "only its features can be tested (--test-kernel)")
+    device = next(net.parameters()).device
+    how = TrainSettings(loss=settings.loss, test_batch_size=settings.test_batch_size)
+    loss, accuracy = evaluate(net, data.test_x.to(device), data.test_y.to(device), how)
+    return [{"what": describe(settings, net), "test_loss": loss, "test_acc": accuracy}]
+
+
+def kernel_of(settings: Settings) -> ReLUKernel:
+    """The NNGP or NTK that the settings describe."""
+    depth = 2 if settings.depth is None else settings.depth
+    lrw = (settings.first_layer_lr_mult, *[1.0] * (depth - 1), settings.last_layer_lr_mult)
+    return ReLUKernel(depth, settings.ntk, settings.varw, settings.varb, lrw, settings.bias_lr_mult, settings.ntk_as_published)
+
+
+def test_kernel(settings: Settings, net: nn.Module | None, data: ImageSet, folder: Path, save_kernel: bool,
+                quiet: bool, device: torch.device) -> list[dict[str, Any]]:
+    """Accuracy of regression with the kernel on the test images, for each ridge."""
+    if net is None:
+        kernel, x, x_test = kernel_of(settings), data.train_x.flatten(1), data.test_x.flatten(1)
+    else:
+        kernel = features_of(net)
+        x, x_test = (embed(net, part, settings.batch_size, not quiet) for part in (data.train_x, data.test_x))
+    dtype = torch.float32 if settings.float else torch.float64
+    needed = memory_needed(len(x), dtype, settings.method, len(settings.regs))
+    print(f"kernel of {len(x)} samples in {str(dtype).split('.')[1]} with {len(settings.regs)} ridge(s): "
+          f"{human_bytes(needed)} of memory", flush=True)
+    require_memory(needed)
+    started = time.perf_counter()
+    K = kernel_matrix(kernel, x, dtype=dtype, cache=folder / "kernel.npy" if save_kernel else None, device=device,
+                      progress=not quiet)
+    built = time.perf_counter() - started
+    targets = nn.functional.one_hot(data.train_y, data.classes).double() - 1 / data.classes
+    coefficients, records = [], []
+    # Together for the eigendecomposition, which they share; else one by one, so that one that fails leaves the others.
+    for group in [settings.regs] if settings.method == "eigen" else [[reg] for reg in settings.regs]:
+        try:
+            coefficients += list(kernel_ridge(K, targets, group, method=settings.method, progress=not quiet))
+            records += [{"what": describe(settings, net), "reg": reg} for reg in group]
+        except ValueError as error:
+            records += [{"what": describe(settings, net), "reg": reg, "failed": str(error)} for reg in group]
+    if coefficients:
+        outputs = iter(kernel_product(kernel, x_test, x, torch.stack(coefficients), device=device, progress=not quiet))
+        for record in records:
+            if "failed" not in record:
+                record |= {**scores(next(outputs), data.test_y), "kernel_seconds": round(built, 1),
+                           "seconds": round(time.perf_counter() - started, 1)}
+    return records
+
+
+def scores(outputs: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy, and mean squared error to centred one-hot labels."""
+    targets = nn.functional.one_hot(labels, outputs.shape[1]).double() - 1 / outputs.shape[1]
+    return {"test_loss": float((outputs - targets).square().mean()),
+            "test_acc": float((outputs.argmax(1) == labels).double().mean())}
+
+
+def describe(settings: Settings, net: nn.Module | None) -> str:
+    if net is None:
+        published = " as published" if settings.ntk_as_published else ""
+        return f"{'NTK' if settings.ntk else 'NNGP'}{published}, depth {kernel_of(settings).depth}"
+    kind = f"finite network, width {net.n}" if hasattr(net, "n") else "infinite network"
+    return f"{'feature kernel of ' if settings.test_kernel else ''}{kind}, r={net.r}, depth {net.L}"
+
+
+def run(settings: Settings, save_dir: str | Path, *, save_kernel: bool = False, overwrite: bool = False,
+        quiet: bool = False, verbose: bool = False) -> list[dict[str, Any]]:
+    """Test what the settings describe; one record per ridge (accuracies are fractions), also written to `save_dir`."""
+    settings.check()
+    device = pick_device(settings.cuda)
+    net = network(settings, device) if settings.load_model_path else None
+    data = images_for(settings, net)
+    folder = prepare(Path(save_dir), asdict(settings), overwrite)
+    if verbose:
+        print(net if net is not None else kernel_of(settings))
+    if net is not None and not settings.test_kernel:
+        records = test_network(settings, net, data)
+    else:
+        records = test_kernel(settings, net, data, folder, save_kernel, quiet, device)
+    for record in records:
+        record |= {"dataset": data.name, "train": len(data.train_y), "test": len(data.test_y)}
+    write_text(folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    draw(records, folder)
+    return records
+
+
+def prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> Path:
+    """The output folder; one that holds a test with other settings is refused."""
+    known = folder / "settings.json"
+    if known.exists() and not overwrite and json.loads(known.read_text()) != settings:
+        raise FileExistsError(f"{folder} holds a test with other settings; choose another --save-dir, or --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(known, json.dumps(settings, indent=2) + "\n")
+    return folder
+
+
+def draw(records: list[dict[str, Any]], folder: Path) -> None:
+    """Accuracy against the ridge, where there are several."""
+    frame = pd.DataFrame(records)
+    if len(frame) < 2 or "test_acc" not in frame:
+        return
+    import seaborn as sns
+    from matplotlib.figure import Figure
+    with sns.axes_style("whitegrid"):
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+        axis = figure.subplots()
+        sns.lineplot(frame.assign(accuracy=100 * frame.test_acc), x="reg", y="accuracy", marker="o", ax=axis)
+        axis.set(xscale="log", xlabel="ridge / mean diagonal", ylabel="test accuracy, %", title=records[0]["what"])
+    figure.savefig(folder / "regs.png", dpi=110)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: one flag per setting, and what concerns the output only."""
+    result = argparse.ArgumentParser(prog="python -m experiments.cifar10.cifar10test", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    choices = {"dataset": DATASETS, "loss": ("xent", "mse"), "method": ("auto", "cholesky", "eigen")}
+    helps = {"depth": "hidden layers: of the kernel (default 2); of a network, to check it", "r": "to check the network",
+             "width": "test a finite sample of this width", "bias_lr_mult": "default 1 where --varb is positive, else no biases",
+             "dataset": "default: what fits the network; cifar10 for --gp and --ntk",
+             "kernel_reg": "ridge, relative to the mean of the kernel's diagonal; default 1e-08",
+             "ntk_as_published": "the tangent kernel as the paper's code computes it", "float": "float32 kernel and rows"}
+    for field in fields(Settings):
+        flag, text = f"--{field.name.replace('_', '-')}", helps.get(field.name)
+        if field.default is False:
+            result.add_argument(flag, action="store_true", help=text)
+        else:
+            kind = {"int | None": int, "float | None": float}.get(str(field.type), str)
+            kind = type(field.default) if field.default is not None else kind
+            result.add_argument(flag, type=kind, default=field.default, choices=choices.get(field.name),
+                                help=text or f"default {field.default}")
+    result.add_argument("--save-dir", default="", help="output folder; default output/cifar10test/<date and time>")
+    for flag, text in (("save-kernel", "keep the kernel matrix in --save-dir"), ("overwrite", "replace the test in --save-dir"),
+                       ("verbose", "print the network or kernel"), ("quiet", "no progress bars"),
+                       ("human", "round what is printed")):
+        result.add_argument(f"--{flag}", action="store_true", help=text)
+    return result
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    arguments = parser()
+    args = arguments.parse_args(argv)
+    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    if args.save_kernel and not args.save_dir:
+        arguments.error("--save-kernel needs a --save-dir, to be found there again")
+    save_dir = args.save_dir or Path("output") / "cifar10test" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        records = run(settings, save_dir, save_kernel=args.save_kernel, overwrite=args.overwrite, quiet=args.quiet,
+                      verbose=args.verbose)
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        arguments.error(str(error))
+    for record in records:
+        reg = f", ridge {record['reg']:g}" if "reg" in record else ""
+        if "failed" in record:
+            print(f"{record['what']}{reg}: {record['failed']}")
+        else:
+            digits = 1 if args.human else 2
+            print(f"{record['what']}{reg}: {100 * record['test_acc']:.{digits}f} % of {record['test']} test images "
+                  f"({record['dataset']}), loss {record['test_loss']:.4f}")
+    print(f"results in {save_dir}")
+    return records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Turn a checkpoint of the original code into a plain dictionary of tensors.
+
+    python -m pilimit_orig.convert_net IN [OUT]        (default OUT: IN with _converted.th for its ending)
+
+IN is a whole pickled network, a pickled dictionary, or a dictionary that was converted before. Nothing in it is executed and
+the original code is not needed. Layers keep their numbers; the library counts one hidden layer less.
+"""
+
+import argparse
+import os
+import sys
+
+from pilimit_orig import checkpoint
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m pilimit_orig.convert_net", description=__doc__.split("\n\n")[0])
+    parser.add_argument("input", metavar="IN", help="a checkpoint of the original code")
+    parser.add_argument("output", metavar="OUT", nargs="?", help="where to write (default: IN with _converted.th for its ending)")
+    args = parser.parse_args(argv)
+    output = args.output or os.path.splitext(args.input)[0] + "_converted.th"
+    if os.path.exists(output) and os.path.exists(args.input) and os.path.samefile(output, args.input):
+        parser.error(f"OUT is IN ({output}): give another name")
+    try:
+        net = checkpoint.read(args.input)
+        print(checkpoint.describe(net))
+        checkpoint.write(net, output)
+    except (checkpoint.CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""environment.yml says the same as pyproject.toml; the README's two commands are the ones that CI runs."""
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CONDA_NAMES = {"torch": "pytorch"}   # where conda-forge calls a package otherwise
+ONLY_PIP = {"cox", "torch-pruning"}  # packages that conda users get from PyPI
+APART = {"kernels"}                  # extras whose pins would hold everything else back: for an environment of their own
+
+
+def requirements() -> dict[str, str]:
+    """Name to version bound, of the package and of its extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = list(project["dependencies"])
+    for name, extra in project["optional-dependencies"].items():
+        listed += [requirement for requirement in extra if name not in APART and not requirement.startswith("pilimit[")]
+    found = {}
+    for requirement in listed:
+        name, bound = re.fullmatch(r"([A-Za-z0-9_.-]+?)((?:[<>=!~].*)?)", requirement).groups()
+        assert found.setdefault(name, bound) == bound, f"{name} is asked for as {found[name]} and as {bound}"
+    return found
+
+
+def expected_lines() -> tuple[list[str], list[str]]:
+    """(entries for conda, entries for pip below it)."""
+    wanted = requirements()
+    lines = [f"{CONDA_NAMES.get(name, name)}{bound}" for name, bound in sorted(wanted.items()) if name not in ONLY_PIP]
+    return lines, [f"{name}{bound}" for name, bound in sorted(wanted.items()) if name in ONLY_PIP]
+
+
+def test_conda_users_get_the_same_packages():
+    yaml = pytest.importorskip("yaml")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda, pip = expected_lines()
+    listed = [entry for entry in dependencies if isinstance(entry, str)]
+    assert listed[0] == f"python{project['requires-python']}"
+    assert sorted(listed[1:]) == sorted([*conda, "pip"])
+    assert [entry for entry in dependencies if isinstance(entry, dict)] == [{"pip": pip}]
+
+
+def test_the_readme_holds_the_two_commands_that_ci_runs():
+    readme, script = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    setup = re.search(r"\.venv/bin/pip install [^&]*[^& ]", readme).group()
+    tests = re.search(r"^\.venv/bin/python -m pytest.*", readme, re.MULTILINE).group()
+    assert setup == '.venv/bin/pip install -e ".[test]"' and tests == ".venv/bin/python -m pytest -n 2"
+    assert r"\.venv/bin/pip install" in script and r"\.venv/bin/python -m pytest" in script
+
+
+def test_every_dependency_is_justified():
+    for line in (ROOT / "pyproject.toml").read_text().splitlines():
+        if re.match(r'    "[a-z]', line) and not line.strip().startswith('"E'):
+            assert re.search(r"#\s*\S+ \S+ \S+", line), f"say why in one line: {line.strip()}"
