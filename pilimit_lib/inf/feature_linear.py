@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from .features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
 from .functional import accumulator, direction
 
+ROWS_AT_ONCE = 8192  # rows that are summed into moments at a time
+
 _triton: ContextVar[bool] = ContextVar("pilimit_triton_features", default=False)
 
 
@@ -231,6 +233,7 @@ def moments_of(features: PolynomialFeatures, blocks, r_out: int, like: Tensor) -
     """Σ_m Amult_m Φ(B_m) A_mᵀ [P o] of blocks of rows (A [m o], Amult [m], B [m r]), on `like`'s device, in its precision."""
     V = torch.zeros(features.P, r_out, device=like.device, dtype=accumulator(like.dtype))
     for A, Amult, B in blocks:
-        A, Amult, B = (tensor.to(V) for tensor in (A, Amult, B))
-        update_(features, V, B, A * Amult[:, None], 1.0)
+        for part in zip(*(tensor.split(ROWS_AT_ONCE) for tensor in (A, Amult, B))):  # rows may be mapped from a large file
+            A_part, Amult_part, B_part = (tensor.to(V) for tensor in part)
+            update_(features, V, B_part, A_part * Amult_part[:, None], 1.0)
     return V

@@ -261,6 +261,23 @@ class TestCheckpoints:
         moments.register_forward_hook(lambda *_: None)
         assert torch.equal(net(x), before) and not net._forward_hooks
 
+    def test_rows_in_many_parts_are_summed_alike(self, monkeypatch):
+        from pilimit_lib.inf import feature_linear
+        net, x = self.trained("rows")
+        expected = net.to_moments()(x)
+        monkeypatch.setattr(feature_linear, "ROWS_AT_ONCE", 7)
+        torch.testing.assert_close(net.to_moments()(x), expected, rtol=1e-5, atol=1e-6)
+
+    def test_checkpoint_of_the_original_code_becomes_moments(self):
+        from pilimit_lib.inf.convert import to_pilimit_orig
+        net, x = self.trained("rows")
+        moments = InfMLP(12, 4, 8, 1, bias_alpha=.5, memory="moments")
+        moments.load_pilimit_orig_net(to_pilimit_orig(net))
+        torch.testing.assert_close(moments(x), net.to_moments()(x), rtol=1e-5, atol=1e-6)
+        for other in (moments, self.trained("rows", row_budget=20)[0]):
+            with pytest.raises(ValueError, match="knows rows only"):
+                to_pilimit_orig(other)
+
     def test_pending_rows_are_not_lost_by_conversion(self):
         net, x = self.trained("rows")
         net(x).sum().backward()
