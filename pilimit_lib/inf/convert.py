@@ -99,6 +99,8 @@ def load(net: InfMLP, source: Source) -> None:
 
 def to_pilimit_orig(net: InfMLP) -> dict[str, Any]:
     """The original's dictionary of `net`, as plain tensors: what pilimit_orig.convert_net writes. Pending rows are left out."""
+    if any(not hasattr(layer, "A") or getattr(layer, "folded", None) is not None for layer in net.layers):
+        raise ValueError("the original code knows rows only; this network keeps moments (memory='moments' or a row_budget)")
     layers = dict(enumerate(net.layers, 1))
     for number, layer in layers.items():
         if number > 1 and (not hasattr(layer, "Amult") or getattr(layer, "folded", None) is not None):
