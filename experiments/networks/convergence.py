@@ -100,6 +100,7 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         axis.plot(widths, start * (widths / widths[0]) ** -.5, color="0.5", linewidth=1, linestyle=":", label=r"$n^{-1/2}$")
         axis.set(xscale="log", yscale="log", xlabel="width n of the finite network", ylabel="root mean square of f_n - f")
         axis.set_xticks(widths, [f"{int(n)}" for n in widths])
+        axis.xaxis.minorticks_off()
         axis.legend(title=None)
     figure.savefig(path, dpi=130)
 

@@ -128,7 +128,7 @@ class InfPiLinearFunction(torch.autograd.Function):
         ctx.layer, ctx.rows, ctx.edits, ctx.dtype = layer, len(layer), layer.edits, g.dtype
         # Captured now: backward may run in another thread, where the surrounding `batch` is not visible.
         ids = current_ids(len(g))
-        ctx.ids = torch.full((len(g),), UNKNOWN) if ids is None else ids
+        ctx.ids = torch.full((len(g),), UNKNOWN, device=g.device) if ids is None else ids.to(g.device)
         return out
 
     @staticmethod
