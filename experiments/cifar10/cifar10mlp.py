@@ -4,6 +4,8 @@
     python -m experiments.cifar10.cifar10mlp --dataset cifar10 --data DIR --r 100        # CIFAR-10, in DIR or downloaded there
     python -m experiments.cifar10.cifar10mlp --width 1024                                # the finite π-network sampled from it
     python -m experiments.cifar10.cifar10mlp --width 1024 --gaussian-init                # the μ-network
+    python -m experiments.cifar10.cifar10mlp --memory moments --degree 2                 # all rows as one matrix of fixed size
+    python -m experiments.cifar10.cifar10mlp --memory moments --row-budget 2000          # the newest 2,000 rows exact
 
 Writes settings.json, metrics.jsonl, curves.png and a checkpoint into --save-dir after every epoch. Ctrl-C stops after the
 current step; --resume goes on from there, bit for bit.
@@ -25,6 +27,7 @@ from experiments.common import RunFolder, human_bytes, interruptible, milestones
 from experiments.data import DATASETS, FLIPS, SHIFT, Batches, ImageSet, load_images
 from pilimit_lib.core import batch, load, restore, rng_state, save, set_rng_state, snapshot
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
+from pilimit_lib.inf.hermite import ACTIVATIONS, FITS
 
 REMOVED = {  # flags that did nothing in the original's library, or named what it never had
     "--last-layer-grad-no-alpha": "it had no effect in the original library",
@@ -47,6 +50,13 @@ class Settings:
     gaussian_init: bool = False
     r: int = 50
     depth: int = 2
+    memory: str = "rows"
+    degree: int = 2
+    fit: str = "hermite"
+    activation: str = "relu"
+    row_budget: int | None = None
+    merge: float | None = None
+    optimizer: str = "sgd"
     layernorm: bool = False
     first_layer_alpha: float = 1.0
     last_layer_alpha: float = 0.5
@@ -89,6 +99,12 @@ class Settings:
                 problems.append(f"--{name} must not be negative, got {getattr(self, name)}")
         if self.gaussian_init and not self.width:
             problems.append("--gaussian-init makes a finite μ-network: give its --width")
+        if self.optimizer != "sgd":
+            if (self.memory == "rows" or self.row_budget is not None) and not self.width:
+                problems.append(f"--optimizer {self.optimizer} needs --memory moments without --row-budget: rows are appended by "
+                                "SGD only")
+            if self.momentum:
+                problems.append(f"--momentum is SGD's; --optimizer {self.optimizer} has its own")
         if bool(milestones(self.lr_drop_milestones)) != (self.scheduler == "multistep"):
             problems.append("--scheduler multistep and --lr-drop-milestones belong together")
         if self.gclip_drop_milestones and not self.gclip:
@@ -106,7 +122,10 @@ def build(settings: Settings, data: ImageSet, device: torch.device) -> nn.Module
     row_dtype = torch.float16 if device.type == "cuda" and not settings.float else torch.float32
     net: nn.Module = InfMLP(data.features, data.classes, settings.r, settings.depth, settings.first_layer_alpha,
                             settings.last_layer_alpha, settings.bias_alpha, settings.last_bias_alpha, settings.layernorm,
-                            row_dtype=row_dtype)
+                            row_dtype=row_dtype, memory=settings.memory, degree=settings.degree, fit=settings.fit,
+                            activation=settings.activation, row_budget=settings.row_budget, merge=settings.merge,
+                            fused=(settings.memory == "moments" and settings.row_budget is None and settings.optimizer == "sgd"
+                                   and not settings.momentum))
     if settings.width:
         net = net.sample(settings.width)
         if settings.gaussian_init:
@@ -146,9 +165,7 @@ class Trainer:
     def __init__(self, settings: Settings, data: ImageSet, device: torch.device) -> None:
         self.settings, self.data = settings, data
         self.net = build(settings, data, device)
-        self.optimizer = PiSGD(param_groups(self.net, settings.lr, settings.wd, settings.first_layer_lr_mult,
-                                            settings.last_layer_lr_mult, settings.bias_lr_mult,
-                                            not settings.no_apply_lr_mult_to_wd), lr=settings.lr, momentum=settings.momentum)
+        self.optimizer = self._optimizer()
         self.batches = Batches(data.train_x, data.train_y, settings.batch_size, settings.seed,
                                *((SHIFT[data.name], FLIPS[data.name]) if settings.data_augment else ()))
         self.scheduler = self._scheduler()
@@ -157,6 +174,14 @@ class Trainer:
             self.teacher = InfMLP.from_state_dict(load(settings.teacher_path), device=device)
         self.epoch, self.records = 0, []
         self.sums = {"loss": 0.0, "correct": 0, "seen": 0, "seconds": 0.0}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        s = self.settings
+        groups = param_groups(self.net, s.lr, s.wd, s.first_layer_lr_mult, s.last_layer_lr_mult, s.bias_lr_mult,
+                              not s.no_apply_lr_mult_to_wd)
+        if s.optimizer == "sgd":
+            return PiSGD(groups, lr=s.lr, momentum=s.momentum)
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[s.optimizer](groups, lr=s.lr)
 
     def _scheduler(self) -> torch.optim.lr_scheduler.LRScheduler | None:
         s, schedulers = self.settings, torch.optim.lr_scheduler
@@ -310,7 +335,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line: one flag per setting, and what concerns the output only."""
     result = argparse.ArgumentParser(prog="python -m experiments.cifar10.cifar10mlp", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    choices = {"dataset": DATASETS, "loss": ("xent", "mse"), "scheduler": ("None", "cosine", "multistep")}
+    choices = {"memory": ("rows", "moments"), "fit": FITS, "activation": tuple(ACTIVATIONS),
+               "optimizer": ("sgd", "adam", "adamw"), "dataset": DATASETS, "loss": ("xent", "mse"),
+               "scheduler": ("None", "cosine", "multistep")}
     for field in fields(Settings):
         flag, default = f"--{field.name.replace('_', '-')}", field.default
         if default is False:

@@ -19,12 +19,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from experiments.cifar10.cifar10mlp import Settings as TrainSettings
 from experiments.cifar10.cifar10mlp import evaluate
+from experiments.cifar10.results import draw, prepare
 from experiments.cifar10.saved import ALPHAS, load_network
 from experiments.common import human_bytes, pick_device, write_text
 from experiments.data import DATASETS, ImageSet, load_images
@@ -222,31 +222,6 @@ def run(settings: Settings, save_dir: str | Path, *, save_kernel: bool = False, 
     write_text(folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     draw(records, folder)
     return records
-
-
-def prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> Path:
-    """The output folder; one that holds a test with other settings is refused."""
-    known = folder / "settings.json"
-    if known.exists() and not overwrite and json.loads(known.read_text()) != settings:
-        raise FileExistsError(f"{folder} holds a test with other settings; choose another --save-dir, or --overwrite")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(known, json.dumps(settings, indent=2) + "\n")
-    return folder
-
-
-def draw(records: list[dict[str, Any]], folder: Path) -> None:
-    """Accuracy against the ridge, where there are several."""
-    frame = pd.DataFrame(records)
-    if len(frame) < 2 or "test_acc" not in frame:
-        return
-    import seaborn as sns
-    from matplotlib.figure import Figure
-    with sns.axes_style("whitegrid"):
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-        axis = figure.subplots()
-        sns.lineplot(frame.assign(accuracy=100 * frame.test_acc), x="reg", y="accuracy", marker="o", ax=axis)
-        axis.set(xscale="log", xlabel="ridge / mean diagonal", ylabel="test accuracy, %", title=records[0]["what"])
-    figure.savefig(folder / "regs.png", dpi=110)
 
 
 def parser() -> argparse.ArgumentParser:

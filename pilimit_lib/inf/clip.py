@@ -8,20 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .tensors import InfPiParameter
+from .feature_linear import FactoredParameter
+from .tensors import InfPiParameter, Pending
 
 
 @dataclass
 class _Part:
-    """One gradient: an ordinary tensor, or all pending rows of a π-layer."""
+    """One gradient: an ordinary tensor, all pending rows of a π-layer, or moments whose gradient is in factors."""
     holder: Any
     norm: Tensor
 
     def scale_(self, factor: Tensor) -> None:
-        if isinstance(self.holder, Tensor):
-            self.holder.mul_(factor.to(self.holder))
-        else:
+        if isinstance(self.holder, Pending | FactoredParameter):
             self.holder.scale_(factor)
+        else:
+            self.holder.mul_(factor.to(self.holder))
 
 
 @torch.no_grad()
@@ -68,5 +69,8 @@ def _parts(net_or_params: nn.Module | Tensor | Iterable[Tensor]) -> Iterator[_Pa
             if rows is not None and id(parameter.pending) not in seen:
                 seen.add(id(parameter.pending))
                 yield _Part(parameter.pending, rows.norm())
+        elif isinstance(parameter, FactoredParameter):
+            if parameter.in_factors or parameter.grad is not None:
+                yield _Part(parameter, parameter.norm())
         elif parameter.grad is not None:
             yield _Part(parameter.grad, torch.linalg.vector_norm(parameter.grad))

@@ -53,12 +53,17 @@ def read_pilimit_orig(source: Source) -> dict[str, Any]:
 
 
 def build(net_class: type[InfMLP], source: Source, device: torch.device | str | None = None,
-          dtype: torch.dtype | None = None, row_dtype: torch.dtype | None = None) -> InfMLP:
-    """A network of the right shape with the weights of `source`. Rows keep the precision they were saved in, unless told."""
+          dtype: torch.dtype | None = None, row_dtype: torch.dtype | None = None, **how: Any) -> InfMLP:
+    """A network of the right shape with the weights of `source`. Rows keep the precision they were saved in, unless told.
+
+    `how` are further arguments of InfMLP; with memory="moments" rows go from the file straight into moments.
+    """
     found = read_pilimit_orig(source)
     kept = found["As"][len(found["As"])].dtype
-    net = net_class(**_architecture(found), device=device, row_dtype=row_dtype or kept,
-                    dtype=dtype or (kept if kept == torch.float64 else None))
+    own = kept if kept == torch.float64 else None
+    # Sums of many rows need more than the precision of one.
+    rows = own if how.get("memory") == "moments" else kept
+    net = net_class(**_architecture(found), device=device, row_dtype=row_dtype or rows, dtype=dtype or own, **how)
     load(net, found)
     return net
 
@@ -94,7 +99,13 @@ def load(net: InfMLP, source: Source) -> None:
 
 def to_pilimit_orig(net: InfMLP) -> dict[str, Any]:
     """The original's dictionary of `net`, as plain tensors: what pilimit_orig.convert_net writes. Pending rows are left out."""
+    if any(not hasattr(layer, "A") or getattr(layer, "folded", None) is not None for layer in net.layers):
+        raise ValueError("the original code knows rows only; this network keeps moments (memory='moments' or a row_budget)")
     layers = dict(enumerate(net.layers, 1))
+    for number, layer in layers.items():
+        if number > 1 and (not hasattr(layer, "Amult") or getattr(layer, "folded", None) is not None):
+            raise ValueError(f"layers.{number - 1} holds moments; the original's dictionary has rows only, and moments can't be "
+                             "turned back into them")
     arrays = {name: {number: getattr(layer, ours).detach().clone().cpu() for number, layer in layers.items()
                      if getattr(layer, ours, None) is not None} for name, ours in ARRAYS.items()}
     return {**{name: getattr(net, name) for name in ALPHAS}, "layernorm": net.layernorm, **arrays}

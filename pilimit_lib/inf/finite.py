@@ -11,16 +11,17 @@ Source: Yang, Santacroce & Hu 2022, section 3.2.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from opt_einsum import contract
 from torch import Tensor, nn
 
 from .functional import accumulator
 
 if TYPE_CHECKING:
     from .layers import InfPiInputLinearReLU, InfPiLinearReLU
+    from .moments import InfPiLinear
 
 
 class ProjectGradient(torch.autograd.Function):
@@ -114,13 +115,14 @@ class FinPiLinearReLU(nn.Module):
     """
 
     def __init__(self, r: int, n_in: int, n_out: int | None = None, bias_alpha: float | None = 1, output_layer: bool = False,
-                 layernorm: bool = False, inf_layer: InfPiLinearReLU | None = None, prev_omega: Tensor | None = None,
-                 nonlin: type[nn.Module] = nn.ReLU, device: torch.device | str | None = None) -> None:
+                 layernorm: bool = False, inf_layer: InfPiLinearReLU | InfPiLinear | None = None,
+                 prev_omega: Tensor | None = None, nonlin: Callable[[], nn.Module] = nn.ReLU,
+                 device: torch.device | str | None = None) -> None:
         n_out = n_in if n_out is None else n_out
         if inf_layer is not None:
             if output_layer and n_out != inf_layer.r_out:
                 raise ValueError(f"the readout of the infinite network has {inf_layer.r_out} outputs, so n_out can't be {n_out}")
-            dtype, device = accumulator(inf_layer.A.dtype), inf_layer.A.device
+            dtype, device = accumulator(inf_layer.dtype), inf_layer.device
         else:
             dtype = None
         r_out = None if output_layer else (r if inf_layer is None else inf_layer.r_out)
@@ -134,18 +136,14 @@ class FinPiLinearReLU(nn.Module):
         self.initialize(inf_layer, prev_omega)
 
     @torch.no_grad()
-    def initialize(self, inf_layer: InfPiLinearReLU, prev_omega: Tensor | None = None) -> None:
+    def initialize(self, inf_layer: InfPiLinearReLU | InfPiLinear, prev_omega: Tensor | None = None) -> None:
         """Take over all rows and the bias of `inf_layer`, keeping ω. Without `prev_omega` the layer below gets a new one."""
         if prev_omega is None:
             prev_omega = torch.randn(self.n_in, inf_layer.r).to(self.weight)
         if list(prev_omega.shape) != [self.n_in, inf_layer.r]:
             raise ValueError(f"prev_omega must be the ω of the layer below, [{self.n_in}, {inf_layer.r}], "
                              f"got {list(prev_omega.shape)}")
-        total = torch.zeros(inf_layer.r_out, self.n_in).to(self.weight)
-        for A, Amult, B in zip(*(getattr(inf_layer, name).blocks.views() for name in ("A", "Amult", "B"))):
-            A, Amult, B = (tensor.to(total) for tensor in (A, Amult, B))
-            total += contract("mo,m,mn->on", A, Amult, torch.relu(B @ prev_omega.to(total).T))
-        total /= self.n_in ** .5
+        total = inf_layer.finite_weight(prev_omega).to(self.weight) / self.n_in ** .5
         self.weight.copy_(total if self.omega is None else self.omega @ total / self.n_out ** .5)
         _copy_bias(self, inf_layer)
 

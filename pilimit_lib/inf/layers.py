@@ -8,16 +8,24 @@ Training appends one row per sample and step: see `PiSGD`. Source: Yang, Santacr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
+from opt_einsum import contract
 from torch import Tensor, nn
 
 from ..core import UNKNOWN, Axis, Blocks
+from .bias import bias_parameter, take_bias_alpha
+from .bounded import FoldedRows, Report, RowLimits, merge
+from .compress import compress
+from .feature_linear import moments_output
 from .finite import FinPiInputLinearReLU, FinPiLinearReLU
 from .functional import accumulator, inf_linear
 from .tensors import InfPiParameter, Pending
+
+if TYPE_CHECKING:
+    from .moments import InfPiLinear
 
 __all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU", "divbystd"]
 
@@ -43,9 +51,9 @@ class InfPiInputLinearReLU(nn.Module):
                  device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.r, self.r_out, self.bias_alpha, self.layernorm = r, r if r_out is None else r_out, float(bias_alpha or 0), layernorm
-        _check_sizes(r, self.r_out)
+        check_sizes(r, self.r_out)
         self.A = nn.Parameter(torch.empty(r, self.r_out, device=device, dtype=dtype))
-        self.bias = _bias(self.bias_alpha, self.r_out, device, dtype)
+        self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
         self.initialize()
 
     @torch.no_grad()
@@ -77,7 +85,7 @@ class InfPiInputLinearReLU(nn.Module):
 
     def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
                               errors: list) -> None:
-        _take_bias_alpha(self, state, prefix, errors)
+        take_bias_alpha(self, state, prefix, errors)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
 
@@ -94,22 +102,29 @@ class InfPiLinearReLU(nn.Module):
         output_layer: a readout, whose A starts at zero.
         layernorm: use the direction of g only.
         dtype: of the bias; row_dtype: of A and B (float16 and bfloat16 halve the memory; sums are float32, Amult is too).
+        row_budget: keep the newest so many rows exact and fold older ones into moments of this `degree` and `fit` (see
+            `hermite_series`), held in `folded`. merge: add a new row to one of the same sample if their directions have a larger
+            cosine than this; the forward pass must run inside `with batch(ids)`. Both happen in `PiSGD.step`, and `limits` keeps
+            the tally.
     """
 
     def __init__(self, r: int, r_out: int | None = None, bias_alpha: float | None = 1, output_layer: bool = False,
                  layernorm: bool = False, device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-                 row_dtype: torch.dtype | None = None) -> None:
+                 row_dtype: torch.dtype | None = None, row_budget: int | None = None, merge: float | None = None, degree: int = 2,
+                 fit: str = "hermite") -> None:
         super().__init__()
         self.r, self.r_out, self.bias_alpha, self.layernorm = r, r if r_out is None else r_out, float(bias_alpha or 0), layernorm
-        _check_sizes(r, self.r_out)
+        check_sizes(r, self.r_out)
         self.output_layer = output_layer
         row_dtype = row_dtype or dtype or torch.get_default_dtype()
+        self.limits = None if row_budget is None and merge is None else RowLimits(row_budget, merge).to(device)
+        self.folded = None if row_budget is None else FoldedRows(r, self.r_out, degree, fit, device, accumulator(row_dtype))
         self.pending = Pending()
         for name, tail in (("A", (self.r_out,)), ("Amult", ()), ("B", (r,))):
             blocks = Blocks(tail, dtype=accumulator(row_dtype) if name == "Amult" else row_dtype, device=device)
             self.register_parameter(name, InfPiParameter(blocks, self.pending, name))
         self.origin_blocks = Blocks(dtype=torch.long, device=device)
-        self.bias = _bias(self.bias_alpha, self.r_out, device, dtype)
+        self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
         self.initialize()
         self.axis = Axis("rows")
         for name in ROWS:
@@ -124,6 +139,9 @@ class InfPiLinearReLU(nn.Module):
         A = torch.zeros(self.r, self.r_out) if self.output_layer else torch.randn(self.r, self.r_out) / math.sqrt(self.r_out)
         self.set_rows(A, torch.ones(self.r), B / torch.linalg.vector_norm(B, dim=1, keepdim=True))
         self.pending.clear()
+        for module in (self.limits, self.folded):
+            if module is not None:
+                module.reset_()
         if self.bias is not None:
             self.bias.zero_()
 
@@ -141,8 +159,21 @@ class InfPiLinearReLU(nn.Module):
 
     @property
     def row_bytes(self) -> int:
-        """Memory of A and B in bytes."""
-        return len(self) * (self.r + self.r_out) * self.A.element_size()
+        """Memory of A and B, and of the moments of folded rows, in bytes."""
+        rows = len(self) * (self.r + self.r_out) * self.A.element_size()
+        return rows if self.folded is None else rows + self.folded.V.numel() * self.folded.V.element_size()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.A.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.A.device
+
+    def row_blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Views (A [k o], Amult [k], B [k r]) of the rows, block by block."""
+        return zip(*(getattr(self, name).blocks.views() for name in ROWS))
 
     @property
     def edits(self) -> int:
@@ -163,8 +194,20 @@ class InfPiLinearReLU(nn.Module):
     def forward(self, g: Tensor) -> Tensor:
         if g.shape[-1] != self.r:
             raise ValueError(f"InfPiLinearReLU expects pre-activations [..., {self.r}], got {list(g.shape)}")
-        out = inf_linear(self, g.reshape(-1, self.r)).reshape(*g.shape[:-1], self.r_out)
+        flat = g.reshape(-1, self.r)
+        out = inf_linear(self, flat)
+        if self.folded is not None:
+            out = out + moments_output(self.folded.features, flat, self.folded.V, self.layernorm)
+        out = out.reshape(*g.shape[:-1], self.r_out)
         return out if self.bias is None else out + self.bias_alpha * self.bias
+
+    def finite_weight(self, omega: Tensor) -> Tensor:
+        """Σ_m Amult_m A_m φ(Ω B_m)ᵀ for ω [n r]: [o n], the readout of a finite network before its scaling."""
+        total = torch.zeros(self.r_out, len(omega), device=self.device, dtype=accumulator(self.dtype))
+        for A, Amult, B in self.row_blocks():
+            A, Amult, B = (tensor.to(total) for tensor in (A, Amult, B))
+            total += contract("mo,m,mn->on", A, Amult, torch.relu(B @ omega.to(total).T))
+        return total if self.folded is None else total + self.folded.finite_weight(omega)
 
     def sample(self, n_in: int, n_out: int | None = None, prev_omega: Tensor | None = None) -> FinPiLinearReLU:
         """A finite layer between widths `n_in` and `n_out` (a readout keeps its o outputs) with the same limit.
@@ -173,6 +216,19 @@ class InfPiLinearReLU(nn.Module):
         """
         return FinPiLinearReLU(self.r, n_in, self.r_out if self.output_layer else n_out or n_in, self.bias_alpha,
                                self.output_layer, self.layernorm, inf_layer=self, prev_omega=prev_omega)
+
+    def to_moments(self, degree: int | None = None, fit: str | None = None, fused: bool = False) -> InfPiLinear:
+        """All rows as one matrix of fixed size: the same function up to the truncation of the kernel (default: degree 2)."""
+        from .moments import to_moments
+        return to_moments(self, degree, fit, fused)
+
+    def merge(self, cosine: float = 0.95) -> Report:
+        """Sum rows of the same sample whose directions agree; see `bounded.merge`."""
+        return merge(self, cosine)
+
+    def compress(self, tol: float) -> Report:
+        """Keep as few rows as a relative error `tol` allows, with new coefficients; see `compress.compress`."""
+        return compress(self, tol)
 
     def structure(self) -> dict[str, Any]:
         return {"rows": len(self)}
@@ -216,7 +272,7 @@ class InfPiLinearReLU(nn.Module):
     def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
                               errors: list) -> None:
         """Rows may be more or fewer than here. Checkpoints of the original code, which lack `origin`, load too."""
-        _take_bias_alpha(self, state, prefix, errors)
+        take_bias_alpha(self, state, prefix, errors)
         state.pop(prefix + "layer_alpha", None)  # the original's learning-rate multiplier of Amult: the optimiser's matter
         absent = [prefix + name for name in ROWS if prefix + name not in state]
         missing += absent
@@ -235,36 +291,9 @@ class InfPiLinearReLU(nn.Module):
             self._parameters.update(fronts | others)
 
 
-def _check_sizes(r: int, r_out: int) -> None:
+def check_sizes(r: int, r_out: int) -> None:
     if r < 1 or r_out < 1:
         raise ValueError(f"a layer needs positive sizes, got r={r}, r_out={r_out}")
-
-
-def _bias(alpha: float, size: int, device, dtype) -> nn.Parameter | None:
-    """No multiplier, no bias: one that is never used would still be trained and count in gradient norms."""
-    return nn.Parameter(torch.zeros(size, device=device, dtype=dtype)) if alpha else None
-
-
-def bias_misfit(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> str | None:
-    """Why the bias in a checkpoint can't be loaded into `layer`, if so."""
-    alpha = float(state.get(prefix + "bias_alpha", layer.bias_alpha))
-    bias = state.get(prefix + "bias")
-    if layer.bias is None and bias is not None and alpha and bool(bias.any()):
-        return f"{prefix}bias: the checkpoint has one; build the network with bias_alpha={alpha}"
-    if layer.bias is not None and bias is None and not alpha:
-        return f"{prefix}bias: the checkpoint has none; build the network with bias_alpha=0"
-    return None
-
-
-def _take_bias_alpha(layer: nn.Module, state: dict, prefix: str, errors: list) -> None:
-    """The checkpoint's multiplier counts. Unused zero biases, which the original stores where it is 0, are passed over."""
-    misfit = bias_misfit(layer, state, prefix)
-    alpha = float(state.pop(prefix + "bias_alpha", layer.bias_alpha))
-    if misfit:
-        errors.append(misfit)
-    elif layer.bias is None and state.pop(prefix + "bias", None) is not None:
-        alpha = 0.0
-    layer.bias_alpha = alpha
 
 
 def _at_least_float32(fn):

@@ -1,16 +1,20 @@
 """Multilayer perceptrons of infinite width, and the finite ones sampled from them."""
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .bounded import Report
 from .convert import build, load
 from .functional import direction
-from .layers import ROWS, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU, bias_misfit
+from .layers import FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
+from .misfits import ALPHAS, architecture_of, misfits
+from .moments import InfPiLinear
 
 
 class InfMLP(nn.Module):
@@ -25,26 +29,40 @@ class InfMLP(nn.Module):
         d_in, d_out: sizes of data and output; r: rank of the pre-activations; L: number of hidden π-layers.
         bias_alpha, last_bias_alpha: multiplier of every bias, and of the readout's (default: the same). 0 means no bias.
         layernorm: each π-layer sees only the direction of its input.
-        dtype: of the input layer and biases; row_dtype: of the rows, see `InfPiLinearReLU`.
+        dtype: of the input layer and biases; row_dtype: of the rows, see `InfPiLinearReLU`, or of the moments.
+        memory: "rows" grows with every step and is exact for ReLU; "moments" has constant size, see `InfPiLinear`.
+        degree, fit: of the moments' kernel, see `hermite_series`; activation: of the moments' units.
+        row_budget: keep the newest so many rows exact, only older ones as moments (with either `memory`); merge: rows of the same
+            sample, see `InfPiLinearReLU`; fused: see `InfPiLinear`.
     """
 
     def __init__(self, d_in: int, d_out: int, r: int, L: int, first_layer_alpha: float = 1, last_layer_alpha: float = 1,
                  bias_alpha: float | None = 1, last_bias_alpha: float | None = None, layernorm: bool = False,
                  device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-                 row_dtype: torch.dtype | None = None) -> None:
+                 row_dtype: torch.dtype | None = None, memory: str = "rows", degree: int = 2, fit: str = "hermite",
+                 activation: str | Callable[[Tensor], Tensor] = "relu", row_budget: int | None = None, merge: float | None = None,
+                 fused: bool = False) -> None:
         super().__init__()
+        _check_memory(memory, activation, row_budget, merge, fused)
         if L < 0:
             raise ValueError(f"L counts the hidden π-layers and can't be {L}")
         self.d_in, self.d_out, self.r, self.L, self.layernorm = d_in, d_out, r, L, layernorm
         self.first_layer_alpha, self.last_layer_alpha = float(first_layer_alpha), float(last_layer_alpha)
         self.bias_alpha = float(bias_alpha or 0)
         self.last_bias_alpha = self.bias_alpha if last_bias_alpha is None else float(last_bias_alpha)
+        self.memory, self.degree, self.fit, self.row_budget, self.merge_cosine = memory, degree, fit, row_budget, merge
+        self.activation, self.fused = activation if isinstance(activation, str) else "custom", fused
         self.kernel_output: Tensor | None = None
         common = {"layernorm": layernorm, "device": device, "dtype": dtype}
         self.layers = nn.ModuleList([InfPiInputLinearReLU(d_in, r, bias_alpha, **common)])
+        common |= {"degree": degree, "fit": fit}
+        if memory == "moments" and row_budget is None:
+            make, common = InfPiLinear, common | {"V_dtype": row_dtype, "activation": activation, "fused": fused}
+        else:
+            make, common = InfPiLinearReLU, common | {"row_dtype": row_dtype, "row_budget": row_budget, "merge": merge}
         for _ in range(L):
-            self.layers.append(InfPiLinearReLU(r, r, bias_alpha, row_dtype=row_dtype, **common))
-        self.layers.append(InfPiLinearReLU(r, d_out, self.last_bias_alpha, output_layer=True, row_dtype=row_dtype, **common))
+            self.layers.append(make(r, r, bias_alpha=bias_alpha, **common))
+        self.layers.append(make(r, d_out, bias_alpha=self.last_bias_alpha, output_layer=True, **common))
 
     def forward(self, x: Tensor, save_kernel_output: bool = False) -> Tensor:
         """Outputs [b d_out]. `save_kernel_output` keeps `embedding(x)` in `self.kernel_output`."""
@@ -59,17 +77,47 @@ class InfMLP(nn.Module):
 
     @property
     def rows(self) -> list[int]:
-        """Number of rows in each π-layer."""
-        return [len(layer) for layer in self.layers[1:]]
+        """Number of rows in each π-layer; of moments, their number P, which never changes."""
+        return [layer.P if isinstance(layer, InfPiLinear) else len(layer) for layer in self.layers[1:]]
 
     @property
     def row_bytes(self) -> int:
-        """Memory of all rows in bytes."""
+        """Memory of all rows, or moments, in bytes."""
         return sum(layer.row_bytes for layer in self.layers[1:])
 
     def sample(self, n: int) -> FinPiMLPSample:
         """A finite network of width `n` that computes the same function as n → ∞."""
         return FinPiMLPSample(self, n)
+
+    def to_moments(self, degree: int = 2, fit: str = "hermite", fused: bool = False) -> InfMLP:
+        """This network with the rows of every layer as one matrix of fixed size; the original stays as it is."""
+        if not self._rows():
+            raise ValueError("this network is made of moments already; to_moments turns rows into moments")
+        moments = type(self).__new__(type(self))  # __init__ would draw and allocate every layer only to throw it away
+        nn.Module.__init__(moments)
+        settings = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+        moments.__dict__.update(settings | {"memory": "moments", "degree": degree, "fit": fit, "fused": fused, "row_budget": None,
+                                            "merge_cosine": None, "kernel_output": None})
+        moments.layers = nn.ModuleList([copy.deepcopy(self.layers[0])])
+        moments.layers.extend(layer.to_moments(degree, fit, fused) for layer in self.layers[1:])
+        return moments
+
+    def merge(self, cosine: float = 0.95) -> list[Report]:
+        """Sum rows of the same sample whose directions agree, in every layer; see `bounded.merge`."""
+        self._need_rows("merge")
+        return [layer.merge(cosine) for layer in self.layers[1:]]
+
+    def compress(self, tol: float) -> list[Report]:
+        """Keep as few rows as a relative error `tol` of each layer allows; see `compress.compress`."""
+        self._need_rows("compress")
+        return [layer.compress(tol) for layer in self.layers[1:]]
+
+    def _rows(self) -> bool:
+        return isinstance(self.layers[-1], InfPiLinearReLU)
+
+    def _need_rows(self, what: str) -> None:
+        if not self._rows():
+            raise ValueError(f"{what} works on rows; this network is made of moments, whose size never changes")
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], layernorm: bool | None = None,
@@ -78,18 +126,19 @@ class InfMLP(nn.Module):
 
         Our checkpoints know their architecture. Those of the original library don't know whether they use layer norm: say so.
         """
-        net = cls(**_architecture(state, layernorm), device=device)
+        net = cls(**architecture_of(state, layernorm), device=device)
         net.load_state_dict(state)
         return net
 
     @classmethod
     def from_pilimit_orig(cls, source: str | os.PathLike | Mapping[str, Any], device: torch.device | str | None = None,
-                          dtype: torch.dtype | None = None, row_dtype: torch.dtype | None = None) -> InfMLP:
+                          dtype: torch.dtype | None = None, row_dtype: torch.dtype | None = None, **how: Any) -> InfMLP:
         """Build the network of a checkpoint of the paper's code: a pickled network, a pickled or a converted dictionary.
 
         Nothing in the file is executed. Its L hidden layers are L - 1 here; rows keep their precision unless told otherwise.
+        `how`: further arguments of the constructor, such as memory="moments".
         """
-        return build(cls, source, device, dtype, row_dtype)
+        return build(cls, source, device, dtype, row_dtype, **how)
 
     def load_pilimit_orig_net(self, orig_net: str | os.PathLike | Mapping[str, Any]) -> None:
         """Take over weights, alphas and layer norm of such a checkpoint, or raise ValueError and stay as before."""
@@ -97,7 +146,7 @@ class InfMLP(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """Load a checkpoint with any number of rows, or raise and stay as before."""
-        problems = _misfits(self, state_dict, strict)
+        problems = misfits(self, state_dict, strict)
         if problems:
             raise RuntimeError("the checkpoint does not fit this InfMLP (InfMLP.from_state_dict builds one that fits):\n  "
                                + "\n  ".join(problems))
@@ -105,13 +154,14 @@ class InfMLP(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """The constructor arguments that make a network of this shape."""
-        return {name: getattr(self, name) for name in _ARCHITECTURE}
+        found = {name: getattr(self, name) for name in _ARCHITECTURE}
+        return found | {"merge": self.merge_cosine}
 
     def get_extra_state(self) -> dict[str, Any]:
         return self.architecture()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        for name in (*_ALPHAS, "layernorm"):
+        for name in (*ALPHAS, "layernorm"):
             setattr(self, name, state[name])
         for layer in self.layers:
             layer.layernorm = self.layernorm
@@ -119,7 +169,7 @@ class InfMLP(nn.Module):
     def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
                               errors: list) -> None:
         """Checkpoints of the original library hold the multipliers as tensors and nothing else about the architecture."""
-        for name in _ALPHAS:
+        for name in ALPHAS:
             if prefix + name in state:
                 setattr(self, name, float(state.pop(prefix + name)))
         absent = prefix + "_extra_state" not in state
@@ -179,8 +229,20 @@ class FinPiMLPSample(nn.Module):
         return f"n={self.n}, r={self.r}, L={self.L}, layernorm={self.layernorm}"
 
 
-_ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
-_ARCHITECTURE = ("d_in", "d_out", "r", "L", *_ALPHAS, "layernorm")
+_ARCHITECTURE = ("d_in", "d_out", "r", "L", *ALPHAS, "layernorm", "memory", "degree", "fit", "activation", "row_budget", "fused")
+
+
+def _check_memory(memory: str, activation: Any, row_budget: int | None, merge: float | None, fused: bool) -> None:
+    if memory not in ("rows", "moments"):
+        raise ValueError(f"memory is {memory!r}; 'rows' or 'moments' was expected")
+    if memory == "rows" and activation != "relu":
+        raise ValueError("rows are exact for ReLU only; use memory='moments' for other activations")
+    if fused and (memory == "rows" or row_budget is not None):
+        raise ValueError("fused concerns layers that are moments altogether: rows are never formed as a gradient anyway")
+    if row_budget is not None and activation != "relu":
+        raise ValueError("row_budget keeps the newest rows exact, which rows are for ReLU only; leave it out")
+    if memory == "moments" and row_budget is None and merge is not None:
+        raise ValueError("merge sums rows of the same sample, and moments are none; use memory='rows', or a row_budget")
 
 
 def _hidden(net: InfMLP | FinPiMLPSample, x: Tensor) -> Tensor:
@@ -189,54 +251,3 @@ def _hidden(net: InfMLP | FinPiMLPSample, x: Tensor) -> Tensor:
     for layer in net.layers[1:-1]:
         g = layer(g)
     return g
-
-
-def _architecture(state: Mapping[str, Any], layernorm: bool | None) -> dict[str, Any]:
-    if "_extra_state" in state:
-        found = dict(state["_extra_state"])
-        if layernorm not in (None, found["layernorm"]):
-            raise ValueError(f"the checkpoint says layernorm={found['layernorm']}, the call says {layernorm}")
-        return found
-    numbers = [int(key.split(".")[1]) for key in state if key.startswith("layers.") and key.endswith(".A")]
-    if not numbers or "layers.0.A" not in state or not set(_ALPHAS) <= set(state):
-        raise ValueError(f"not a checkpoint of an InfMLP: found {sorted(map(str, state))[:8]}")
-    if layernorm is None:
-        raise ValueError("a checkpoint of the original library does not say whether the network uses layer norm; "
-                         "pass layernorm=True or layernorm=False")
-    d_in, r = state["layers.0.A"].shape
-    alphas = {name: float(state[name]) for name in _ALPHAS}
-    if "layers.0.bias" not in state:
-        alphas["bias_alpha"] = 0.0
-    return {"d_in": d_in, "d_out": state[f"layers.{max(numbers)}.A"].shape[1], "r": r, "L": max(numbers) - 1,
-            "layernorm": layernorm, **alphas}
-
-
-def _misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:
-    """What in `state` can't be loaded into `net`, apart from the number of rows. Torch would find out halfway through."""
-    problems = []
-    own = {f"layers.{i}.{name}": parameter for i, layer in enumerate(net.layers) for name, parameter in layer.named_parameters()}
-    for key, parameter in own.items():
-        if key not in state:
-            problems += [f"{key} is missing"] * strict
-            continue
-        rows = key.rsplit(".", 1)[1] in ROWS and not key.startswith("layers.0.")
-        got, expected = list(state[key].shape), list(parameter.shape)
-        if len(got) != len(expected) or got[rows:] != expected[rows:]:
-            problems.append(f"{key} has shape {got}; expected {['rows', *expected[1:]] if rows else expected}")
-    known = {*own, *_ALPHAS, "_extra_state"}
-    for i, layer in enumerate(net.layers):
-        known |= {f"layers.{i}.{name}" for name in ("bias", "bias_alpha", *(("origin", "layer_alpha") if i else ()))}
-        counts = {name: len(state[key]) for name in (*ROWS, "origin") if i and (key := f"layers.{i}.{name}") in state}
-        if len(set(counts.values())) > 1:
-            problems.append(f"layers.{i} has rows of different number: {counts}")
-        misfit = bias_misfit(layer, state, f"layers.{i}.")
-        problems += [misfit] if misfit else []
-    unknown = sorted(set(state) - known)
-    if unknown and strict:
-        problems.append(f"unknown entries: {unknown[:8]}")
-    if not {*_ALPHAS, "layernorm"} <= set(state.get("_extra_state", {*_ALPHAS, "layernorm"})):
-        problems.append(f"_extra_state lacks settings of an InfMLP: {state['_extra_state']}")
-    layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
-    if len(layers) != len(net.layers) and strict:
-        problems.append(f"the checkpoint has {len(layers)} layers, the network {len(net.layers)} (L={net.L})")
-    return problems

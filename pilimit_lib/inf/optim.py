@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .feature_linear import FactoredParameter, update_
 from .tensors import InfPiParameter
 
 
@@ -46,8 +47,12 @@ class PiSGD(torch.optim.SGD):
                 loss = closure()
         ready = [(group, parameter) for group in self.param_groups for parameter in group["params"]
                  if isinstance(parameter, InfPiParameter) and parameter.role == "Amult" and self._ready(parameter, group)]
+        factored = [(group, parameter) for group in self.param_groups for parameter in group["params"]
+                    if isinstance(parameter, FactoredParameter) and parameter.in_factors and self._finite(parameter, group)]
         for group, parameter in ready:
             self._append(parameter, group)
+        for group, parameter in factored:
+            self._update(parameter, group)
         # Rows are no longer pending, so torch's SGD finds no gradient on π-layers and passes them over. Unwrapped, because its
         # wrapper would run the hooks of this optimiser a second time.
         inspect.unwrap(torch.optim.SGD.step)(self)
@@ -65,11 +70,20 @@ class PiSGD(torch.optim.SGD):
         rows = parameter.pending.rows()
         if rows is None:
             return False
-        if bool(torch.isfinite(rows.A).all()):  # A = ∂out·s, so a bad pre-activation shows here too
+        if self._finite(parameter, group):
+            limits = parameter.pending.layer.limits
+            if limits is not None:
+                limits.check(rows, group["momentum"])
             state = self.state.get(parameter, {}).get("momentum_buffer")
             if state is not None and len(state) != len(parameter.blocks):
                 raise RuntimeError(f"a π-layer has {len(parameter.blocks)} rows, but its momentum in the optimiser {len(state)}; "
                                    "after keep() or rewind() call follow(optimizer, change)")
+            return True
+        return False
+
+    def _finite(self, parameter: InfPiParameter | FactoredParameter, group: dict[str, Any]) -> bool:
+        """Whether the pending gradient may be stepped; one with NaN or Inf raises or is dropped and counted."""
+        if parameter.pending_is_finite():
             return True
         if group.get("on_nonfinite", "raise") == "raise":
             raise FloatingPointError("NaN or Inf in the gradient of a π-layer: rows can't be taken back, so nothing was stepped. "
@@ -78,22 +92,36 @@ class PiSGD(torch.optim.SGD):
         parameter.pending.clear()
         return False
 
+    def _update(self, parameter: FactoredParameter, group: dict[str, Any]) -> None:
+        """SGD on V from the factors of its gradient, in place. With momentum the gradient is formed and left to torch's SGD."""
+        if group["momentum"]:
+            return
+        factors, lr, decay = parameter.factors(), float(group["lr"]), group["weight_decay"]
+        sign = -1 if group["maximize"] else 1
+        update_(parameter.features, parameter, factors.unit, factors.delta, -lr * sign, 1 - lr * decay)
+        parameter.pending.clear()
+
     def _append(self, parameter: InfPiParameter, group: dict[str, Any]) -> None:
         rows = parameter.pending.rows()
         lr, decay, momentum = float(group["lr"]), group["weight_decay"], group["momentum"]
         lr = -lr if group["maximize"] else lr
         decay = -decay if group["maximize"] else decay
-        old = len(parameter.blocks)
+        layer, old = parameter.pending.layer, len(parameter.blocks)
+        limits = layer.limits
         if momentum:
             coefficient = self._velocity(parameter, group, decay, len(rows))
             parameter.blocks.add_(coefficient[:old], alpha=-lr)
             fresh = -lr * coefficient[old:]
         else:
             parameter.blocks.scale_(1 - lr * decay)
+            if limits is not None:
+                rows = limits.absorb(layer, rows, -lr)
             fresh = torch.full((len(rows),), -lr, dtype=parameter.dtype, device=parameter.device)
         # Rows with coefficient 0 would never contribute; with momentum they may do so later.
         if lr or momentum:
             parameter.pending.axis.append({"A": rows.A, "Amult": fresh, "B": rows.B, "origin": rows.origin})
+        if limits is not None:
+            limits.enforce(layer, 1 - lr * decay)
         parameter.pending.clear()
 
     def _velocity(self, parameter: InfPiParameter, group: dict[str, Any], decay: float, count: int) -> Tensor:

@@ -23,6 +23,11 @@ class Pending:
         self.parts: list[Rows] = []
         self.staged: list[Rows] = []
 
+    @property
+    def layer(self) -> nn.Module:
+        """The layer whose rows these will be."""
+        return self.axis.members[0].module
+
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no pending rows, as torch's have no `.grad`: else a copy would step some layers only."""
         return {**self.__dict__, "parts": [], "staged": []}
@@ -102,6 +107,10 @@ class InfPiParameter(nn.Parameter):
         if value is not None:
             raise RuntimeError(_REMEDY)
         self.pending.clear()
+
+    def pending_is_finite(self) -> bool:
+        rows = self.pending.rows()
+        return rows is None or bool(torch.isfinite(rows.A).all())  # A = ∂out·s, so a bad pre-activation shows here too
 
     def refresh(self) -> None:
         """Take over the dtype and device of the blocks after a conversion; the object stays the same."""

@@ -5,6 +5,7 @@ from torch import nn
 
 from .clip import clip_grad_norm_, store_pi_grad_norm_
 from .layers import InfPiInputLinearReLU, InfPiLinearReLU
+from .moments import InfPiLinear
 
 __all__ = ["clip_grad_norm_", "pi_init", "stage_grad", "store_pi_grad_norm_", "unstage_grad"]
 
@@ -26,5 +27,5 @@ def unstage_grad(module: nn.Module) -> None:
 def pi_init(module: nn.Module) -> None:
     """Initialise every infinitely wide layer of `module` anew."""
     for layer in module.modules():
-        if isinstance(layer, InfPiInputLinearReLU | InfPiLinearReLU):
+        if isinstance(layer, InfPiInputLinearReLU | InfPiLinearReLU | InfPiLinear):
             layer.initialize()

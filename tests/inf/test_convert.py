@@ -1,4 +1,5 @@
 """Checkpoints of the original code in InfMLP: same function, every setting kept, nothing changed by a file that does not fit."""
+import inspect
 import os
 import pickle
 import subprocess
@@ -89,6 +90,20 @@ def test_half_precision_rows_stay_half():
     assert torch.allclose(ours(X), net.predict(X), atol=1e-5)
 
 
+@pytest.mark.skipif("memory" not in inspect.signature(InfMLP).parameters, reason="this version has rows only")
+def test_straight_to_moments(tmp_path):
+    net = small.network(L=2).to(dtype=torch.float32).half()
+    originals.save_object(net, tmp_path / "net.th")
+    ours = InfMLP.from_pilimit_orig(tmp_path / "net.th", memory="moments", degree=4)
+    X = small.data(net)[0].float()
+    rows = InfMLP.from_pilimit_orig(tmp_path / "net.th")
+    assert next(ours.layers[1].parameters()).dtype == torch.float32
+    assert torch.allclose(ours(X), rows.to_moments(4)(X), atol=1e-5)
+    assert (ours(X) - rows(X)).abs().max() < 0.05 * rows(X).abs().max()
+    with pytest.raises(ValueError, match="holds moments"):
+        to_pilimit_orig(ours)
+
+
 @pytest.mark.parametrize("case", [*NETS, "one zero row"])
 def test_there_and_back_is_the_same_network(case, tmp_path):
     net = originals_net(case)
@@ -169,3 +184,19 @@ def test_neither_loads_the_other():
             "[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('pilimit_orig')];"
             "import pilimit_lib.inf.convert; assert not [m for m in sys.modules if m.startswith('pilimit_orig')]")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_network_saved_on_a_gpu_opens_without_one(tmp_path):
+    """Published networks were: their storages say cuda:0 where these say cpu."""
+    net = small.network()
+    originals.save_object(net, tmp_path / "cpu.th", device="cuda:0")
+    with zipfile.ZipFile(tmp_path / "cpu.th") as source, zipfile.ZipFile(tmp_path / "gpu.th", "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("data.pkl"):
+                assert b"X\x03\x00\x00\x00cpu" in content
+                content = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+            target.writestr(name, content)
+    same_function(InfMLP.from_pilimit_orig(tmp_path / "gpu.th"), net)
+    X, _ = small.data(net)
+    assert torch.equal(InfPiMLP.load(tmp_path / "gpu.th", torch.float64).predict(X), net.predict(X))

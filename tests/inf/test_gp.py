@@ -165,6 +165,9 @@ def test_regression_leaves_the_file_alone_and_another_kernel_is_refused(tmp_path
     before = path.read_bytes()
     kernel_ridge(K, torch.randn(700, 2), [1e-3], progress=False)
     assert path.read_bytes() == before
+    # What an interrupted factorisation leaves in the matrix must not reach the file either.
+    K.zero_()
+    assert path.read_bytes() == before
     with pytest.raises(ValueError, match="another kernel matrix .other kernel"):
         kernel_matrix(ReLUKernel(3), x, cache=path, progress=False)
     with pytest.raises(ValueError, match="other data"):

@@ -51,7 +51,7 @@ def save_object(net, path, zipped=True, **extra):
     with original_modules() as (cls, arr):
         leftovers = {"d": net.d, "dout": net.dout, "r": net.r, "L": net.L, "device": torch.device("cpu"), "arrbackend": arr,
                      "dAs": {1: None, 2: [torch.ones(2, net.r)]}, "X": torch.ones(1, net.d), "gs": {1: torch.ones(1, net.r)}}
-        torch.save(cls(**leftovers, **(_fields(net, arr) | extra)), path, _use_new_zipfile_serialization=zipped)
+        torch.save(cls(**(leftovers | _fields(net, arr) | extra)), path, _use_new_zipfile_serialization=zipped)
 
 
 def save_legacy(net, path, with_pickle=False):

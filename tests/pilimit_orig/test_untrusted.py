@@ -87,7 +87,7 @@ def test_a_flipped_bit_in_an_array_is_noticed(tmp_path):
         checkpoint.read(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_bytes_end_in_a_checkpoint_or_a_clear_error(tmp_path, data):
     """Random damage to the pickle of the old format, where no checksum protects it."""

@@ -1,0 +1,127 @@
+"""How near moments come to exact ReLU rows: accuracy per epoch side by side, over seeds, degrees and fits.
+
+    python -m experiments.bench.moments_fidelity --plan digits --out output/fidelity
+    python -m experiments.bench.moments_fidelity --plan cifar64 --data DIR --out output/fidelity
+    python -m experiments.bench.moments_fidelity --table --out output/fidelity               # table and figure of what there is
+
+Plans: digits, cifar64, cifar100 (rank 64 or 100, degree 2), cifar64-degree4, cifar100-degree4. Every run is one of `cifar10mlp`
+in a folder of its own: what is finished is passed over, what was interrupted goes on, so the same command resumes the plan.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.cifar10.cifar10mlp import Settings, train
+from experiments.common import write_text
+
+KINDS = {"rows": {}, "degree 2, hermite": {"memory": "moments"}, "degree 2, minimax": {"memory": "moments", "fit": "minimax"},
+         "degree 4, hermite": {"memory": "moments", "degree": 4},
+         "degree 4, minimax": {"memory": "moments", "degree": 4, "fit": "minimax"}}
+DEGREE_2 = list(KINDS)[:3]
+DIGITS = {"dataset": "digits", "r": 32, "batch_size": 32, "epochs": 12}
+CIFAR = {"dataset": "cifar10", "train_subset_size": 10_000, "batch_size": 32, "epochs": 4, "lr": .7, "gclip_per_param": True}
+PLANS = {"digits": (DIGITS, list(KINDS), 5),
+         "cifar64": (CIFAR | {"r": 64}, DEGREE_2, 3), "cifar100": (CIFAR | {"r": 100}, DEGREE_2, 3),
+         "cifar64-degree4": (CIFAR | {"r": 64}, list(KINDS)[3:], 3), "cifar100-degree4": (CIFAR | {"r": 100}, list(KINDS)[3:], 3)}
+
+
+def run_plan(plan: str, out: Path, data: str, seeds: int | None) -> None:
+    """Run what is missing of a plan, seed by seed, so that an interrupted plan holds whole comparisons."""
+    common, kinds, count = PLANS[plan]
+    for seed in range(1, (seeds or count) + 1):
+        for kind in kinds:
+            settings = Settings(**common, **KINDS[kind], seed=seed, data=data)
+            folder = out / plan / f"{kind.replace(', ', '-').replace(' ', '')}-{seed}"
+            done = _epochs(folder)
+            if done < settings.epochs:
+                train(settings, folder, resume=(folder / "checkpoint.pt").is_file(), overwrite=True, quiet=True)
+                if _epochs(folder) < settings.epochs:
+                    return  # interrupted
+                print(plan, kind, "seed", seed, [round(100 * r["test_acc"], 2) for r in _records(folder)], flush=True)
+
+
+def _records(folder: Path) -> list[dict]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _epochs(folder: Path) -> int:
+    return len(_records(folder))
+
+
+def collect(out: Path) -> pd.DataFrame:
+    """One line per run and epoch of everything that `out` holds."""
+    lines = []
+    for plan, (_, kinds, _) in PLANS.items():
+        for kind in kinds:
+            for folder in sorted((out / plan).glob(f"{kind.replace(', ', '-').replace(' ', '')}-*")):
+                for record in _records(folder):
+                    seed = int(folder.name.rsplit("-", 1)[1])
+                    lines.append({"plan": plan, "kind": kind, "seed": seed, "epoch": record["epoch"],
+                                  "test %": 100 * record["test_acc"], "train %": 100 * record["train_acc"],
+                                  "test loss": record["test_loss"], "seconds": record["seconds"], "MB": record["bytes"] / 1e6})
+    return pd.DataFrame(lines)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Mean ± standard deviation over seeds of the test accuracy in every epoch."""
+    parts = []
+    for plan, group in frame.groupby("plan", sort=False):
+        epochs = sorted(group["epoch"].unique())
+        parts.append(f"**{plan}**, test accuracy in %, mean ± standard deviation over seeds\n\n"
+                     f"| | seeds | {' | '.join(f'epoch {e}' for e in epochs)} | train %, last | MB at the end | s per epoch |\n"
+                     f"|---|---|{'---|' * (len(epochs) + 3)}")
+        for kind, runs in group.groupby("kind", sort=False):
+            cells = []
+            for epoch in epochs:
+                values = runs.loc[runs["epoch"] == epoch, "test %"]
+                spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
+                cells.append(f"{values.mean():.2f}{spread}" if len(values) else "")
+            last = runs[runs["epoch"] == runs["epoch"].max()]
+            parts[-1] += (f"\n| {kind} | {runs['seed'].nunique()} | {' | '.join(cells)} | {last['train %'].mean():.2f} | "
+                          f"{last['MB'].mean():.1f} | {runs['seconds'].mean():.1f} |")
+    return "\n\n".join(parts) + "\n"
+
+
+def draw(frame: pd.DataFrame, path: Path) -> None:
+    """Accuracy per epoch, one panel per plan, bands over seeds."""
+    import seaborn as sns
+    plans = list(frame["plan"].unique())
+    with sns.axes_style("whitegrid"):
+        figure = Figure(figsize=(4.6 * len(plans), 3.6), layout="constrained")
+        for axis, plan in zip(figure.subplots(1, len(plans), squeeze=False)[0], plans):
+            sns.lineplot(frame[frame["plan"] == plan], x="epoch", y="test %", hue="kind", style="kind", markers=True,
+                         dashes=False, errorbar="sd", ax=axis)
+            axis.set_title(plan)
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", action="append", default=[], choices=list(PLANS), help="may be given several times")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", default="./dataset", help="folder of CIFAR-10")
+    parser.add_argument("--seeds", type=int, help="fewer or more seeds than the plan has")
+    parser.add_argument("--table", action="store_true", help="write table.md, runs.csv and curves.png from the finished runs")
+    args = parser.parse_args(argv)
+    if not args.plan and not args.table:
+        parser.error("give a --plan to run, or --table")
+    for plan in args.plan:
+        run_plan(plan, args.out, args.data, args.seeds)
+    frame = collect(args.out)
+    if args.table:
+        if frame.empty:
+            parser.error(f"no finished epoch under {args.out}")
+        write_text(args.out / "table.md", markdown(frame))
+        frame.to_csv(args.out / "runs.csv", index=False)
+        draw(frame, args.out / "curves.png")
+        print(markdown(frame))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Dendrites on real data, beside the controls that make a claim honest."""

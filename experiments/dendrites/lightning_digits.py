@@ -1,0 +1,61 @@
+"""Dendrites in a Lightning Trainer, on digits. Needs the extra: pip install 'pilimit[dendrites]'
+
+python -m experiments.dendrites.lightning_digits --epochs 40 --out results/dendrites/lightning
+"""
+
+import argparse
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from experiments.dendrites.data import digits
+from experiments.dendrites.images import ConvNet
+from pilimit_lib.dendrites import DendriteConfig, History, dendritic
+from pilimit_lib.dendrites.integrations.lightning import DendriteCallback
+
+
+class Digits(pl.LightningModule):
+    """The conv net of the image experiment as a Lightning module; only the call of `dendritic` is new."""
+
+    def __init__(self, config: DendriteConfig):
+        super().__init__()
+        self.net = dendritic(ConvNet(0.25, 8), config)
+
+    def training_step(self, batch, index):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, index):
+        self.log("val_acc", 100 * (self.net(batch[0]).argmax(1) == batch[1]).float().mean(), prog_bar=True)
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 3e-3)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--out", default="results/dendrites/lightning")
+    args = parser.parse_args(argv)
+    pl.seed_everything(0)
+    config = DendriteConfig(switch=History(patience=5), max_dendrites=2, save_dir=args.out, seed=0)
+    sets = digits()
+    load = lambda name, shuffle: DataLoader(TensorDataset(*sets[name]), batch_size=64, shuffle=shuffle)  # noqa: E731
+    callback = DendriteCallback("val_acc", config)
+    trainer = pl.Trainer(
+        max_epochs=args.epochs,
+        callbacks=[callback],
+        default_root_dir=args.out,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(Digits(config), load("train", True), load("val", False))
+    for row in callback.growth.records.rows.best.values():
+        print(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Where a layer's neurons are in its output, and errors that say how to put it right."""
+
+from torch import Tensor, nn
+
+from .initial import is_norm
+
+CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+
+LAST = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.RNN,
+    nn.GRU,
+    nn.LSTM,
+    nn.RNNCell,
+    nn.GRUCell,
+    nn.LSTMCell,
+    nn.Embedding,
+    nn.TransformerEncoderLayer,
+)
+SAME = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Dropout, nn.Dropout2d)
+
+
+class DimensionError(ValueError):
+    """A layer's output does not have the dimensions that it was said to have."""
+
+
+def along(vector: Tensor, like: Tensor, axis: int) -> Tensor:
+    """A vector [n] shaped to multiply along dimension ``axis`` of ``like``, in its dtype."""
+    return vector.to(like.dtype).view([1] * axis + [-1] + [1] * (like.dim() - axis - 1))
+
+
+def known_dims(neuron: nn.Module, default) -> tuple[int, ...] | None:
+    """The dimensions before anyone set them for this layer: Linear is [-1, 0], the rest as configured, or None to find out."""
+    if default is None:
+        return None
+    return (-1, 0) if type(neuron) is nn.Linear else tuple(default)
+
+
+def known_neurons(neuron: nn.Module) -> int | None:
+    """How many neurons a Linear or Conv layer has; None where only a forward pass tells."""
+    if type(neuron) is nn.Linear:
+        return neuron.out_features
+    return neuron.out_channels if type(neuron) in CONVS else None
+
+
+def found_dims(neuron: nn.Module, ndim: int) -> tuple[int, ...] | None:
+    """The dimensions of an output of that rank, where the kind of layer settles them."""
+    if isinstance(neuron, nn.Sequential):
+        for child in reversed(neuron):
+            if not is_norm(child) and type(child) not in SAME:
+                return found_dims(child, ndim)
+        return None
+    if type(neuron) in LAST:
+        axis = ndim - 1
+    elif type(neuron) in CONVS:
+        axis = ndim - 1 - CONVS[type(neuron)]
+    else:
+        return None
+    return tuple(0 if d == axis else -1 for d in range(ndim)) if axis >= 0 else None
+
+
+def check_output(layer, y) -> bool:
+    """Whether y can be combined with dendrites; sets dims and neurons on the first forward, raises on a mismatch."""
+    if not isinstance(y, Tensor):
+        raise TypeError(
+            f"layer '{layer.name}' ({type(layer.neuron).__name__}) returned a {type(y).__name__}, but dendrites need one tensor. "
+            f'Give it a processor: DendriteConfig(processors={{"{type(layer.neuron).__name__}": MultiOutputProcessor}}), or '
+            f"GPA.pc.append_module_names_with_processing(['{type(layer.neuron).__name__}']) and "
+            "GPA.pc.append_module_by_name_processing_classes([PBM.MultiOutputProcessor]) before the conversion"
+        )
+    if layer.dims is None:
+        layer.dims = found_dims(layer.neuron, y.dim())
+    problem = _problem(layer, y)
+    if problem is None:
+        layer.neurons = y.shape[layer.axis]
+        return True
+    if not layer.config.debug_dims:
+        raise DimensionError(problem)
+    if layer.dimension_error is None:
+        layer.dimension_error = problem
+    return False
+
+
+def _problem(layer, y: Tensor) -> str | None:
+    dims, shape = layer.dims, list(y.shape)
+    who = f"layer '{layer.name}' ({type(layer.neuron).__name__}) returned a tensor of shape {shape}"
+    axis = _likely_axis(layer.neuron, y)
+    call = f"model{layer.path}.set_this_input_dimensions({[0 if d == axis else -1 for d in range(y.dim())]})"
+    remedy = f"call {call} after the conversion, with the 0 where its neurons are"
+    if dims is None:
+        return f"{who}, and nothing says which dimension its neurons are; {remedy}"
+    if len(dims) != y.dim():
+        return f"{who} ({y.dim()} dimensions), but its dimensions are set to {list(dims)} ({len(dims)}); {remedy}"
+    if layer.neurons is not None and layer.neurons != y.shape[dims.index(0)]:
+        return (
+            f"{who}, but {layer.neurons} neurons were expected in dimension {dims.index(0)} (dimensions {list(dims)}); {remedy}"
+        )
+    return None
+
+
+def _likely_axis(neuron: nn.Module, y: Tensor) -> int:
+    """The axis to suggest: that of a Linear or Conv layer, else the only one (not the batch) as long as some weight has
+    rows, else the last."""
+    found = found_dims(neuron, y.dim())
+    if found is not None:
+        return found.index(0)
+    rows = {p.shape[0] for p in neuron.parameters() if p.dim()} | {getattr(neuron, "hidden_size", -1)}
+    matches = [d for d in range(1, y.dim()) if y.shape[d] in rows]
+    return matches[0] if len(matches) == 1 else y.dim() - 1

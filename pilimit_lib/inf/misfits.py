@@ -1,0 +1,100 @@
+"""Whether a checkpoint fits a network, and which network it would fit: asked before anything is changed."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from .bias import bias_misfit
+from .layers import ROWS
+from .moments import InfPiLinear, series_misfit
+
+if TYPE_CHECKING:
+    from .mlp import InfMLP
+
+ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
+
+
+def architecture_of(state: Mapping[str, Any], layernorm: bool | None) -> dict[str, Any]:
+    """The constructor arguments of the network that `state` came from."""
+    if "_extra_state" in state:
+        found = dict(state["_extra_state"])
+        if found.get("activation") == "custom":
+            raise ValueError("the checkpoint's activation is a function that only its author has; build the network with it "
+                             "and call load_state_dict")
+        if layernorm not in (None, found["layernorm"]):
+            raise ValueError(f"the checkpoint says layernorm={found['layernorm']}, the call says {layernorm}")
+        return found
+    numbers = [int(key.split(".")[1]) for key in state if key.startswith("layers.") and key.endswith(".A")]
+    if not numbers or "layers.0.A" not in state or not set(ALPHAS) <= set(state):
+        raise ValueError(f"not a checkpoint of an InfMLP: found {sorted(map(str, state))[:8]}")
+    if layernorm is None:
+        raise ValueError("a checkpoint of the original library does not say whether the network uses layer norm; "
+                         "pass layernorm=True or layernorm=False")
+    d_in, r = state["layers.0.A"].shape
+    alphas = {name: float(state[name]) for name in ALPHAS}
+    if "layers.0.bias" not in state:
+        alphas["bias_alpha"] = 0.0
+    return {"d_in": d_in, "d_out": state[f"layers.{max(numbers)}.A"].shape[1], "r": r, "L": max(numbers) - 1,
+            "layernorm": layernorm, **alphas}
+
+
+def misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:
+    """What in `state` can't be loaded into `net`, apart from the number of rows. Torch would find out halfway through."""
+    problems, known = [], {*ALPHAS, "_extra_state"}
+    for i, layer in enumerate(net.layers):
+        prefix = f"layers.{i}."
+        expected, optional = _entries(layer, state, prefix)
+        known |= {prefix + name for name in (*expected, *optional, "bias", "bias_alpha")}
+        for name, shape in expected.items():
+            if prefix + name not in state:
+                problems += [f"{prefix}{name} is missing"] * strict
+                continue
+            got, free = list(state[prefix + name].shape), bool(i) and name in ROWS
+            if len(got) != len(shape) or got[free:] != shape[free:]:
+                problems.append(f"{prefix}{name} has shape {got}; expected {['rows', *shape[1:]] if free else shape}")
+        counts = {name: len(state[key]) for name in (*ROWS, "origin") if i and (key := prefix + name) in state}
+        if len(set(counts.values())) > 1:
+            problems.append(f"layers.{i} has rows of different number: {counts}")
+        misfit = bias_misfit(layer, state, prefix)
+        problems += ([misfit] if misfit else []) + (_kernel_misfit(layer, state, prefix) if i else [])
+    unknown = sorted(set(state) - known)
+    if unknown and strict:
+        problems.append(f"unknown entries: {unknown[:8]}")
+    if not {*ALPHAS, "layernorm"} <= set(state.get("_extra_state", {*ALPHAS, "layernorm"})):
+        problems.append(f"_extra_state lacks settings of an InfMLP: {state['_extra_state']}")
+    layers = {key.split(".")[1] for key in state if key.startswith("layers.")}
+    if len(layers) != len(net.layers) and strict:
+        problems.append(f"the checkpoint has {len(layers)} layers, the network {len(net.layers)} (L={net.L})")
+    return problems
+
+
+def _entries(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """What a checkpoint of `layer` must hold, with shapes, and what else it may hold."""
+    expected = {name: list(parameter.shape) for name, parameter in layer.named_parameters()}
+    if prefix == "layers.0.":
+        return expected, ()
+    folded = (f"folded.{name}" for name in ("V", "kappa", "rows", "error"))
+    of_rows = ("origin", "layer_alpha", "limits.merged", "limits.error", *folded)
+    if not isinstance(layer, InfPiLinear):
+        return expected, of_rows
+    if prefix + "A" not in state:
+        return expected, ("kappa",)
+    # A checkpoint of rows, which are summed into V.
+    del expected["V"]
+    return expected | {"A": [0, layer.r_out], "Amult": [0], "B": [0, layer.r]}, of_rows
+
+
+def _kernel_misfit(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> list[str]:
+    """Moments mean nothing under another kernel, so say so before anything is loaded."""
+    if isinstance(layer, InfPiLinear):
+        if f"{prefix}A" in state and layer.series.activation != "relu":
+            return [f"{prefix}A holds rows of ReLU units, this layer has activation {layer.series.activation}"]
+        found, series = state.get(f"{prefix}kappa", state.get(f"{prefix}folded.kappa")), layer.series
+    else:
+        found, series = state.get(f"{prefix}folded.kappa"), None if layer.folded is None else layer.folded.series
+        if found is not None and series is None:
+            return [f"{prefix}folded holds folded rows; build the network with row_budget, or with memory='moments'"]
+    problem = None if found is None else series_misfit(series, found)
+    return [f"{prefix}: {problem}"] if problem else []

@@ -1,0 +1,172 @@
+"""The page itself: plain HTML and CSS, pictures inlined, no scripts."""
+from __future__ import annotations
+
+import time
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from ..stats import most_forgotten
+from . import figures
+from .data import RunView
+
+SHOWN = 24
+CSS = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #22303c; background: #f4f6f7;
+  margin: 0; }
+main { max-width: 1120px; margin: 0 auto; padding: 28px 24px 60px; }
+h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 18px; margin: 0 0 4px; }
+p.note { color: #5d6b78; margin: 0 0 10px; font-size: 13.5px; max-width: 100ch; }
+section { background: #fff; border: 1px solid #dfe5e9; border-radius: 8px; padding: 18px 20px; margin-top: 18px; }
+img.figure { width: 100%; height: auto; display: block; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(135px, 1fr)); gap: 10px; margin-top: 16px; }
+.tile { background: #fff; border: 1px solid #dfe5e9; border-radius: 8px; padding: 10px 14px; }
+.tile b { display: block; font-size: 20px; font-variant-numeric: tabular-nums; } .tile span { color: #5d6b78; font-size: 12.5px; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th { text-align: left; color: #5d6b78; font-weight: 600; border-bottom: 1px solid #cfd8de; padding: 4px 10px 4px 0; }
+td { border-bottom: 1px solid #edf1f3; padding: 4px 10px 4px 0; vertical-align: top; }
+td.n, th.n { text-align: right; padding-right: 22px; }
+code { font: 12.5px ui-monospace, "DejaVu Sans Mono", monospace; }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 12px; }
+.sample { font-size: 12px; line-height: 1.35; color: #47545f; }
+.sample img, .sample .none { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 5px; background: #e6ebee;
+  display: block; margin-bottom: 4px; object-fit: contain; }
+.kind { display: inline-block; border-radius: 4px; padding: 0 7px; background: #e6ebee; font-size: 12px; }
+.kind.edit { background: #dcebf3; } .kind.undo, .kind.deny { background: #f7e2dc; } .kind.checkpoint { background: #e3efd9; }
+footer { color: #5d6b78; font-size: 12.5px; margin-top: 20px; }
+"""
+
+
+def page(view: RunView) -> str:
+    """The whole page."""
+    sections = [_curves(view), _tree(view), _neurons(view), _map(view), _forgotten(view), _timeline(view)]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(view.name)} - training report</title><style>{CSS}</style></head>
+<body><main><h1>{escape(view.name)}</h1>
+<p class="note">{_subtitle(view)}</p>
+{_tiles(view)}
+{"".join(sections)}
+<footer>Written {time.strftime("%Y-%m-%d %H:%M")} by pilimit_lib.lab. This file is self-contained.</footer>
+</main></body></html>
+"""
+
+
+def _subtitle(view: RunView) -> str:
+    settings = view.settings
+    groups = settings.get("groups") or [{}]
+    rate = f", learning rate {groups[0]['lr']:g}" if isinstance(groups[0].get("lr"), int | float) else ""
+    what = f"{settings['model']}, {settings['optimizer']}{rate}, batches of {settings['batch_size']}. " if settings else ""
+    return escape(f"{what}Neurons and samples are those of {view.moment}.")
+
+
+def _tiles(view: RunView) -> str:
+    tiles = [(f"{view.age:,}", "samples learned from (age)"), (f"{view.steps:,}", "steps")]
+    evaluation = view.curve("eval").dropna(subset=["loss"])
+    if len(evaluation):
+        tiles += [(f"{evaluation['loss'].iloc[-1]:.4g}", "last evaluation loss")]
+        if evaluation["accuracy"].notna().any():
+            tiles += [(f"{evaluation['accuracy'].iloc[-1]:.1%}", f"last accuracy (best {evaluation['accuracy'].max():.1%})")]
+    if not view.neurons.empty:
+        silent = int((view.neurons["train_rate"] == 0).sum())
+        tiles.append((f"{len(view.neurons):,}", f"neurons, {silent} of them silent"))
+    if view.samples is not None:
+        tiles.append((f"{len(view.samples):,}", f"training samples, {int(view.samples['deny_listed'].sum()):,} denied"))
+    return '<div class="tiles">' + "".join(
+        f'<div class="tile"><b>{value}</b><span>{escape(label)}</span></div>' for value, label in tiles) + "</div>"
+
+
+def _section(title: str, note: str, body: str) -> str:
+    return f'<section><h2>{escape(title)}</h2><p class="note">{escape(note)}</p>{body}</section>'
+
+
+def _figure(uri: str, description: str) -> str:
+    return f'<img class="figure" alt="{escape(description)}" src="{uri}">'
+
+
+def _table(columns: list[str], rows: list[list[Any]], numeric: set[str] = frozenset()) -> str:
+    def cell(tag: str, column: str, value: Any) -> str:
+        side = ' class="n"' if column in numeric else ""
+        return f"<{tag}{side}>{value}</{tag}>"
+    head = "".join(cell("th", column, escape(column)) for column in columns)
+    body = "".join("<tr>" + "".join(cell("td", c, v) for c, v in zip(columns, row)) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _curves(view: RunView) -> str:
+    drawn = figures.curves(view)
+    if drawn is None:
+        return _section("Learning curves", "Nothing was recorded yet.", "")
+    return _section("Learning curves", "Training (thin) and evaluation (dots). A branch begins at the checkpoint that it was "
+                    "loaded from. Dotted lines are operations: see the timeline.", _figure(drawn, "loss and accuracy over age"))
+
+
+def _tree(view: RunView) -> str:
+    drawn = figures.tree(view)
+    if drawn is None:
+        return _section("Checkpoints", "None was written yet.", "")
+    hashes = ("structure", "data", "settings")
+    rows = [["&nbsp;&nbsp;" * depth + f"<b>{entry['id']}</b>", "" if entry["parent"] is None else entry["parent"],
+             f"{entry['age']:,}", *(f"<code>{escape(str(entry.get(key, '')))}</code>" for key in hashes),
+             escape(entry.get("note", ""))] for depth, entry in view.checkpoints.lines()]
+    table = _table(["checkpoint", "parent", "age", *hashes, "note"], rows, {"age"})
+    return _section("Checkpoints", "Equal hashes: same structure, same position and deny list, same settings. The one that the "
+                    "run stands on is red.", _figure(drawn, "the tree of checkpoints over age") + table)
+
+
+def _neurons(view: RunView) -> str:
+    drawn = figures.neurons(view)
+    if drawn is None:
+        return _section("Neurons", "No forward pass was counted yet.", "")
+    return _section("Neurons", "How often each neuron is above zero, per sample: bars in training, dots in evaluation (a "
+                    "convolution counts every position). Red crosses never triggered; purple triangles learn at less than "
+                    "the full rate.", _figure(drawn, "trigger rates of the neurons of each layer"))
+
+
+def _map(view: RunView) -> str:
+    drawn, text = figures.data_map(view)
+    if drawn is None:
+        return ""
+    return _section("Data map", f"{text}. Each point is a training sample: what probability its true class got whenever it was "
+                    "seen.", _figure(drawn, "data map: confidence against variability"))
+
+
+def _forgotten(view: RunView) -> str:
+    if view.samples is None:
+        return ""
+    seen = view.samples[view.samples["exposure_amount"] > 0]
+    if seen.empty:
+        return ""
+    worst = most_forgotten(seen, SHOWN)
+    cards = "".join(_card(view, int(row.Index), row) for row in worst.itertuples())
+    return _section("Most forgotten samples", "Right when last seen, wrong the next time: counted over training. Between equals, "
+                    "the ones whose true class got the least probability come first.", f'<div class="samples">{cards}</div>')
+
+
+def _card(view: RunView, sample: int, row: Any) -> str:
+    image = view.pictures.get(sample)
+    shown = '<div class="none"></div>' if image is None else f'<img alt="sample {sample}" src="{figures.picture(image)}">'
+    confidence = "" if pd.isna(row.confidence) else f", p {row.confidence:.2f}"
+    verdict = f"label {row.label}, said {row.predicted_class}" if row.label >= 0 else f"loss {row.prediction_loss:.3g}"
+    denied = ", denied" if row.deny_listed else ""
+    return f'<div class="sample">{shown}<b>#{sample}</b> forgotten {row.forgotten}&times;<br>{verdict}{confidence}{denied}</div>'
+
+
+def _timeline(view: RunView) -> str:
+    def badge(kind: str) -> str:
+        return f'<span class="kind {escape(kind)}">{escape(kind)}</span>'
+    rows = [[f"{event.get('age', 0):,}", event["branch"], badge(event["kind"]), escape(_what(event))]
+            for event in view.timeline()]
+    return _section("Timeline", "What was done to the run, in order." if rows else "Nothing was done to the run yet.",
+                    _table(["age", "branch", "kind", "what"], rows, {"age"}) if rows else "")
+
+
+def _what(event: dict[str, Any]) -> str:
+    if event["kind"] == "checkpoint":
+        return f"checkpoint {event['id']}"
+    if "layers" in event:
+        return f"layers {', '.join(event['layers'])}"
+    return (f"{event['data']} set: " if "data" in event else "") + event.get("what", "")
