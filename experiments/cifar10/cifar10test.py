@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.cifar10.cifar10mlp import Settings as TrainSettings
 from experiments.cifar10.cifar10mlp import evaluate
 from experiments.cifar10.results import draw, prepare
 from experiments.cifar10.saved import ALPHAS, load_network
+from experiments.cifar10.settings import Settings as TrainSettings
 from experiments.common import human_bytes, pick_device, write_text
 from experiments.data import DATASETS, ImageSet, load_images
 from pilimit_lib.inf import InfMLP

@@ -1,0 +1,118 @@
+"""The settings of a training run of `cifar10mlp`, and the command line made of them."""
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+
+from experiments.common import milestones
+from experiments.data import DATASETS
+from pilimit_lib.inf.hermite import ACTIVATIONS, FITS
+
+REMOVED = {  # flags that did nothing in the original's library, or named what it never had
+    "--last-layer-grad-no-alpha": "it had no effect in the original library",
+    "--init-from-data": "it had no effect in the original library",
+    "--init-A-B-direct": "it had no effect in the original library",
+    "--cycarr": "it had no effect in the original library",
+    "--cuda-batch-size": "rows are always walked in blocks that fit",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One training run. The defaults train digits; the README lists those of the paper for CIFAR-10."""
+    dataset: str = "digits"
+    data: str = "./dataset"
+    train_subset_size: int | None = None
+    test_subset_size: int | None = None
+    data_augment: bool = False
+    width: int = 0
+    gaussian_init: bool = False
+    r: int = 50
+    depth: int = 2
+    memory: str = "rows"
+    degree: int = 2
+    fit: str = "hermite"
+    activation: str = "relu"
+    row_budget: int | None = None
+    merge: float | None = None
+    optimizer: str = "sgd"
+    layernorm: bool = False
+    first_layer_alpha: float = 1.0
+    last_layer_alpha: float = 0.5
+    bias_alpha: float = 0.5
+    last_bias_alpha: float | None = None
+    loss: str = "xent"
+    lr: float = 1.0
+    momentum: float = 0.0
+    wd: float = 1e-5
+    first_layer_lr_mult: float = 0.1
+    last_layer_lr_mult: float = 4.0
+    bias_lr_mult: float = 0.5
+    no_apply_lr_mult_to_wd: bool = False
+    gclip: float = 0.4
+    gclip_per_param: bool = False
+    scheduler: str = "None"
+    lr_drop_ratio: float = 0.5
+    lr_drop_milestones: str = ""
+    gclip_drop_ratio: float = 0.5
+    gclip_drop_milestones: str = ""
+    batch_size: int = 8
+    accum_steps: int = 1
+    test_batch_size: int = 512
+    epochs: int = 8
+    seed: int = 1
+    cuda: bool = False
+    float: bool = False
+    teacher_path: str = ""
+    teacher_alpha: float = 0.5
+    teacher_temp: float = 1.0
+
+    def check(self) -> None:
+        """Raise on settings that contradict each other or can't be meant."""
+        problems = []
+        for name in ("r", "batch_size", "accum_steps", "test_batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                problems.append(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        for name in ("width", "depth", "wd", "gclip", "momentum"):
+            if getattr(self, name) < 0:
+                problems.append(f"--{name} must not be negative, got {getattr(self, name)}")
+        if self.gaussian_init and not self.width:
+            problems.append("--gaussian-init makes a finite μ-network: give its --width")
+        if self.optimizer != "sgd":
+            if (self.memory == "rows" or self.row_budget is not None) and not self.width:
+                problems.append(f"--optimizer {self.optimizer} needs --memory moments without --row-budget: rows are appended by "
+                                "SGD only")
+            if self.momentum:
+                problems.append(f"--momentum is SGD's; --optimizer {self.optimizer} has its own")
+        if bool(milestones(self.lr_drop_milestones)) != (self.scheduler == "multistep"):
+            problems.append("--scheduler multistep and --lr-drop-milestones belong together")
+        if self.gclip_drop_milestones and not self.gclip:
+            problems.append("--gclip-drop-milestones lower the clip, but --gclip is 0 (no clipping)")
+        if not self.teacher_path and (self.teacher_alpha, self.teacher_temp) != (0.5, 1.0):
+            problems.append("--teacher-alpha and --teacher-temp need a --teacher-path")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def parser(description: str | None = None) -> argparse.ArgumentParser:
+    """The command line of `cifar10mlp`: one flag per setting, and what concerns the output only."""
+    result = argparse.ArgumentParser(prog="python -m experiments.cifar10.cifar10mlp", description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    choices = {"memory": ("rows", "moments"), "fit": FITS, "activation": tuple(ACTIVATIONS),
+               "optimizer": ("sgd", "adam", "adamw"), "dataset": DATASETS, "loss": ("xent", "mse"),
+               "scheduler": ("None", "cosine", "multistep")}
+    for field in fields(Settings):
+        flag, default = f"--{field.name.replace('_', '-')}", field.default
+        if default is False:
+            result.add_argument(flag, action="store_true")
+        else:
+            kind = {"int | None": int, "float | None": float}.get(str(field.type)) or type(default)
+            result.add_argument(flag, type=kind, default=default, choices=choices.get(field.name), help=f"default {default}")
+    result.add_argument("--save-dir", default="", help="output folder; default output/cifar10mlp/<date and time>")
+    result.add_argument("--save-model", action="store_true", help="write model.th (a state_dict) at the end")
+    result.add_argument("--model-path", default="", help="start from this state_dict")
+    for flag, meaning in (("resume", "continue the run in --save-dir"), ("overwrite", "replace the run in --save-dir"),
+                          ("test", "only test the network of --model-path"), ("verbose", "print the network"),
+                          ("quiet", "print nothing while training"), ("human", "counts and bytes with units")):
+        result.add_argument(f"--{flag}", action="store_true", help=meaning)
+    return result
