@@ -18,8 +18,20 @@ _ids: ContextVar[Tensor | None] = ContextVar("pilimit_batch_ids", default=None)
 
 
 @contextmanager
-def batch(ids: Tensor | list[int]) -> Iterator[Tensor]:
-    """Name the samples of every forward pass inside the `with`: `ids` [b], non-negative integers."""
+def batch(ids: Tensor | list[int] | None) -> Iterator[Tensor | None]:
+    """Name the samples of every forward pass inside the `with`: `ids` [b], non-negative integers.
+
+    `batch(None)` suspends a surrounding `batch`, for data that are no samples of it.
+    """
+    ids = None if ids is None else _checked(ids)
+    token = _ids.set(ids)
+    try:
+        yield ids
+    finally:
+        _ids.reset(token)
+
+
+def _checked(ids: Tensor | list[int]) -> Tensor:
     ids = torch.as_tensor(ids)
     if list(ids.shape) == [0]:
         ids = ids.long()  # an empty list says nothing about its dtype
@@ -27,11 +39,7 @@ def batch(ids: Tensor | list[int]) -> Iterator[Tensor]:
         raise ValueError(f"batch ids must be a vector of integers, got {ids.dtype} of shape {list(ids.shape)}")
     if len(ids) and int(ids.min()) < 0:
         raise ValueError(f"batch ids must not be negative, got {int(ids.min())}; {UNKNOWN} stands for an unknown sample")
-    token = _ids.set(ids.to(torch.long))
-    try:
-        yield _ids.get()
-    finally:
-        _ids.reset(token)
+    return ids.to(torch.long)
 
 
 def current_ids(size: int | None = None) -> Tensor | None:
@@ -39,5 +47,5 @@ def current_ids(size: int | None = None) -> Tensor | None:
     ids = _ids.get()
     if ids is not None and size is not None and len(ids) != size:
         raise ValueError(f"a batch of {size} samples inside `with batch(ids)` that names {len(ids)}; "
-                         "name every sample of the forward pass, or leave the `with` before other data are run")
+                         "name every sample of the forward pass, or run other data inside `with batch(None)`")
     return ids

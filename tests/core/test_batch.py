@@ -71,3 +71,10 @@ def test_tasks_do_not_see_each_others_batch():
         return await asyncio.gather(task(1), task(2))
 
     assert asyncio.run(both()) == [[1], [2]]
+
+
+def test_none_suspends_a_surrounding_batch():
+    with batch([3, 4]):
+        with batch(None) as inner:
+            assert inner is None and current_ids(7) is None
+        assert current_ids().tolist() == [3, 4]

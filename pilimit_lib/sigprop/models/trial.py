@@ -1,11 +1,10 @@
 """A network tried out before it learns: a block that does not fit must not be found after others made their step."""
 from __future__ import annotations
 
-from contextvars import Context
-
 import torch
 from torch import Tensor
 
+from ...core import batch
 from ..propagators.base import propagators_in
 
 
@@ -15,9 +14,8 @@ def fits(model, x: Tensor) -> None:
     handles = [propagator.register_forward_pre_hook(lambda module, args, name=name: entered.append(name))
                for name, propagator in propagators_in(model)]
     try:
-        # Two samples are not the batch that the ambient ids name: an empty context hides these.
-        with evaluation(model), torch.no_grad():
-            Context().run(model.forward, (x[:2], None))
+        with evaluation(model), torch.no_grad(), batch(None):  # two samples are not the batch that the ambient ids name
+            model.forward((x[:2], None))
     except Exception as error:
         if entered:
             name = entered[-1]
