@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "pilimit_lib/README.md", "pilimit_lib/inf/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "pilimit_orig/README.md", "experiments/cifar10/MOMENTS.md", "experiments/cifar10/KERNELS.md",
+         *(f"pilimit_lib/{room}README.md" for room in ("", "inf/", "dendrites/", "lab/", "sigprop/"))]
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
