@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "pilimit_orig/README.md", "experiments/cifar10/MOMENTS.md", "experiments/cifar10/KERNELS.md",
+PAGES = ["README.md", "CONTRIBUTING.md", "pilimit_orig/README.md",
+         *(f"experiments/cifar10/{page}.md" for page in ("MOMENTS", "KERNELS")),
          *(f"pilimit_lib/{room}README.md" for room in ("", "inf/", "dendrites/", "lab/", "sigprop/"))]
 
 
