@@ -100,7 +100,7 @@ def test_straight_to_moments(tmp_path):
     assert next(ours.layers[1].parameters()).dtype == torch.float32
     assert torch.allclose(ours(X), rows.to_moments(4)(X), atol=1e-5)
     assert (ours(X) - rows(X)).abs().max() < 0.05 * rows(X).abs().max()
-    with pytest.raises(ValueError, match="holds moments"):
+    with pytest.raises(ValueError, match="keeps moments"):
         to_pilimit_orig(ours)
 
 
