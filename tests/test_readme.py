@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "pilimit_orig/README.md",
+PAGES = ["README.md", "CONTRIBUTING.md", "pilimit_orig/README.md", "experiments/bench/RESULTS.md",
          *(f"experiments/cifar10/{page}.md" for page in ("MOMENTS", "KERNELS")),
          *(f"pilimit_lib/{room}README.md" for room in ("", "inf/", "dendrites/", "lab/", "sigprop/"))]
 
