@@ -91,7 +91,7 @@ def table(frame: pd.DataFrame) -> str:
 def draw(frame: pd.DataFrame, path: Path) -> None:
     import seaborn as sns
     from matplotlib.figure import Figure
-    frame = frame.assign(network=[f"{cell.rows // 1000}k rows, r={cell.rank}" for cell in frame.itertuples()])
+    frame = frame.assign(network=[f"{cell.rows // 1000}k rows\nr = {cell.rank}" for cell in frame.itertuples()])
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(5.6, 3.4), layout="constrained")
         axis = figure.subplots()
