@@ -211,7 +211,8 @@ def test_the_printed_command_runs_on_real_cifar10(tmp_path):
     small = ["--r", "32", "--epochs", "2", "--train-subset-size", "4000", "--test-subset-size", "2000", "--quiet"]
     places = ["--dataset", "cifar10", "--data", str(tmp_path / "data"), "--save-dir", str(tmp_path / "run")]
     records = main([*flags, *small, *places])
-    assert records[-1]["test_acc"] > .25
+    # Chance is .1 with a standard error of .007 on 2,000 images; so short a run is not expected to do more than leave it.
+    assert records[-1]["test_acc"] > .15 and records[-1]["train_loss"] < records[0]["train_loss"]
 
 
 def test_small_helpers():
