@@ -27,6 +27,8 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.pt"
         self.metrics = self.path / "metrics.jsonl"
         known = self.path / "settings.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path} is a file; a run needs a folder: choose another --save-dir")
         if resume:
             if not self.checkpoint.is_file() or not known.is_file():
                 raise FileNotFoundError(f"there is no run to resume in {self.path}: no checkpoint.pt with its settings.json")

@@ -152,6 +152,13 @@ def test_a_run_is_not_overwritten_or_resumed_with_other_settings(capsys, tmp_pat
     assert (tmp_path / "run" / "metrics.jsonl").read_text() != before
 
 
+def test_a_file_in_the_place_of_the_folder_is_left_alone(capsys, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(SystemExit):
+        run(tmp_path)
+    assert "is a file" in capsys.readouterr().err and (tmp_path / "run").read_text() == "mine"
+
+
 def test_a_missing_data_set_names_the_folder(capsys, tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
     from torchvision import datasets
