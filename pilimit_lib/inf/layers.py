@@ -27,14 +27,9 @@ from .tensors import InfPiParameter, Pending
 if TYPE_CHECKING:
     from .moments import InfPiLinear
 
-__all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU", "divbystd"]
+__all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU"]
 
 ROWS = ("A", "Amult", "B")
-
-
-def divbystd(x: Tensor) -> Tensor:
-    """`x` [..., r] divided by its root mean square: what layer norm does to pre-activations of coordinates of order 1."""
-    return x / x.square().mean(-1, keepdim=True).sqrt()
 
 
 class InfPiInputLinearReLU(nn.Module):
