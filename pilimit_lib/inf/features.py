@@ -27,7 +27,7 @@ BATCH_CHUNK = 1024       # larger batches are walked in pieces
 
 @dataclass(frozen=True)
 class Segment:
-    """Columns start ... stop of Φ, of one degree: `rows` of the rectangle of degree 2, `pieces` (i, from, to) of suffixes beyond."""
+    """Columns start ... stop of Φ, of one degree: `rows` of the rectangle of degree 2, `pieces` (i, from, to) beyond it."""
     degree: int
     start: int
     stop: int
