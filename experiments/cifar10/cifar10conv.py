@@ -1,14 +1,15 @@
 """Train an infinite-width ConvNet, and finite ones of the same shape beside it, on images.
 
-    python -m experiments.cifar10.cifar10conv --data DIR                                      # CIFAR-10, in DIR or downloaded there
+    python -m experiments.cifar10.cifar10conv --data DIR                                  # CIFAR-10, in DIR or downloaded there
     python -m experiments.cifar10.cifar10conv --data DIR --ranks 8,16,16,24,24 --pools 2,1,2,1
-    python -m experiments.cifar10.cifar10conv --data DIR --optimizer sgd --lr 0.5             # the limit of projected SGD, exactly
+    python -m experiments.cifar10.cifar10conv --data DIR --optimizer sgd --lr 0.2         # the limit of projected SGD
     python -m experiments.cifar10.cifar10conv --data DIR --beside batchnorm:16,batchnorm:64,mup:64
-    python -m experiments.cifar10.cifar10conv --dataset digits --ranks 6,8,8 --pools 2,1      # no download, seconds
+    python -m experiments.cifar10.cifar10conv --dataset digits --ranks 6,8,8 --pools 2,1  # no download, seconds
 
 SGD on moments (with momentum and weight decay) is the infinite-width limit of projected SGD. Adam on moments trains the same
-functions, but is not the limit of Adam. Writes settings.json, metrics.jsonl, curves.png and a checkpoint into --save-dir after every
-epoch; networks of --beside get folders within it. Ctrl-C stops after the current step; --resume goes on from there, bit for bit.
+functions, but is not the limit of Adam. Writes settings.json, metrics.jsonl, curves.png and a checkpoint into --save-dir after
+every epoch; networks of --beside get folders within it. Ctrl-C stops after the current step; --resume goes on from there, bit for
+bit.
 """
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ class Trainer:
         self.optimizer = kinds[settings.optimizer](groups(self.net, settings))
         self.batches = Batches(data.train_x, data.train_y, settings.batch_size, settings.seed, settings.shift, settings.flips)
         self.scheduler = self._scheduler(len(self.batches) * settings.epochs)
-        self.ema = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True) if settings.ema else None
+        self.ema = None
+        if settings.ema:
+            self.ema = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
         self.epoch, self.records = 0, []
         self.sums = {"loss": 0.0, "correct": 0, "seen": 0, "seconds": 0.0, "cpu_seconds": 0.0}
 
@@ -120,8 +123,9 @@ class Trainer:
         seen = self.sums["seen"]
         self.epoch += 1
         self.records.append({
-            "network": self.settings.name, "seed": self.settings.seed, "epoch": self.epoch, "train_loss": self.sums["loss"] / seen,
-            "train_acc": self.sums["correct"] / seen, "test_loss": test_loss, "test_acc": test_acc,
+            "network": self.settings.name, "seed": self.settings.seed, "epoch": self.epoch,
+            "train_loss": self.sums["loss"] / seen, "train_acc": self.sums["correct"] / seen, "test_loss": test_loss,
+            "test_acc": test_acc,
             "parameters": sum(p.numel() for p in self.net.parameters()), "seconds": round(self.sums["seconds"], 2),
             "cpu_seconds": round(self.sums["cpu_seconds"], 2)})
         self.sums = dict.fromkeys(self.sums, 0) | {"loss": 0.0, "seconds": 0.0, "cpu_seconds": 0.0}
@@ -142,7 +146,8 @@ class Trainer:
         set_rng_state(extras["rng"])
 
 
-HEADER = f"{'epoch':>5} {'train loss':>10} {'train %':>8} {'test loss':>10} {'test %':>7} {'seconds':>8} {'CPU s':>8}   network"
+HEADER = (f"{'epoch':>5} {'train loss':>10} {'train %':>8} {'test loss':>10} {'test %':>7} {'seconds':>8} {'CPU s':>8}   "
+          "network")
 
 
 def table_row(record: dict[str, Any]) -> str:
@@ -151,8 +156,9 @@ def table_row(record: dict[str, Any]) -> str:
             f"{record['parameters']:,} parameters, seed {record['seed']}")
 
 
-def train(settings: Settings, save_dir: str | Path, *, data: ImageSet | None = None, resume: bool = False, overwrite: bool = False,
-          save_model: bool = False, quiet: bool = False, verbose: bool = False, stop: list[int] | None = None) -> list[dict[str, Any]]:
+def train(settings: Settings, save_dir: str | Path, *, data: ImageSet | None = None, resume: bool = False,
+          overwrite: bool = False, save_model: bool = False, quiet: bool = False, verbose: bool = False,
+          stop: list[int] | None = None) -> list[dict[str, Any]]:
     """Run the training that `settings` describe; returns one record per epoch (accuracies are fractions, times seconds)."""
     settings.check()
     device = pick_device(settings.cuda)
@@ -163,8 +169,8 @@ def train(settings: Settings, save_dir: str | Path, *, data: ImageSet | None = N
     if resume:
         state = folder.load()
         if trainer.scheduler is not None and (total := _steps(state)) is not None and total != _steps(trainer.state()):
-            raise ValueError(f"the run in {folder.path} has a schedule of {total} steps, which can't be continued for more --epochs; "
-                             "give the number it was started with")
+            raise ValueError(f"the run in {folder.path} has a schedule of {total} steps, which can't be continued for more "
+                             "--epochs; give the number it was started with")
         trainer.load_state(state)
     if verbose:
         print(trainer.net)
@@ -197,7 +203,8 @@ def beside(text: str, settings: Settings, lr: float | None, epochs: int | None) 
     for part in filter(None, text.split(",")):
         network, _, width = part.partition(":")
         if network not in NETWORKS[1:] or not width.isdigit():
-            raise ValueError(f"--beside {text!r}: {part!r} is not one of {', '.join(NETWORKS[1:])} with a width, such as batchnorm:64")
+            raise ValueError(f"--beside {text!r}: {part!r} is not one of {', '.join(NETWORKS[1:])} with a width, such as "
+                             "batchnorm:64")
         result.append(replace(settings, network=network, width=int(width), lr=settings.lr if lr is None else lr,
                               epochs=epochs or settings.epochs))
     return result

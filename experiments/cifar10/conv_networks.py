@@ -18,8 +18,8 @@ BASE_WIDTH = 16  # at this many channels the learning rates of a μ-network are 
 class ReLUConvNet(nn.Module):
     """An ordinary ConvNet of the shape of an `InfPiConvNet`: as many layers, pools and shortcuts, `width` channels everywhere.
 
-    `kind` "batchnorm" normalises every convolution's outputs over the batch; "mup" has the initialisation and the learning rates of
-    the maximal update parametrisation instead (Yang & Hu 2021; Yang et al. 2022, table 3, Adam): hidden and output rates ∝ 1/width.
+    `kind` "batchnorm" normalises every convolution's outputs over the batch; "mup" has the initialisation and the learning rates
+    of the maximal update parametrisation instead (Yang & Hu 2021; Yang et al. 2022, for Adam): hidden and output rates ∝ 1/width.
     """
 
     def __init__(self, channels: int, classes: int, width: int, pools: Sequence[int], shortcuts: Sequence[tuple[int, int]],

@@ -59,11 +59,13 @@ class Settings:
         if not 0 <= self.ema < 1 or not self.label_smoothing < 1:
             problems.append(f"--ema {self.ema} and --label-smoothing {self.label_smoothing} must be at least 0 and below 1")
         if (self.network == "infinite") != (self.width == 0):
-            problems.append(f"--network {self.network} with --width {self.width}: a finite network has a width, the infinite one has none")
+            problems.append(f"--network {self.network} with --width {self.width}: a finite network has a width, the infinite one "
+                            "has none")
         try:
-            if len(self.rank_list) != len(self.pool_list) + 1:
-                problems.append(f"--pools {self.pools} must have one entry less than --ranks {self.ranks}: one for each hidden layer")
-            self.shortcut_list
+            layers, pools, _ = len(self.rank_list), len(self.pool_list), self.shortcut_list
+            if layers != pools + 1:
+                problems.append(f"--pools {self.pools} must have one entry less than --ranks {self.ranks}: one for each hidden "
+                                "layer")
         except ValueError:
             problems.append(f"--ranks {self.ranks!r} and --pools {self.pools!r} are numbers separated by commas, --shortcuts "
                             f"{self.shortcuts!r} pairs of layers such as 1-3,3-5")
@@ -103,7 +105,7 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         else:
             kind = {"int | None": int}.get(str(field.type)) or type(default)
             result.add_argument(flag, type=kind, default=default, choices=choices.get(field.name), help=f"default {default}")
-    result.add_argument("--beside", default="", help="finite networks to train too, such as batchnorm:16,batchnorm:64,mup:64,twin:64")
+    result.add_argument("--beside", default="", help="finite networks to train too, such as batchnorm:16,mup:64")
     result.add_argument("--beside-lr", type=float, default=None, help="their learning rate; default that of --lr")
     result.add_argument("--beside-epochs", type=int, default=None, help="their number of epochs; default that of --epochs")
     result.add_argument("--save-dir", default="", help="output folder; default output/cifar10conv/<date and time>")

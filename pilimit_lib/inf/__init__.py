@@ -9,6 +9,6 @@ from .mlp import FinPiMLPSample, InfMLP
 from .moments import InfPiLinear
 from .optim import InfSGD, PiSGD, param_groups
 
-__all__ = ["FinPiConv2d", "FinPiConvNetSample", "FinPiInputLinearReLU", "FinPiLinearReLU", "FinPiMLPSample", "InfMLP", "InfPiConv2d",
-           "InfPiConvNet", "InfPiInputConv2d", "InfPiInputLinearReLU", "InfPiLinear", "InfPiLinearReLU", "InfPiResNet", "InfSGD", "PiSGD",
-           "clip_grad_norm_", "hermite_series", "param_groups"]
+__all__ = ["FinPiConv2d", "FinPiConvNetSample", "FinPiInputLinearReLU", "FinPiLinearReLU", "FinPiMLPSample", "InfMLP",
+           "InfPiConv2d", "InfPiConvNet", "InfPiInputConv2d", "InfPiInputLinearReLU", "InfPiLinear", "InfPiLinearReLU",
+           "InfPiResNet", "InfSGD", "PiSGD", "clip_grad_norm_", "hermite_series", "param_groups"]

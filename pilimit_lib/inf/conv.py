@@ -1,7 +1,7 @@
 """Infinitely wide convolutional layers in constant memory. A layer hands on *pre-activations*, as `InfPiLinear` does.
 
     input layer   g(p) = Σ_δ W_δ x(p+δ) + bias_alpha · bias                     an ordinary convolution
-    π-layer       g_out(p) = Σ_δ s(p+δ) Φ(ĝ(p+δ)) V_δ + bias_alpha · bias       V [P kh kw o], one matrix V_δ for each kernel offset
+    π-layer       g_out(p) = Σ_δ s(p+δ) Φ(ĝ(p+δ)) V_δ + bias_alpha · bias       V [P kh kw o], one V_δ for each kernel offset
 
 All samples and positions share the neurons ω. Index legend: b samples, r rank in, o rank out, h w rows and columns, P monomials.
 """
@@ -39,8 +39,9 @@ class InfPiInputConv2d(nn.Module):
     At the start weights are N(0, 1/(r_out · inputs of an output)), so that |g(p)| is about the root mean square of the pixels.
     """
 
-    def __init__(self, channels: int, r_out: int, kernel_size: Size, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1,
-                 *, bias_alpha: float | None = 0, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, channels: int, r_out: int, kernel_size: Size = 3, stride: Size = 1, padding: Size | str = 0,
+                 dilation: Size = 1, *, bias_alpha: float | None = 0, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.channels, self.r_out, self.bias_alpha = channels, r_out, float(bias_alpha or 0)
         check_sizes(channels, r_out)
@@ -89,8 +90,8 @@ class InfPiConv2d(nn.Module):
         chunk_elements: how many numbers of Φ may exist at a time, see `feature_conv2d`.
         dtype: of the bias; V_dtype: of V (sums are float32 or float64).
 
-    At the start V is N(0, gain² / (k_D(1) · o · offsets)): what a finite layer of independent Gaussian weights tends to, a Gaussian
-    process with covariance s s' k_D(c). `truncation` is the largest error of the dual kernel; `series` holds the rest.
+    At the start V is N(0, gain² / (k_D(1) · o · offsets)): the Gaussian process of covariance s s' k_D(c) that a
+    finite layer of independent weights tends to. `truncation` is the largest error of the dual kernel; `series` holds the rest.
     """
 
     def __init__(self, r: int, r_out: int | None = None, kernel_size: Size = 3, stride: Size = 1, padding: Size | str = 0,
@@ -155,7 +156,7 @@ class InfPiConv2d(nn.Module):
         return out if self.bias is None else out + self.bias_alpha * self.bias[:, None, None]
 
     def finite_weight(self, omega: Tensor) -> Tensor:
-        """Σ_m Amult_m A_m p(Ω B_m)ᵀ of every offset for ω [n r]: [o n kh kw], a readout of a finite network before its scaling."""
+        """Σ_m Amult_m A_m p(Ω B_m)ᵀ of every offset for ω [n r]: [o n kh kw], before a finite network's scaling."""
         total = finite_moments(self.features, self.series.coefficients, omega, self.V.flatten(1))
         return total.view(len(omega), *self.geometry.kernel, self.r_out).permute(3, 0, 1, 2)
 
@@ -200,8 +201,8 @@ def check_map(layer: nn.Module, x: Tensor, channels: int, what: str, geometry: G
     """Raise ValueError where `x` is not [b channels h w] (or [channels h w]), or where no output would be left."""
     name = type(layer).__name__
     if x.ndim not in (3, 4) or x.shape[-3] != channels:
-        raise ValueError(f"{name} expects {what} [b, {channels}, h, w] or [{channels}, h, w], got {list(x.shape)}; its input must "
-                         f"have {channels} channels")
+        raise ValueError(f"{name} expects {what} [b, {channels}, h, w] or [{channels}, h, w], got {list(x.shape)}; its input "
+                         f"must have {channels} channels")
     size = tuple(x.shape[-2:])
     out = geometry.output(size)
     if min(out) < 1:

@@ -37,8 +37,8 @@ class Chunk:
 
     @cached_property
     def flat(self) -> bool:
-        """Whether it holds whole maps that keep their size, so that a shift is one offset in memory but for a few columns and rows."""
-        return (self.geometry.stride == (1, 1) and self.out_size == self.geometry.pooled(self.size) == (self.height, self.columns))
+        """Whether it holds whole maps that keep their size: a shift is then one offset in memory, but at the border."""
+        return self.geometry.stride == (1, 1) and self.out_size == self.geometry.pooled(self.size) == (self.height, self.columns)
 
     @cached_property
     def whole(self) -> bool:
@@ -100,7 +100,7 @@ class Chunk:
 
 
 def chunks(geometry: Geometry, phase: Phase, samples: int, size: Pair, positions: int) -> Iterator[Chunk]:
-    """A partition of a phase of `samples` maps into pieces of about so many positions, the first the largest: maps, or rows of one."""
+    """A partition of a phase of `samples` maps into pieces of so many positions (or one row): whole maps, or rows of one."""
     rows, columns = (-(-(n - a) // s) for n, a, s in zip(geometry.pooled(size), phase.start, geometry.stride))
     if rows <= 0 or columns <= 0:
         return

@@ -1,8 +1,8 @@
 """The feature map Φ of many positions at once, one row per monomial: Φᵀ [P n] for pre-activations [r n].
 
-`features` has one *row* per direction, which suits few directions of high rank. A feature map of an image is the opposite: very many
-positions of low rank. With positions along the rows every monomial is one long vector product, a slice of (û, û) times a slice
-of g. Columns are those of `PolynomialFeatures` without their factors √κ_j √(j!/α!): those are multiplied into V (`weights`).
+`features` has one *row* per direction, which suits few directions of high rank. A feature map of an image is the opposite: very
+many positions of low rank. With positions along the rows every monomial is one long vector product, a slice of (û, û) times a
+slice of g. Columns are those of `PolynomialFeatures` without their factors √κ_j √(j!/α!), which go into V (`weights`).
 
     row of the monomial α, |α| = j:     s · û^α ,   s = |g| ,  û = g/s          (with layer norm s is 1; where g = 0 it is 0)
 
@@ -35,7 +35,7 @@ def weights(features: PolynomialFeatures, like: Tensor) -> Tensor:
 
 
 class Positions:
-    """Pre-activations `g` [r n] taken apart: length s [1 n], direction û twice over [2r n], and what Φ is linear in: s·û, or û."""
+    """Pre-activations `g` [r n] taken apart: length s [1 n], direction û twice over [2r n], what Φ is linear in: s·û, or û."""
 
     def __init__(self, features: PolynomialFeatures, g: Tensor, layernorm: bool) -> None:
         self.features, self.layernorm = features, layernorm
@@ -122,8 +122,10 @@ def product(rows: Tensor, left: Tensor, right: Tensor, add: bool) -> None:
 
 
 def rectangle(rows: Tensor, r: int):
-    """(first distance d, products u_i u_{i+d} by distance [distances width n], width) of degree 2, [r(r+1)/2 n] in all. At distance
-    r/2 each pair appears twice, so half of those are kept."""
+    """(first distance d, products u_i u_{i+d} by distance [distances width n], width) of degree 2, [r(r+1)/2 n] in all.
+
+    At distance r/2 each pair appears twice, so half of those are kept.
+    """
     full = (r + 1) // 2
     yield 0, rows[:full * r].unflatten(0, (full, r)), r
     if r % 2 == 0:

@@ -1,11 +1,11 @@
-"""Finite convolutional layers sampled from infinite ones: n channels, Ω [n r] standard normal, shared by all positions and offsets.
+"""Finite convolutions sampled from infinite ones: n channels, Ω [n r] standard normal, shared by all positions and offsets.
 
     input layer   W_δ = n^-½ Ω A_δ                                                 bias = n^-½ Ω bias
     hidden layer  W_δ = n_out^-½ n_in^-½ Ω_out Σ_m Amult_m A_{m,δ} p(Ω_in B_m)ᵀ    bias = n_out^-½ Ω_out bias
     readout       W_δ = n_in^-½ Σ_m Amult_m A_{m,δ} p(Ω_in B_m)ᵀ                   bias copied
 
-The activation is φ_D of `truncated`, at each position along the channels. Gradients of every layer but the readout are projected onto
-the range of Ω_out, as in `finite`. Layers whose outputs are summed must share Ω_out: pass the one `omega` to both.
+The activation is φ_D of `truncated`, at each position along the channels. Gradients of every layer but the readout are projected
+onto the range of Ω_out, as in `finite`. Layers whose outputs are summed must share Ω_out: pass the one `omega` to both.
 """
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class FinPiConv2d(nn.Module):
             raise ValueError(f"prev_omega must be the ω of the layer below, [{n_in}, {inf_layer.r}], got "
                              f"{None if prev_omega is None else list(prev_omega.shape)}")
         if omega is not None and list(omega.shape) != [self.n_out, inf_layer.r_out]:
-            raise ValueError(f"omega must be [{self.n_out}, {inf_layer.r_out}], got {list(omega.shape)}; layers whose outputs are summed "
-                             "have the same rank and width")
+            raise ValueError(f"omega must be [{self.n_out}, {inf_layer.r_out}], got {list(omega.shape)}; layers whose outputs "
+                             "are summed have the same rank and width")
         basis = None
         if self.project:
             omega = torch.randn(self.n_out, inf_layer.r_out).to(like) if omega is None else omega

@@ -1,8 +1,8 @@
 """Where the outputs of a convolution get their inputs from: sizes, and the offsets grouped so that no product is wasted.
 
 An input position q feeds the output p through the offset δ where q = p·stride + δ·dilation - padding. Positions with the same
-remainder q mod stride use the same offsets, so they make a `Phase`: a sublattice of the input, t = 0, 1, ... with q = start + t·stride,
-and for each of its offsets the shift with p = t + shift.
+remainder q mod stride use the same offsets, so they make a `Phase`: a sublattice of the input, q = start + t·stride with t = 0,
+1, ..., and for each of its offsets the shift with p = t + shift.
 """
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """ConvNets of infinite width in constant memory, and the finite ones sampled from them.
 
-    g = first_layer_alpha · input(x) ;   g ← layer(g) [+ g of an earlier layer] ;   y = last_layer_alpha · mean over positions of readout(g)
+    g = first_layer_alpha · input(x) ;  g ← layer(g) [+ an earlier g] ;  y = last_layer_alpha · mean over positions of readout(g)
 
-A residual sum of pre-activations is one of g's, if both summands are made of the same neurons ω: in a finite network the two layers
-share Ω. The mean of the readout over positions is global average pooling of *activations*, since the readout is linear in them.
+A residual sum of pre-activations is one of g's, if both summands are made of the same neurons ω: in a finite network the two
+layers share Ω. The mean of the readout over positions is global average pooling of *activations*, in which the readout is linear.
 """
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class InfPiConvNet(nn.Module):
         shortcuts: pairs (i, j) of layers: the output of layer i is added to that of layer j > i; ranks and sizes must agree.
         kernel_size: of all layers but the readout, odd; maps keep their size but for pooling. input_stride: of the input layer.
         first_layer_alpha, last_layer_alpha, bias_alpha: multipliers of the input layer, the output and all biases (0: none).
-        activation, degree, fit, layernorm, chunk_elements: see `InfPiConv2d`. gain, branch_gain: of a layer's outputs at the start,
-            the latter where a shortcut is added to them.
+        activation, degree, fit, layernorm, chunk_elements: see `InfPiConv2d`. gain, branch_gain: of a layer's outputs at the
+            start, the latter where a shortcut is added to them.
         dtype: of the input layer and biases; V_dtype: of moments.
     """
 
-    def __init__(self, channels: int, classes: int, ranks: Sequence[int] = (16, 16, 16, 16), *, pools: Sequence[int] | None = None,
-                 shortcuts: Sequence[tuple[int, int]] = (), kernel_size: int = 3, input_stride: int = 1,
+    def __init__(self, channels: int, classes: int, ranks: Sequence[int] = (16, 16, 16, 16), *,
+                 pools: Sequence[int] | None = None, shortcuts: Sequence[tuple[int, int]] = (), kernel_size: int = 3,
+                 input_stride: int = 1,
                  first_layer_alpha: float = 1, last_layer_alpha: float = 1, bias_alpha: float | None = 0,
                  activation: str | Callable[[Tensor], Tensor] = "relu", degree: int = 2, fit: str = "minimax",
                  layernorm: bool = False, gain: float = 1.0, branch_gain: float = 0.0, chunk_elements: int | None = None,
@@ -85,7 +86,7 @@ class InfPiConvNet(nn.Module):
         """Build the network that `state` came from and load it."""
         known = state.get("_extra_state")
         if not isinstance(known, Mapping):
-            raise ValueError("the checkpoint does not hold the architecture of an InfPiConvNet; build the network and load_state_dict")
+            raise ValueError("the checkpoint holds no architecture of an InfPiConvNet; build the network, then load_state_dict")
         net = cls(**known, device=device, dtype=state["layers.0.weight"].dtype, V_dtype=state["layers.1.V"].dtype)
         net.load_state_dict(state)
         return net
@@ -127,8 +128,8 @@ def InfPiResNet(channels: int, classes: int, ranks: Sequence[int] = (16, 16, 16)
     """
     counts = (blocks,) * len(ranks) if isinstance(blocks, int) else tuple(blocks)
     if len(counts) != len(ranks) or min(counts, default=0) < 0 or block_layers < 1:
-        raise ValueError(f"blocks is {blocks} for {len(ranks)} stages and block_layers {block_layers}; a count of blocks for each "
-                         "stage and at least 1 layer were expected")
+        raise ValueError(f"blocks is {blocks} for {len(ranks)} stages and block_layers {block_layers}; a count of blocks for "
+                         "each stage and at least 1 layer were expected")
     flat, pools, shortcuts = [ranks[0]], [], []
     for stage, (r, count) in enumerate(zip(ranks, counts)):
         if stage:
@@ -143,7 +144,7 @@ def InfPiResNet(channels: int, classes: int, ranks: Sequence[int] = (16, 16, 16)
 
 
 class FinPiConvNetSample(nn.Module):
-    """A ConvNet of `n` channels sampled from `infnet`, whose training by SGD follows the infinite one at distance of order n^-½."""
+    """A ConvNet of `n` channels sampled from `infnet`; trained by SGD it follows the infinite one at distance of order n^-½."""
 
     def __init__(self, infnet: InfPiConvNet, n: int) -> None:
         super().__init__()
@@ -180,14 +181,14 @@ def _check_plan(ranks: tuple[int, ...], pools: tuple[int, ...], shortcuts: tuple
     ends = [j for _, j in shortcuts]
     for i, j in shortcuts:
         if not 0 <= i < j < len(ranks):
-            raise ValueError(f"the shortcut ({i}, {j}) does not lead from a layer to a later hidden one: layers 0 to {len(ranks) - 1} "
-                             "hand on pre-activations")
+            raise ValueError(f"the shortcut ({i}, {j}) does not lead from a layer to a later hidden one: layers 0 to "
+                             f"{len(ranks) - 1} hand on pre-activations")
         if ranks[i] != ranks[j] or any(pool != 1 for pool in pools[i:j]):
-            raise ValueError(f"the shortcut ({i}, {j}) adds maps that differ: ranks {ranks[i]} and {ranks[j]}, pooling between them "
-                             f"{pools[i:j]}; a sum needs the same rank and size")
+            raise ValueError(f"the shortcut ({i}, {j}) adds maps that differ: ranks {ranks[i]} and {ranks[j]}, pooling between "
+                             f"them {pools[i:j]}; a sum needs the same rank and size")
     if len(set(ends)) < len(ends):
-        raise ValueError(f"two of the shortcuts {shortcuts} end in the same layer; the layers they start from would have to share ω: "
-                         "chain them instead")
+        raise ValueError(f"two of the shortcuts {shortcuts} end in the same layer; the layers they start from would have to "
+                         "share ω: chain them instead")
 
 
 def _hidden(net: InfPiConvNet | FinPiConvNetSample, x: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
     forward    y_δ = V_δᵀ Φᵀ for all offsets δ in one matrix product [k·o P] x [P n], then shifted sums of the y_δ
     backward   ∂y_δ are shifted copies of ∂out;  ∂V = Φᵀ ∂y ,  ∂Φ = V ∂y ,  ∂g from ∂Φ;  Φ is made again
 
-Every input position is worked on once, whatever the kernel; a stride splits the map into phases, so that no product is thrown away.
-Maps lie as [channels, samples, rows, columns] in memory, so that a chunk of whole maps is a slice of columns, and are seen from
-outside as [b r h w]. With `pool` windows the Φ of a window are averaged before the product.
+Every input position is worked on once, whatever the kernel; a stride splits the map into phases, so that no product is thrown
+away. Maps lie as [channels, samples, rows, columns] in memory, so that a chunk of whole maps is a slice of columns, and are
+seen from outside as [b r h w]. With `pool` windows the Φ of a window are averaged before the product.
 
 Index legend: b samples, r rank in, o rank out, h w rows and columns of a map, k offsets of a phase, n positions, P monomials.
 """
@@ -111,8 +111,10 @@ class _Work:
 
 
 def plain(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry, layernorm: bool = False) -> Tensor:
-    """The same [b r h w] -> [b o h' w'] by the definition: all of Φ at once, then conv2d. Differentiable to any order; the rest is
-    tested against it."""
+    """The same [b r h w] -> [b o h' w'] by the definition: all of Φ at once, then conv2d. Differentiable to any order.
+
+    What the rest is tested against.
+    """
     b, r, h, w = g.shape
     unit, s = direction(g.permute(0, 2, 3, 1).reshape(-1, r))
     scale = (s > 0).to(s.dtype) if layernorm else s
@@ -149,7 +151,7 @@ class FeatureConv2d(torch.autograd.Function):
 
 def feature_conv2d(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry, layernorm: bool = False,
                    chunk_elements: int | None = None) -> Tensor:
-    """Σ_δ s Φ(ĝ) V_δ for pre-activations g [b r h w] and moments V [P kh kw o]: [b o h' w'] in g's dtype, summed in float32 or better.
+    """Σ_δ s Φ(ĝ) V_δ for pre-activations g [b r h w] and moments V [P kh kw o]: [b o h' w'] in g's dtype, sums float32 or better.
 
     `chunk_elements` bounds how many numbers of Φ exist at a time (at least one row of one map).
     """

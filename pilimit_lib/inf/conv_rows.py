@@ -1,4 +1,4 @@
-"""The same convolution as rows, growing by b·h·w of them at every step: for tiny inputs only. What the moments are checked against.
+"""The same convolution as rows, b·h·w more of them with every step: for tiny inputs. What the moments are checked against.
 
     y_δ(q) = s(q) Σ_m Amult_m A_{m,δ} k(⟨B_m, ĝ(q)⟩) ,    g_out(p) = Σ_δ y_δ(p·stride + δ·dilation - padding)
     one SGD step:  Amult ← (1 - lr·wd)·Amult ;  append  A_δ ← s(q) ∂L/∂y_δ(q) ,  B ← ĝ(q) ,  Amult ← -lr    for every sample and q
@@ -21,8 +21,8 @@ from .vtransform import relu_k
 class InfPiConv2dRows(nn.Module):
     """An infinitely wide convolution as rows A [m k o], Amult [m], B [m r] (unit rows), with the shape of the layer `like`.
 
-    `series`: the polynomial kernel to use, default that of `like`; None stands for the exact kernel of ReLU. After a backward pass
-    `step` appends the rows that SGD makes.
+    `series`: the polynomial kernel to use, default that of `like`; None stands for the exact kernel of ReLU. After a backward
+    pass `step` appends the rows that SGD makes.
     """
 
     def __init__(self, like: InfPiConv2d, A: Tensor, Amult: Tensor, B: Tensor, series: Series | None | str = "like") -> None:
