@@ -5,10 +5,10 @@
     loss.backward()                                                     # the meta-gradient, of second order
     clip_grad_norm_(net, 0.1); optimizer.step()                         # as for any other loss
 
-An inner step of a task appends *fast rows* beside the network (see `meta_layers`), which the next task never sees: nothing is copied
-per task and nothing has to be rewound. A step on moments V − η ∂L/∂V, or on the weights of a finite network, is the same rows. Fast
-rows are on the tape, so second order is plain autograd. Index legend: t tasks, b samples, m fast rows, r rank in, o outputs.
-Source: Finn, Abbeel & Levine 2017; Yang, Santacroce & Hu 2022, section 5.
+An inner step of a task appends *fast rows* beside the network (see `meta_layers`), which the next task never sees: nothing is
+copied per task and nothing has to be rewound. A step on moments V − η ∂L/∂V, or on the weights of a finite network, is the same
+rows. Fast rows are on the tape, so second order is plain autograd. Index legend: t tasks, b samples, m fast rows, r rank in,
+o outputs. Source: Finn, Abbeel & Levine 2017; Yang, Santacroce & Hu 2022, section 5.
 """
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class Adapted:
                              f"got {list(x.shape)}")
         return self._run(x, None)
 
-    def step(self, x: Tensor, y: Tensor, loss: TaskLoss, rate: float, bias_rate: float, project: bool, second_order: bool) -> None:
+    def step(self, x: Tensor, y: Tensor, loss: TaskLoss, rate: float, bias_rate: float, project: bool,
+             second_order: bool) -> None:
         """One inner step of every task."""
         taps: dict[int, tuple[Keys, Tensor]] = {}
         outputs = self._run(x, taps)
@@ -169,8 +170,8 @@ def _layers(net: nn.Module, readout_only: bool, body_only: bool) -> list[int]:
 
 def _check(net: nn.Module, x: Tensor, chosen: list[int], steps: int, step_size: float, second_order: bool) -> None:
     if x.ndim != 3:
-        raise ValueError(f"inputs [t b d] of t tasks were expected, got {list(x.shape)}; flatten images, and give a single task as "
-                         "x[None]")
+        raise ValueError(f"inputs [t b d] of t tasks were expected, got {list(x.shape)}; flatten images, and give a single task "
+                         "as x[None]")
     if steps < 0 or step_size < 0:
         raise ValueError(f"steps and step_size must not be negative, got {steps} and {step_size}")
     if not second_order:
@@ -180,5 +181,5 @@ def _check(net: nn.Module, x: Tensor, chosen: list[int], steps: int, step_size: 
         layer = net.layers[number]
         if isinstance(layer, InfPiLinearReLU) or getattr(layer, "fused", False):
             what = "rows" if isinstance(layer, InfPiLinearReLU) else "fused moments"
-            raise ValueError(f"second order through layer {number}, which is made of {what}, while layer {min(chosen)} below it is "
-                             "adapted: take readout_only=True, second_order=False, or moments with fused=False")
+            raise ValueError(f"second order through layer {number}, which is made of {what}, while layer {min(chosen)} below it "
+                             "is adapted: take readout_only=True, second_order=False, or moments with fused=False")

@@ -9,8 +9,8 @@ A step on samples i with output gradients δ_i adds to the outputs of a layer
     finite layers                  ψ(h) = φ(h), and δ is projected onto the range of Ω
     kernel readouts                ⟨ψ(x), ψ(x')⟩ = K(x, x')
 
-so a step of a task is as many *fast rows* (ψ(z_i), δ_i) as it has samples. Index legend: t tasks, b samples, m fast rows, r features
-in, o outputs. Source: Yang, Santacroce & Hu 2022, section 5; Finn, Abbeel & Levine 2017.
+so a step of a task is as many *fast rows* (ψ(z_i), δ_i) as it has samples. Index legend: t tasks, b samples, m fast rows,
+r features in, o outputs. Source: Yang, Santacroce & Hu 2022, section 5; Finn, Abbeel & Levine 2017.
 """
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _ReLUKernel(torch.autograd.Function):
 @singledispatch
 def keys(layer: nn.Module, z: Tensor) -> Keys:
     """ψ of inputs `z` [t b ...] of `layer`. Raises TypeError for layers that can't be adapted."""
-    raise TypeError(f"a {type(layer).__name__} can't be adapted; π-layers of this package, finite or infinite, and KernelReadout can")
+    raise TypeError(f"a {type(layer).__name__} can't be adapted; finite and infinite π-layers and KernelReadout can")
 
 
 @singledispatch

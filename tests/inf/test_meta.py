@@ -1,4 +1,4 @@
-"""Meta-gradients against the hand-written ones of pilimit_orig, explicit MAML by autograd, finite differences, and finite networks."""
+"""Meta-gradients against the hand-written ones of pilimit_orig, explicit MAML, finite differences, and finite networks."""
 import copy
 
 import pytest
@@ -141,7 +141,8 @@ def explicit(net: nn.Module, support, query, steps: int, chosen: slice, second_o
     return torch.stack(losses).mean()
 
 
-WHICH = {"readout": ({"readout_only": True}, slice(-1, None)), "all": ({}, slice(None)), "body": ({"body_only": True}, slice(0, -1))}
+WHICH = {"readout": ({"readout_only": True}, slice(-1, None)), "all": ({}, slice(None)),
+         "body": ({"body_only": True}, slice(0, -1))}
 NETS = {"moments": moments, "moments with layer norm": lambda: moments(layernorm=True, degree=3),
         "moments without bias": lambda: moments(bias_alpha=0), "finite": finite,
         "finite, not projected": lambda: finite(False, layernorm=True)}
