@@ -1,7 +1,8 @@
-"""Batches of few-shot tasks from memory, in torchmeta's form: {'train': (x [t b d], y [t b]), 'test': (x, y)}.
+"""Batches of few-shot tasks from memory, in the form of torchmeta: {"train": (x [t b d], y [t b]), "test": (x, y)}.
 
-t tasks, b = ways · shots samples in the order of their classes. A batch is drawn with one call per step of the generator and gathered
-from one array; torchmeta builds every task from Python objects. Any loader that yields this form can take the place of `Episodes`.
+t tasks, b = ways · shots samples in the order of their classes. A batch is drawn with a few calls of the generator and gathered
+from one array; torchmeta builds every task from Python objects. Any loader that yields this form can take the place of
+`Episodes`.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ Batch = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Classes:
-    """Images of many classes, uint8 [classes samples h w]; with `rotations`, each turned by 90, 180 and 270° is a class of its own."""
+    """Images of many classes, uint8 [classes samples h w]; `rotations`: each turned by 90, 180 and 270° is a class of its own."""
     images: np.ndarray
     rotations: bool = True
 
@@ -101,7 +102,10 @@ class Episodes:
 
 
 class Sinusoids:
-    """An endless stream of regression tasks y = a sin(x − φ): x ∈ [−5, 5], a ∈ [0.1, 5], φ ∈ [0, π]. Finn, Abbeel & Levine 2017."""
+    """An endless stream of regression tasks y = a sin(x − φ): x ∈ [−5, 5], a ∈ [0.1, 5], φ ∈ [0, π].
+
+    Source: Finn, Abbeel & Levine 2017, section 5.1.
+    """
     features = 1
 
     def __init__(self, shots: int, shots_test: int, batch_size: int, seed: int, dtype: torch.dtype = torch.float32) -> None:

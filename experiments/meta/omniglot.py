@@ -1,4 +1,4 @@
-"""Omniglot in memory: 1,623 characters of 20 drawings as 28 x 28 images, and the split of Vinyals et al. 2016 for few-shot learning.
+"""Omniglot in memory: 1,623 characters of 20 drawings as 28 x 28 images, in the few-shot split of Vinyals et al. 2016.
 
 The two zip files of the published set (`images_background.zip`, `images_evaluation.zip`), or the folders in them, lie in DIR or
 DIR/omniglot. Source: Lake, Salakhutdinov & Tenenbaum 2015; https://github.com/brendenlake/omniglot/tree/master/python
@@ -60,8 +60,8 @@ def _sources(root: Path) -> list[Path]:
         if any(found):
             missing = PARTS[0] if found[0] is None else PARTS[1]
             raise FileNotFoundError(f"{folder} holds one half of Omniglot, but not {missing}.zip; get it from {WHERE}")
-    raise FileNotFoundError(f"Omniglot is not in {root.resolve()} (nor in its folder omniglot): {PARTS[0]}.zip and {PARTS[1]}.zip "
-                            f"were expected; get them from {WHERE}")
+    raise FileNotFoundError(f"Omniglot is not in {root.resolve()} (nor in its folder omniglot): {PARTS[0]}.zip and "
+                            f"{PARTS[1]}.zip were expected; get them from {WHERE}")
 
 
 def _files(source: Path) -> Iterator[tuple[tuple[str, ...], bytes]]:
@@ -98,8 +98,8 @@ def _read(sources: list[Path], quiet: bool) -> dict[str, np.ndarray]:
     by_split = defaultdict(list)
     for key in sorted(drawings):
         if len(drawings[key]) != DRAWINGS:
-            raise ValueError(f"{'/'.join(key)} of Omniglot has {len(drawings[key])} drawings, {DRAWINGS} were expected: the set in "
-                             f"{sources[0].parent} is not whole; get it again from {WHERE}")
+            raise ValueError(f"{'/'.join(key)} of Omniglot has {len(drawings[key])} drawings, {DRAWINGS} were expected: the set "
+                             f"in {sources[0].parent} is not whole; get it again from {WHERE}")
         by_split[split_of(*key)].append(np.stack(drawings[key]))
     counts = {split: len(by_split[split]) for split in COUNTS}
     if counts != COUNTS:

@@ -143,6 +143,18 @@ def adapt(net: nn.Module, x: Tensor, y: Tensor, *, step_size: float, steps: int 
     return adapted
 
 
+@torch.no_grad()
+def readout_kernel(net: nn.Module, left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of what the readout of `net` sees of inputs [t a d] and [t b d], task by task: [t a b]."""
+    seen = []
+    for x in (left, right):
+        taps: dict[int, tuple[Keys, Tensor]] = {}
+        Adapted(net, [len(net.layers) - 1], len(x))._run(x, taps)
+        seen += [found for found, _ in taps.values()]
+    products = kernel(net.layers[-1], *(found.features for found in seen))
+    return products if seen[0].scale is None else seen[0].scale * products * seen[1].scale.mT
+
+
 @contextmanager
 def _frozen(net: nn.Module) -> Iterator[None]:
     """Inside the `with`, no parameter needs a gradient, so that backward passes leave none behind."""
