@@ -40,8 +40,8 @@ def settings_from(config: Path, folder: str | None = None) -> Settings:
 
 
 def test(config: str | Path, *, folder: str | None = None, split: str = "test", steps: int | None = None,
-         batches: int | None = None, without_steps: bool = False, seed: int | None = None, cuda: bool = False, quiet: bool = False,
-         verbose: bool = False) -> dict[str, Any]:
+         batches: int | None = None, without_steps: bool = False, seed: int | None = None, cuda: bool = False,
+         quiet: bool = False, verbose: bool = False) -> dict[str, Any]:
     """The record of one test, also added to test.jsonl beside the config. `seed` draws other tasks."""
     config = Path(config)
     settings = settings_from(config, folder)
