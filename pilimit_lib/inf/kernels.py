@@ -1,8 +1,8 @@
 """The Triton twin of `functional`: when it can run, and the calls of its kernels (`triton_rows`). Not yet measured on a GPU.
 
-Products are made in the dtype of the rows (float16 for rows in eight bits, whose codes it holds exactly; float32 for float32) and summed
-in float32, partial sums in float64. No array of cosines exists. Rows in bfloat16 are multiplied in float32 under Triton's
-interpreter, whose product of bfloat16 is wrong.
+Products are made in the dtype of the rows (float16 for rows in eight bits, whose codes it holds exactly; float32 for float32)
+and summed in float32, partial sums in float64. No array of cosines exists. Rows in bfloat16 are multiplied in float32 under
+Triton's interpreter, whose product of bfloat16 is wrong.
 """
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def refuses(layer: InfPiLinearReLU, unit: Tensor) -> str | None:
     if A.device != unit.device:
         return f"rows lie on {A.device}, pre-activations on {unit.device}"
     if A.storage not in DTYPES or unit.dtype != torch.float32:
-        return f"rows in {A.storage} with sums in {unit.dtype}; float32 sums of float32, float16, bfloat16 or int8 rows were expected"
+        return f"rows in {A.storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 rows in float32"
     if max(layer.r, layer.r_out) > LARGEST_RANK:
         return f"ranks {layer.r} and {layer.r_out}; at most {LARGEST_RANK} fit into one tile"
     if A.block_rows % LARGEST_TILE or A.block_rows != B.block_rows:
@@ -54,6 +54,10 @@ class _Operands:
     scale: Tensor    # of B
     shift: Tensor
     keep: list       # what the addresses point to
+
+    @property
+    def pointers(self) -> tuple[Tensor, ...]:
+        return self.A_table, self.B_table, self.weight, self.offset, self.scale, self.shift
 
 
 def _operands(layer: InfPiLinearReLU, rows: int, like: Tensor) -> _Operands:
@@ -100,7 +104,7 @@ def forward(layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bool) -> tupl
     unit, given = unit.contiguous(), _operands(layer, rows, unit)
     grid, common = _settings(layer, rows, unit)
     partial = unit.new_empty(grid[1], len(unit), layer.r_out)
-    forward_kernel[grid](unit, given.A_table, given.B_table, given.weight, given.offset, given.scale, given.shift, partial, **common)
+    forward_kernel[grid](unit, *given.pointers, partial, **common)
     return partial.sum(0, dtype=torch.float64).to(unit.dtype), []
 
 
@@ -112,6 +116,5 @@ def backward(layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: Tensor, save
     unit, grad, given = unit.contiguous(), grad.contiguous(), _operands(layer, rows, unit)
     grid, common = _settings(layer, rows, unit)
     along_rows, along_unit = unit.new_empty(grid[1], *unit.shape), unit.new_empty(grid[1], len(unit))
-    backward_kernel[grid](unit, grad, given.A_table, given.B_table, given.weight, given.offset, given.scale, given.shift, along_rows,
-                          along_unit, **common)
+    backward_kernel[grid](unit, grad, *given.pointers, along_rows, along_unit, **common)
     return tuple(part.sum(0, dtype=torch.float64).to(unit.dtype) for part in (along_rows, along_unit[..., None]))

@@ -1,9 +1,9 @@
 """Rows in eight bits: whole numbers from -127 to 127 with a scale and a shift per row.
 
 A row x [n] is stored as c = round((x - h) / σ), σ = (max x - min x) / 254, and read as σ c + h. Rounding alone would change the
-*sum* of a row, which can matter more than its entries: gradients of a softmax sum to zero over its outputs, and what their rounded sums
-are adds up over the rows to a shift common to all outputs. So h is chosen last, such that the row keeps its sum; entries then err
-by less than σ (by σ / √12, root mean square).
+*sum* of a row, which can matter more than its entries: gradients of a softmax sum to zero over its outputs, and what their
+rounded sums are adds up over the rows to a shift common to all outputs. So h is chosen last, such that the row keeps its sum;
+entries then err by less than σ (by σ / √12, root mean square).
 """
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 CHUNK_ELEMENTS = 1 << 18  # cosines of one chunk: 1 MB, several of which fit into the second level of cache or close to it
 MIN_CHUNK = 256           # fewer rows make matrix products slow
-CHUNK_OF_ONE = 1024       # rows of a matrix-vector product, which adds them one after the other, so that errors are those of so many
+CHUNK_OF_ONE = 1024       # rows of a matrix-vector product, which adds them one after the other
 
 
 def refuses(layer: InfPiLinearReLU, unit: Tensor) -> str | None:

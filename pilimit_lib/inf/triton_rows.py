@@ -1,14 +1,14 @@
-"""The sums over rows of a π-layer as Triton kernels, shaped like flash attention: Q = ĝ, K = B, V = A · Amult, k(q) for the softmax.
+"""The sums over rows of a π-layer as Triton kernels, shaped like flash attention: Q = ĝ, K = B, V = A · Amult, k for softmax.
 
-Each program takes one tile of the batch and one stretch of the rows, keeps its sums in registers and writes one partial result; those
-are added in order afterwards, so results do not depend on scheduling. Cosines exist tile by tile only. Rows lie in blocks, whose
-addresses come as a table; offsets inside are 64 bits wide. With x = |c|,
+Each program takes one tile of the batch and one stretch of the rows, keeps its sums in registers and writes one partial result;
+those are added in order afterwards, so results do not depend on scheduling. Cosines exist tile by tile only. Rows lie in
+blocks, whose addresses come as a table; offsets inside are 64 bits wide. With x = |c|,
 
     2π k(c) = J(x) + π max(c, 0) ,  J(x) = sqrt(1 - x²) - x acos(x) = (1 - x)^1.5 U(x) ;  acos(x) = sqrt(1 - x) P(x) ;
     sqrt(1 - x²) = sqrt(1 - x) S(x)
 
-which takes one square root, has no cancellation and no branch. U, P and S are interpolated at the nine Chebyshev points of [0, 1]:
-errors below 3e-10, 5e-9 and 5e-9 (refitted by a test). Not yet measured on a GPU.
+which takes one square root, has no cancellation and no branch. U, P and S are interpolated at the nine Chebyshev points of
+[0, 1]: errors below 3e-10, 5e-9 and 5e-9 (refitted by a test). Not yet measured on a GPU.
 """
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 
 PI = tl.constexpr(3.141592653589793)
-U = (0.9999999997, -0.07079627863, 0.01880419623, -0.007729034363, 0.003909490657, -0.002098884451, 0.00100198718, -0.0003385782616,
-     5.61436905e-05)
+U = (0.9999999997, -0.07079627863, 0.01880419623, -0.007729034363, 0.003909490657, -0.002098884451, 0.00100198718,
+     -0.0003385782616, 5.61436905e-05)
 P = (1.570796323, -0.2146011607, 0.08903013694, -0.05059357388, 0.03257117017, -0.02072766525, 0.01102838067, -0.003974577704,
      0.0006845318166)
 S = (1.000000004, 0.4999992676, -0.1249799748, 0.06228427306, -0.03786150625, 0.02340367195, -0.01226585742, 0.004385790411,
@@ -70,8 +70,8 @@ def _cosines(u, B, u_sum, scale_ptr, shift_ptr, rows, mask, EIGHT_BITS: tl.const
 
 @_tuned
 @triton.jit(do_not_specialize=["m", "per_split", "bucket"])
-def forward_kernel(u_ptr, A_table, B_table, weight_ptr, offset_ptr, scale_ptr, shift_ptr, out_ptr, b, m, r, o, block_rows, per_split,
-                   bucket, TYPE: tl.constexpr, DOT: tl.constexpr, EIGHT_BITS: tl.constexpr, BLOCK_B: tl.constexpr,
+def forward_kernel(u_ptr, A_table, B_table, weight_ptr, offset_ptr, scale_ptr, shift_ptr, out_ptr, b, m, r, o, block_rows,
+                   per_split, bucket, TYPE: tl.constexpr, DOT: tl.constexpr, EIGHT_BITS: tl.constexpr, BLOCK_B: tl.constexpr,
                    BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_M: tl.constexpr):
     samples, split = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.program_id(1).to(tl.int64)
     at_r, at_o = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_O)
@@ -100,8 +100,8 @@ def forward_kernel(u_ptr, A_table, B_table, weight_ptr, offset_ptr, scale_ptr, s
 
 @_tuned
 @triton.jit(do_not_specialize=["m", "per_split", "bucket"])
-def backward_kernel(u_ptr, grad_ptr, A_table, B_table, weight_ptr, offset_ptr, scale_ptr, shift_ptr, rows_ptr, unit_ptr, b, m, r, o,
-                    block_rows, per_split, bucket, TYPE: tl.constexpr, DOT: tl.constexpr, EIGHT_BITS: tl.constexpr,
+def backward_kernel(u_ptr, grad_ptr, A_table, B_table, weight_ptr, offset_ptr, scale_ptr, shift_ptr, rows_ptr, unit_ptr, b, m,
+                    r, o, block_rows, per_split, bucket, TYPE: tl.constexpr, DOT: tl.constexpr, EIGHT_BITS: tl.constexpr,
                     BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_M: tl.constexpr):
     samples, split = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B), tl.program_id(1).to(tl.int64)
     at_r, at_o = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_O)

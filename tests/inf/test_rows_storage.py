@@ -58,7 +58,7 @@ def test_a_row_that_is_not_finite_stays_so():
 
 
 def test_gradients_of_a_softmax_leave_no_shift_common_to_all_outputs():
-    """Their rows sum to zero; rounded ones would not, and the sum over rows of what remains is what an MSE or an embedding sees."""
+    """Their rows sum to zero; rounded ones would not, and what that adds up to is what an MSE or an embedding sees."""
     A = torch.randn(2000, 10).softmax(1) - F.one_hot(torch.randint(10, (2000,)), 10)
     blocks = QuantizedBlocks((10,))
     blocks.append(A)
@@ -134,7 +134,8 @@ def test_weight_decay_leaves_stored_multipliers_alone():
     assert torch.equal(layer.Amult.detach(), before / 2)
 
 
-@pytest.mark.parametrize("source, target", [(torch.int8, torch.float32), (torch.float32, torch.int8), (torch.int8, torch.bfloat16)])
+@pytest.mark.parametrize("source, target", [(torch.int8, torch.float32), (torch.float32, torch.int8),
+                                            (torch.int8, torch.bfloat16)])
 def test_state_dicts_load_across_storages(source, target):
     net = small(source)
     steps(net, 2)

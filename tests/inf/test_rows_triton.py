@@ -1,4 +1,4 @@
-"""The Triton kernels for rows under Triton's interpreter, which needs no GPU: a process of its own, the switch is read at import."""
+"""The Triton kernels for rows under Triton's interpreter, which needs no GPU: a process of its own, since Triton reads it once."""
 import os
 import subprocess
 import sys
@@ -35,7 +35,8 @@ for parameter in (layer.A, layer.B):
 with row_twin("triton"):
     assert all(part.isfinite().all() for part in run(layer, torch.randn(3, 8), torch.randn(3, 4)))
 
-for layer, unit, why in ((filled(3, 513, 2), torch.randn(2, 513), "512"), (filled(3, 4, 2, torch.float64), torch.randn(2, 4), "float64")):
+for layer, unit, why in ((filled(3, 513, 2), torch.randn(2, 513), "512"),
+                         (filled(3, 4, 2, torch.float64), torch.randn(2, 4), "float64")):
     with row_twin("triton", debug=True) as said:
         layer(unit.to(layer.A.dtype))
     assert why in said[0] and said[1] == "chunked runs", said
