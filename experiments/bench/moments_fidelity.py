@@ -105,7 +105,7 @@ def collect(out: Path) -> pd.DataFrame:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """Mean ± standard deviation over seeds of the test accuracy in every epoch, and of the last one's distance to rows' by seed."""
+    """Mean ± standard deviation over seeds of the test accuracy in every epoch, and of the last one's distance to rows."""
     parts = []
     for plan, group in frame.groupby("plan", sort=False):
         epochs = sorted(group["epoch"].unique())
