@@ -107,9 +107,10 @@ def test_cutout_covers_a_square_at_most():
 
 def test_errors_say_what_to_change(tmp_path, capsys):
     for flags, message in ((["--pools", "2,2"], "one entry less"), (["--ranks", "4,x"], "numbers separated by commas"),
-                           (["--network", "mup"], "a finite network has a width"), (["--width", "8"], "the infinite one has none"),
+                           (["--network", "mup"], "a finite network has a width"), (["--width", "8"], "one has none"),
                            (["--beside", "relu:4"], "'relu:4' is not one of twin, mup, batchnorm"),
-                           (["--ema", "1"], "--ema 1.0"), (["--epochs", "0"], "--epochs must be at least 1"), (["--resume"], "--resume needs the --save-dir")):
+                           (["--ema", "1"], "--ema 1.0"), (["--epochs", "0"], "--epochs must be at least 1"),
+                           (["--resume"], "--resume needs the --save-dir")):
         with pytest.raises(SystemExit):
             main([*FLAGS, "--quiet", *([] if "--resume" in flags else ["--save-dir", str(tmp_path / "none")]), *flags])
         assert message in capsys.readouterr().err
