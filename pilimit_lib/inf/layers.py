@@ -22,14 +22,12 @@ from .compress import compress
 from .feature_linear import moments_output
 from .finite import FinPiInputLinearReLU, FinPiLinearReLU
 from .functional import accumulator, inf_linear
-from .tensors import InfPiParameter, Pending
+from .tensors import ROWS, InfPiParameter, Pending, convert_rows
 
 if TYPE_CHECKING:
     from .moments import InfPiLinear
 
 __all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU"]
-
-ROWS = ("A", "Amult", "B")
 
 
 class InfPiInputLinearReLU(nn.Module):
@@ -240,21 +238,7 @@ class InfPiLinearReLU(nn.Module):
         return self.origin_blocks if name == "origin" else getattr(self, name).blocks
 
     def _apply(self, fn, recurse: bool = True) -> InfPiLinearReLU:
-        """Conversions of dtype and device: rows block by block; Amult never below float32, or small steps would vanish."""
-        order = list(self._parameters)
-        fronts = {name: self._parameters.pop(name) for name in ROWS}
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            others = dict(self._parameters)
-            self._parameters.clear()
-            for name in order:
-                self._parameters[name] = fronts[name] if name in fronts else others[name]
-        for name, front in fronts.items():
-            front.blocks.convert(_at_least_float32(fn) if name == "Amult" else fn)
-            front.refresh()
-        self.origin_blocks.convert(fn)
-        return self
+        return convert_rows(self, fn, recurse)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         for name in ROWS:
@@ -289,10 +273,3 @@ class InfPiLinearReLU(nn.Module):
 def check_sizes(r: int, r_out: int) -> None:
     if r < 1 or r_out < 1:
         raise ValueError(f"a layer needs positive sizes, got r={r}, r_out={r_out}")
-
-
-def _at_least_float32(fn):
-    def convert(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
-    return convert
