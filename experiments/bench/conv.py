@@ -4,9 +4,9 @@
     python -m experiments.bench.conv --out output/bench_conv --r 16 --size 32 --rounds 3
 
 One call is forward and backward of one 3x3 layer with gradients of input and V. The obvious form indexes the upper triangle of
-u ⊗ u, concatenates the columns of Φ and calls conv2d; "distances" is the same with the columns of `PolynomialFeatures`, which index
-nothing. All take turns in one process, one thread; ratios are medians of paired rounds, times the least CPU time. FLOPs are those
-of the three matrix products, 6·P·9·o for each position; the machine's rate is that of a 1024³ float32 product in the same rounds.
+u ⊗ u, concatenates the columns of Φ and calls conv2d; "distances" is the same with the columns of `PolynomialFeatures`, which
+index nothing. All take turns in one process, one thread; ratios are medians of paired rounds, times the least CPU time. FLOPs
+are those of the three products, 6·P·9·o a position; the machine's rate is that of a 1024³ float32 product in the same rounds.
 Memory is the peak of tensors allocated within a call, beyond the inputs, from torch's profiler. Kept per case in results.jsonl.
 """
 from __future__ import annotations
