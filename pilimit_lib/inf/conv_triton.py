@@ -1,7 +1,7 @@
 """A convolution of features on a GPU, with tiles of Φ made on the fly: for kernels of degree at most 2, without pooling.
 
 The second implementation of `conv_operator.forward`, and of its backward pass for V. It refuses (`usable`) what it can't do, and
-then the plain one runs; the gradient of g is always the plain one's. Tested under Triton's interpreter; not yet measured on a GPU.
+then the plain one runs; the gradient of g always is the plain one's. Tested under Triton's interpreter, unmeasured on a GPU.
 Φ is made again for every offset, from û of one position, which the caches hold. Positions are rows here, as in `triton_features`.
 Index legend: n positions, r rank in, o rank out, P columns, δ offsets.
 """

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.cifar10 import conv_results
 from experiments.cifar10.cifar10conv import Trainer, beside, cutout, evaluate, main, train
 from experiments.cifar10.conv_networks import BASE_WIDTH, ReLUConvNet, build, groups
 from experiments.cifar10.conv_settings import Settings
@@ -82,6 +83,13 @@ def test_several_networks_in_one_command(tmp_path, capsys):
     assert (tmp_path / "run" / "compare.png").is_file() and (tmp_path / "run" / "mup8" / "metrics.jsonl").is_file()
     assert "infinite, ranks 4,5" in capsys.readouterr().out
     assert main([*flags, "--resume"]) == records
+    conv_results.main([str(tmp_path / "run"), "--out", str(tmp_path / "results")])
+    lines = (tmp_path / "results" / "table.md").read_text().splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[2].startswith(f"| infinite, ranks 4,5, adam | {records[0]['parameters']:,} | 1 | 1 of 1 |")
+    with pytest.raises(SystemExit):
+        conv_results.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "results")])
+    assert "metrics.jsonl is missing" in capsys.readouterr().err
 
 
 def test_networks_are_of_the_same_shape():
