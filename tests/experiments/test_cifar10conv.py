@@ -25,6 +25,7 @@ FLAGS = ["--dataset", "digits", "--ranks", "4,5", "--pools", "2", "--no-flips", 
          "--test-subset-size", "32", "--batch-size", "32"]
 
 
+@pytest.mark.slow
 def test_it_learns_digits_and_writes_what_it_promises(tmp_path):
     settings = replace(QUICK, train_subset_size=None, test_subset_size=None, epochs=3)
     records = train(settings, tmp_path / "run", quiet=True, save_model=True)
@@ -62,6 +63,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(change):
     assert whole.optimizer.param_groups[0]["lr"] == second.optimizer.param_groups[0]["lr"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path):
     command = [sys.executable, "-m", "experiments.cifar10.cifar10conv", *FLAGS, "--batch-size", "1", "--epochs", "40", "--quiet",
                "--save-dir", str(tmp_path / "run")]
