@@ -22,6 +22,7 @@ from .compress import compress
 from .feature_linear import moments_output
 from .finite import FinPiInputLinearReLU, FinPiLinearReLU
 from .functional import accumulator, inf_linear
+from .row_state import load_rows, new_blocks, pop_rows, save_rows
 from .tensors import ROWS, InfPiParameter, Pending, convert_rows
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class InfPiLinearReLU(nn.Module):
         bias_alpha: multiplier of the bias; 0 or None means no bias.
         output_layer: a readout, whose A starts at zero.
         layernorm: use the direction of g only.
-        dtype: of the bias; row_dtype: of A and B (float16 and bfloat16 halve the memory; sums are float32, Amult is too).
+        dtype: of the bias; row_dtype: of A and B as stored: float32, float16, bfloat16, float64, or int8 with a scale per row
+            (sums are float32 or better, Amult too).
         row_budget: keep the newest so many rows exact and fold older ones into moments of this `degree` and `fit` (see
             `hermite_series`), held in `folded`. merge: add a new row to one of the same sample if their directions have a larger
             cosine than this; the forward pass must run inside `with batch(ids)`. Both happen in `PiSGD.step`, and `limits` keeps
@@ -114,8 +116,7 @@ class InfPiLinearReLU(nn.Module):
         self.folded = None if row_budget is None else FoldedRows(r, self.r_out, degree, fit, device, accumulator(row_dtype))
         self.pending = Pending()
         for name, tail in (("A", (self.r_out,)), ("Amult", ()), ("B", (r,))):
-            blocks = Blocks(tail, dtype=accumulator(row_dtype) if name == "Amult" else row_dtype, device=device)
-            self.register_parameter(name, InfPiParameter(blocks, self.pending, name))
+            self.register_parameter(name, InfPiParameter(new_blocks(name, tail, row_dtype, device), self.pending, name))
         self.origin_blocks = Blocks(dtype=torch.long, device=device)
         self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
         self.initialize()
@@ -153,7 +154,7 @@ class InfPiLinearReLU(nn.Module):
     @property
     def row_bytes(self) -> int:
         """Memory of A and B, and of the moments of folded rows, in bytes."""
-        rows = len(self) * (self.r + self.r_out) * self.A.element_size()
+        rows = self.A.blocks.nbytes + self.B.blocks.nbytes
         return rows if self.folded is None else rows + self.folded.V.numel() * self.folded.V.element_size()
 
     @property
@@ -178,11 +179,11 @@ class InfPiLinearReLU(nn.Module):
         origin = torch.full((len(A),), UNKNOWN) if origin is None else origin
         given = {"A": A, "Amult": Amult, "B": B, "origin": origin}
         for name, value in given.items():
-            self._blocks(name).check(value, name)
+            self.row_storage(name).check(value, name)
         if len({len(value) for value in given.values()}) != 1:
             raise ValueError(f"rows of different number: { {name: len(value) for name, value in given.items()} }")
         for name, value in given.items():
-            self._blocks(name).set(value.detach())
+            self.row_storage(name).set(value.detach())
 
     def forward(self, g: Tensor) -> Tensor:
         if g.shape[-1] != self.r:
@@ -232,20 +233,22 @@ class InfPiLinearReLU(nn.Module):
 
     def extra_repr(self) -> str:
         return (f"r={self.r}, o={self.r_out}, rows={len(self)}, bias_alpha={self.bias_alpha}, "
-                f"output_layer={self.output_layer}, layernorm={self.layernorm}, row_dtype={self.A.dtype}")
+                f"output_layer={self.output_layer}, layernorm={self.layernorm}, row_dtype={self.A.blocks.storage}")
 
-    def _blocks(self, name: str) -> Blocks:
+    def row_storage(self, name: str) -> Blocks:
+        """The blocks of "A", "Amult", "B" or "origin"."""
         return self.origin_blocks if name == "origin" else getattr(self, name).blocks
 
     def _apply(self, fn, recurse: bool = True) -> InfPiLinearReLU:
         return convert_rows(self, fn, recurse)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        for name in ROWS:
-            destination[prefix + name] = getattr(self, name) if keep_vars else getattr(self, name).blocks.dense()
+        if keep_vars:
+            destination.update({prefix + name: getattr(self, name) for name in ROWS}, **{prefix + "origin": self.origin})
+        else:
+            save_rows(self, destination, prefix)
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
-        destination[prefix + "origin"] = self.origin
         destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
 
     def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
@@ -253,12 +256,12 @@ class InfPiLinearReLU(nn.Module):
         """Rows may be more or fewer than here. Checkpoints of the original code, which lack `origin`, load too."""
         take_bias_alpha(self, state, prefix, errors)
         state.pop(prefix + "layer_alpha", None)  # the original's learning-rate multiplier of Amult: the optimiser's matter
-        absent = [prefix + name for name in ROWS if prefix + name not in state]
+        found, origin = pop_rows(state, prefix), state.pop(prefix + "origin", None)
+        absent = [prefix + name for name in ROWS if name not in found]
         missing += absent
-        given = {name: state.pop(prefix + name, None) for name in (*ROWS, "origin")}
         if not absent:
             try:
-                self.set_rows(**{name: None if value is None else value.detach() for name, value in given.items()})
+                load_rows(self, found, origin)
             except ValueError as error:
                 errors.append(f"{prefix}rows: {error}")
         fronts = {name: self._parameters.pop(name) for name in ROWS}

@@ -86,8 +86,9 @@ class PiSGD(torch.optim.SGD):
         if parameter.pending_is_finite():
             return True
         if group.get("on_nonfinite", "raise") == "raise":
-            raise FloatingPointError("NaN or Inf in the gradient of a π-layer: rows can't be taken back, so nothing was stepped. "
-                                     "Lower the learning rate or clip; zero_grad() to go on, or PiSGD(on_nonfinite='skip')")
+            raise FloatingPointError("NaN or Inf in the gradient of a π-layer (for rows in float16: more than 65504): rows can't "
+                                     "be taken back, so nothing was stepped. Lower the learning rate or clip, or keep rows in "
+                                     "bfloat16; zero_grad() to go on, or PiSGD(on_nonfinite='skip')")
         self.nonfinite_skipped += 1
         parameter.pending.clear()
         return False
