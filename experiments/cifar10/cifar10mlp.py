@@ -81,8 +81,9 @@ class Trainer:
         self.settings, self.data = settings, data
         self.net = build(settings, data, device)
         self.optimizer = self._optimizer()
+        shift = SHIFT[data.name] if settings.augment_shift is None else settings.augment_shift
         self.batches = Batches(data.train_x, data.train_y, settings.batch_size, settings.seed,
-                               *((SHIFT[data.name], FLIPS[data.name]) if settings.data_augment else ()))
+                               *((shift, FLIPS[data.name]) if settings.data_augment else ()))
         self.scheduler = self._scheduler()
         self.teacher = None
         if settings.teacher_path:

@@ -26,6 +26,7 @@ class Settings:
     train_subset_size: int | None = None
     test_subset_size: int | None = None
     data_augment: bool = False
+    augment_shift: int | None = None
     width: int = 0
     gaussian_init: bool = False
     r: int = 50
@@ -89,6 +90,9 @@ class Settings:
             problems.append("--scheduler multistep and --lr-drop-milestones belong together")
         if self.gclip_drop_milestones and not self.gclip:
             problems.append("--gclip-drop-milestones lower the clip, but --gclip is 0 (no clipping)")
+        if self.augment_shift is not None and (self.augment_shift < 0 or not self.data_augment):
+            problems.append(f"--augment-shift {self.augment_shift}: pixels that --data-augment (which it needs) moves an image, "
+                            "0 or more")
         if not self.teacher_path and (self.teacher_alpha, self.teacher_temp) != (0.5, 1.0):
             problems.append("--teacher-alpha and --teacher-temp need a --teacher-path")
         if problems:
