@@ -328,6 +328,15 @@ def test_every_learner_adapts_better_than_chance_and_those_with_features_learn(d
         assert after["loss"] < before["loss"] - .02
 
 
+def test_layer_norm_of_a_kernel_learner_forgets_lengths():
+    x = torch.randn(4, 784)
+    plain, directions = (build(settings_for(gp=True, normalize=how), torch.device("cpu")).kernel for how in ("None", "LN"))
+    lengths = torch.rand(4, 1) + .5
+    assert torch.allclose(directions(x, x), directions(lengths * x, x)) and not torch.allclose(plain(x, x), plain(lengths * x, x))
+    same_length = x / x.norm(dim=1, keepdim=True) * 28
+    assert torch.allclose(plain(same_length, same_length), directions(x, x), rtol=1e-5)
+
+
 def test_without_inner_steps_the_nearest_class_is_chosen(drawings):
     stream = Episodes(Classes(drawings), 5, 3, 2, 4, seed=0)
     net = build(settings_for(hidden_size=-1), torch.device("cpu"))
