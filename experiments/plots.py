@@ -66,8 +66,8 @@ def figure_of(frame: pd.DataFrame, against: str, by: str = "network"):
         figure = Figure(figsize=(5.4, 3.6), layout="constrained")
         axis = figure.subplots()
         if against == "seed":
-            sns.boxplot(frame, x="network", y="accuracy", hue="network", width=.5, fliersize=0, ax=axis, legend=False)
-            sns.stripplot(frame, x="network", y="accuracy", color="black", size=4, ax=axis)
+            sns.stripplot(frame, x="network", y="accuracy", color="0.4", size=5, ax=axis)
+            sns.pointplot(frame, x="network", y="accuracy", errorbar="sd", linestyle="none", marker="D", capsize=.15, ax=axis)
             axis.set(xlabel=None)
         elif against == "width":
             finite, infinite = frame[frame.width != float("inf")], frame[frame.width == float("inf")]

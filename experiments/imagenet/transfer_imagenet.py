@@ -4,6 +4,7 @@
     python -m experiments.imagenet.transfer_imagenet --transfer --transfer-milestones 0,5,10 ...   # features after these epochs
     python -m experiments.imagenet.transfer_imagenet --dataset cifar10-half --transfer ...         # no ImageNet needed
     python -m experiments.imagenet.transfer_imagenet --width 1024 ...                              # finite; --gaussian-init: μ
+    python -m experiments.imagenet.transfer_imagenet --test --model-path FILE --transfer ...       # a saved network, no training
 
 At each milestone the feature kernel of the network is regressed on CIFAR-10's labels (cifar10-half: on those of the other half),
 and once that of the NNGP, which learns no features. Writes what `cifar10mlp` writes, transfers.jsonl and transfer.png. README.md
@@ -20,15 +21,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10mlp import Trainer
 from experiments.cifar10.cifar10test import REGS, scores
+from experiments.cifar10.saved import load_network
 from experiments.cifar10.settings import REMOVED, parser
 from experiments.cifar10.settings import Settings as TrainSettings
-from experiments.common import curves, milestones, write_text
+from experiments.common import curves, milestones, pick_device, write_text
 from experiments.data import ImageSet, load_images
 from experiments.imagenet.cost import cost, describe_cost
 from experiments.imagenet.imagenet32 import load_imagenet32
@@ -140,12 +142,18 @@ class Transfers:
         path = folder / "transfers.jsonl"
         fresh = trainer.epoch == 0 and not trainer.batches.position
         known = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() and not fresh else []
-        if trainer.epoch not in self.settings.when or any(record.get("epoch") == trainer.epoch for record in known):
-            return
+        if trainer.epoch in self.settings.when and all(record.get("epoch") != trainer.epoch for record in known):
+            self.measure(trainer.net, trainer.epoch, known, folder)
+
+    def measure(self, net: nn.Module, epoch: int, known: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+        """Regress on the features of `net`, and the first time on the control; all records, written with those `known`."""
+        path = folder / "transfers.jsonl"
+        if net.d_in != self.data.features:
+            raise ValueError(f"the network takes {net.d_in} numbers, images of {self.data.name} have {self.data.features}")
         started = time.perf_counter()
-        x, x_test = (embed(trainer.net, part, progress=not self.quiet) for part in (self.data.train_x, self.data.test_x))
-        found = [{"what": "features", "epoch": trainer.epoch, **record}
-                 for record in regress(features_of(trainer.net), x, x_test, self.data, self.settings, self.quiet)]
+        x, x_test = (embed(net, part, progress=not self.quiet) for part in (self.data.train_x, self.data.test_x))
+        found = [{"what": "features", "epoch": epoch, **record}
+                 for record in regress(features_of(net), x, x_test, self.data, self.settings, self.quiet)]
         if not any(record["what"] == "NNGP" for record in known):
             kernel = ReLUKernel(self.settings.depth + 1, varw=2.0, varb=0.0)
             found += [{"what": "NNGP", **record} for record in regress(
@@ -154,13 +162,14 @@ class Transfers:
                  "seconds": round(time.perf_counter() - started, 1)}
         records = known + [record | sizes for record in found]
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-        draw(records, folder, cifar10mlp.describe(self.settings))
+        draw(records, folder, f"{self.settings.dataset} to {self.data.name}")
         if not self.quiet:
             for record in found:
                 result = record.get("failed") or f"{100 * record['test_acc']:.2f} %"
                 where = f"after epoch {record['epoch']}" if "epoch" in record else "(control)"
                 print(f"transfer: {record['what']} {where}, ridge {record['reg']:g}: {result} of {sizes['test']} test images",
                       flush=True)
+        return records
 
     def _save_epoch(self, trainer: Trainer, folder: Path) -> None:
         """Keep the network after every epoch, or the best so far."""
@@ -182,6 +191,14 @@ def draw(records: list[dict[str, Any]], folder: Path, title: str) -> None:
     curves(best, {"transfer accuracy": ("features", "NNGP")}, title).savefig(folder / "transfer.png", dpi=110)
 
 
+def test(settings: Settings, model_path: str, save_dir: Path, quiet: bool = False) -> list[dict[str, Any]]:
+    """Transfer the features of a saved network, whose architecture its file knows, without training; returns the records."""
+    net = load_network(model_path, {}, device=pick_device(settings.cuda))
+    transfers = Transfers(settings, quiet)
+    save_dir.mkdir(parents=True, exist_ok=True)
+    return transfers.measure(net, 0, [], save_dir)
+
+
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     choices = {"dataset": SOURCES, "save_epochs": ("none", "best", "all")}
     arguments = parser(__doc__, Settings, "imagenet.transfer_imagenet", choices)
@@ -191,8 +208,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             arguments.error(f"{flag} is gone: {REMOVED[flag.split('=')[0]]}; leave it out")
     if unknown:
         arguments.error(f"unknown arguments: {' '.join(unknown)}")
-    if args.test:
-        arguments.error("--test belongs to cifar10mlp; here --transfer --transfer-milestones 0 with --model-path tests a network")
+    if args.test and not (args.model_path and args.transfer):
+        arguments.error("--test needs the --model-path of a saved network, and --transfer")
     if args.resume and (args.overwrite or args.model_path or not args.save_dir):
         arguments.error("--resume needs the --save-dir of the run to continue, and contradicts --overwrite and --model-path: the "
                         "checkpoint says where to go on")
@@ -200,6 +217,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     save_dir = args.save_dir or Path("output") / "transfer_imagenet" / time.strftime("%Y-%m-%d_%H-%M-%S")
     try:
         settings.check()
+        if args.test:
+            return test(settings, args.model_path, Path(save_dir), args.quiet)
         transfers, data = Transfers(settings, args.quiet), pretraining_data(settings, args.quiet)
         print(describe_cost(cost(settings, len(data.train_y), data.features, data.classes)), flush=True)
         records = cifar10mlp.train(settings, save_dir, resume=args.resume, overwrite=args.overwrite, model_path=args.model_path,

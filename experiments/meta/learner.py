@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from experiments.meta.episodes import Batch, Classes, Episodes, Sinusoids
 from experiments.meta.omniglot import load_omniglot
 from experiments.meta.settings import DTYPES, Settings
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
+from pilimit_lib.inf.functional import direction
 from pilimit_lib.inf.gp import ReLUKernel
 from pilimit_lib.inf.meta import Adapted, TaskLoss, adapt, cross_entropy, mse, readout_kernel, smooth_l1
 from pilimit_lib.inf.meta_kernel import KernelMLP
@@ -30,6 +32,15 @@ def tasks(settings: Settings, split: str, seed: int, quiet: bool = False, batch_
     return Episodes(classes, s.num_ways, s.num_shots, s.num_shots_test, size, seed, s.ink, DTYPES[s.dtype])
 
 
+@dataclass(frozen=True)
+class OfDirections:
+    """A kernel of the directions of samples, all scaled to the length √d: what layer norm is to learners without layers."""
+    kernel: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.kernel(*(direction(side)[0] * side.shape[1] ** .5 for side in (x, y)))
+
+
 def build(settings: Settings, device: torch.device) -> nn.Module:
     """The learner that the settings describe, freshly initialised from the seed."""
     seed_everything(settings.seed)
@@ -38,7 +49,8 @@ def build(settings: Settings, device: torch.device) -> nn.Module:
     if s.kernel:
         hidden = s.hidden_layers
         lrw = (s.first_layer_lr_mult, *[1.0] * (hidden - 1), s.last_layer_lr_mult or 1.0)
-        net: nn.Module = KernelMLP(d, o, ReLUKernel(hidden, s.kernel == "ntk", s.varw, s.varb, lrw), dtype=dtype)
+        kernel = ReLUKernel(hidden, s.kernel == "ntk", s.varw, s.varb, lrw)
+        net: nn.Module = KernelMLP(d, o, OfDirections(kernel) if s.normalize == "LN" else kernel, dtype=dtype)
     else:
         # On a GPU rows are half as long, as the original's; on the CPU half precision is slow, and moments need their digits.
         row_dtype = torch.float16 if s.dtype == "float16" and device.type == "cuda" and s.memory == "rows" else dtype

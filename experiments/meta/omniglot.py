@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -122,5 +123,6 @@ def _keep(path: Path, stamp: list[str], images: dict[str, np.ndarray]) -> None:
     try:
         np.savez(beside, stamp=np.array(stamp), **images)
         os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True) if beside.exists() else None  # a folder that can't be written to is no error
+    except OSError:  # a folder that can't be written to is no error
+        with suppress(OSError):
+            beside.unlink()

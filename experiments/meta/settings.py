@@ -152,6 +152,7 @@ HELPS = {
     "hidden_size": "width of a finite network; -1: infinite (default 64)",
     "depth": "hidden layers of ReLU units: InfMLP's L plus 1 (default 2)",
     "memory": "of the infinite network; moments for second order through all layers (default rows)",
+    "normalize": "LN: layer norm; learners in the space of a kernel see directions only (default None)",
     "ink": "pixels are how black they are: paper 0, ink 1",
     "readout_zero_init": "nothing: every readout here starts at zero",
     "num_workers": "processes of a torchmeta loader, where one is used; the sampler here needs none",

@@ -113,13 +113,18 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         scheduler = None if self.scheduler is None else self.scheduler.state_dict()
         return snapshot(self.net, self.optimizer, epoch=self.epoch, done=self.done, sums=self.sums, train=self.train_records,
-                        val=self.val_records, tasks=self.train_tasks.state(), scheduler=scheduler, rng=rng_state())
+                        val=self.val_records, tasks=self._position(), scheduler=scheduler, rng=rng_state())
+
+    def _position(self) -> dict[str, Any] | None:
+        """Where the stream of training tasks stands; that of a foreign loader is not known."""
+        return self.train_tasks.state() if hasattr(self.train_tasks, "state") else None
 
     def load_state(self, state: dict[str, Any]) -> None:
         extras = restore(self.net, state, self.optimizer)
         self.epoch, self.done, self.sums = extras["epoch"], extras["done"], extras["sums"]
         self.train_records, self.val_records = extras["train"], extras["val"]
-        self.train_tasks.load_state(extras["tasks"])
+        if extras["tasks"] is not None:
+            self.train_tasks.load_state(extras["tasks"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(extras["scheduler"])
         set_rng_state(extras["rng"])

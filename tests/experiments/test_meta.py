@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
@@ -126,11 +127,14 @@ def test_tasks_that_the_data_cannot_make_are_refused(drawings, changed, message)
 
 def test_a_loader_of_torchmeta_takes_the_place_of_ours():
     data = pytest.importorskip("torchmeta.utils.data", reason="torchmeta is not installed", exc_type=ImportError)
-    toy = pytest.importorskip("torchmeta.toy", exc_type=ImportError)
-    loader = data.BatchMetaDataLoader(toy.Sinusoid(num_samples_per_task=10, num_tasks=50), batch_size=4, num_workers=0)
-    settings = Settings(dataset="sinusoid", hidden_size=-1, memory="moments", infnet_r=8, dtype="float32")
-    from torchmeta.transforms import ClassSplitter  # noqa: F401  (its splitter makes train and test of a task)
-    assert next(iter(loader)) and settings.infinite
+    helpers = pytest.importorskip("torchmeta.toy.helpers", exc_type=ImportError)
+    loader = data.BatchMetaDataLoader(helpers.sinusoid(shots=10, test_shots=7), batch_size=4, num_workers=0)
+    settings = Settings(**{name: value for name, value in vars(parser().parse_args(SINUSOID)).items() if name in SETTINGS})
+    trainer = meta_train.Trainer(settings, torch.device("cpu"), quiet=True, loader=loader)
+    before = {name: p.detach().clone() for name, p in trainer.net.named_parameters()}
+    assert trainer.run_epoch([], quiet=True) and np.isfinite(trainer.train_records[0]["loss"])
+    assert any(not torch.equal(before[name], p) for name, p in trainer.net.named_parameters())
+    assert trainer.state()["extras"]["tasks"] is None  # where such a loader stands is not known
 
 
 # ---- Omniglot on disk
@@ -231,6 +235,7 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path, mo
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+SETTINGS = {field.name for field in fields(Settings)}
 SINUSOID = ["--dataset", "sinusoid", "--num-shots", "10", "--num-shots-test", "10", "--hidden-size", "-1", "--infnet-r", "10",
             "--memory", "moments", "--depth", "2", "--batch-size", "5", "--num-batches", "6", "--num-epochs", "2", "--quiet",
             "--num-test-batches", "3", "--meta-lr", "0.05", "--grad-clip", "1", "--step-size", "0.05", "--dtype", "float32"]
@@ -321,6 +326,15 @@ def test_every_learner_adapts_better_than_chance_and_those_with_features_learn(d
         assert after == before
     else:
         assert after["loss"] < before["loss"] - .02
+
+
+def test_layer_norm_of_a_kernel_learner_forgets_lengths():
+    x = torch.randn(4, 784)
+    plain, directions = (build(settings_for(gp=True, normalize=how), torch.device("cpu")).kernel for how in ("None", "LN"))
+    lengths = torch.rand(4, 1) + .5
+    assert torch.allclose(directions(x, x), directions(lengths * x, x)) and not torch.allclose(plain(x, x), plain(lengths * x, x))
+    same_length = x / x.norm(dim=1, keepdim=True) * 28
+    assert torch.allclose(plain(same_length, same_length), directions(x, x), rtol=1e-5)
 
 
 def test_without_inner_steps_the_nearest_class_is_chosen(drawings):

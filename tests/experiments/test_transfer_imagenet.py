@@ -159,6 +159,9 @@ def test_the_features_that_are_regressed_are_those_of_the_network(imagenet, smal
     K = kernel(train, train)
     targets = torch.nn.functional.one_hot(data.train_y, 10).double() - .1
     fitted = torch.linalg.solve(K + .1 * K.diagonal().mean() * torch.eye(len(K)), targets)
+    again = main([*SMALL, "--cifar-data", str(small_cifar), "--test", "--transfer", "--model-path", str(tmp_path / "model.th"),
+                  "--save-dir", str(tmp_path / "test")])
+    assert again[0]["test_acc"] == features[.1] and again[1]["what"] == "NNGP"
     assert features[.1] == pytest.approx(float(((kernel(test, train) @ fitted).argmax(1) == data.test_y).double().mean()))
 
 
@@ -228,7 +231,9 @@ def test_costs_are_those_of_real_networks():
 @pytest.mark.parametrize("flags, message", [
     (["--transfer-milestones", "3"], "they need --transfer"), (["--transfer", "--transfer-milestones", "0,30"], "got [30]"),
     (["--init-from-data"], "is gone"), (["--kernel-reg", "-1"], "--kernel-reg must not be negative"),
-    (["--resume"], "--save-dir"), (["--epochs", "0"], "--epochs must be at least 1"), ([], "lacks train_data_batch_1")])
+    (["--resume"], "--save-dir"),
+    (["--test"], "--test needs the --model-path"), (["--epochs", "0"], "--epochs must be at least 1"),
+    ([], "lacks train_data_batch_1")])
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
