@@ -8,39 +8,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .part import Allocate, Part, in_memory
+
 BLOCK_ROWS = 4096  # large enough for matrix products at full rate, small enough that a block of [b, rows] stays in cache
 SMALLEST = 2.0**-40  # a factor below this is multiplied in, long before it could underflow
-
-Allocate = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]
-
-
-def in_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Where blocks lie unless told otherwise: in the memory of their device."""
-    return torch.empty(shape, dtype=dtype, device=device)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows as they are stored: `values` [k, *tail] stand for values · scale + shift, with `scale` and `shift` per row or one."""
-    values: Tensor
-    scale: float | Tensor = 1.0
-    shift: Tensor | None = None
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The rows themselves in `dtype`; without copying where they are stored so."""
-        dense = self.values.to(dtype)
-        if not isinstance(self.scale, float) or self.scale != 1.0:
-            dense = dense * (self._column(self.scale, dtype) if isinstance(self.scale, Tensor) else self.scale)
-        return dense if self.shift is None else dense + self._column(self.shift, dtype)
-
-    def _column(self, per_row: Tensor, dtype: torch.dtype) -> Tensor:
-        return per_row.to(dtype).reshape(-1, *[1] * (self.values.ndim - 1))
 
 
 class Blocks:
@@ -145,6 +121,10 @@ class Blocks:
         if not all(torch.equal(*pair) for pair in zip(self.views(), dense)):
             self.set(state[""].detach())
 
+    def extend(self, state: dict[str, Tensor]) -> None:
+        """Append rows given as `state` gives them, without factors."""
+        self.append(state[""])
+
     def check(self, values: Tensor, what: str = "values") -> None:
         """Raise unless `values` [k, *tail] could be appended."""
         if values.ndim != 1 + len(self.tail) or tuple(values.shape[1:]) != self.tail:
@@ -228,21 +208,29 @@ class Blocks:
         self.edits += 1
 
     def convert(self, fn: Callable[[Tensor], Tensor], keep_dtype: bool = False) -> None:
-        """Apply a conversion of dtype or device (as `nn.Module._apply` passes it) block by block."""
-        dtype = self.dtype
+        """Apply a conversion of dtype or device (as `nn.Module._apply` passes it) block by block.
+
+        Blocks that were moved elsewhere (`move`) stay there.
+        """
+        like = fn(self._like)
+        if keep_dtype:
+            like = like.to(self.dtype)
+        if self.allocate is not in_memory:
+            like = like.to(self.device)
 
         def one(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved.to(dtype) if keep_dtype else moved
+            if self.allocate is in_memory:
+                tensor = fn(tensor)
+            return tensor.to(like.device, like.dtype)
 
-        self._like = one(self._like)
+        self._like = like
         for number in range(len(self._blocks)):
             self._blocks[number] = self._converted(self._blocks[number], one)
         self.edits += 1
 
-    def move(self, allocate: Allocate) -> None:
-        """Let every block, present and future, lie in the memory that `allocate` gives. Not an edit: no value changes."""
-        self.allocate = allocate
+    def move(self, allocate: Allocate, device: torch.device | str = "cpu") -> None:
+        """Let every block, present and future, lie in the memory that `allocate` gives on `device`. No edit: no value changes."""
+        self.allocate, self._like = allocate, self._like.to(device)
         for number in range(len(self._blocks)):
             self._blocks[number] = self._copied(self._blocks[number])
 
@@ -281,7 +269,7 @@ class Blocks:
         return self._settled(fn(block), block)
 
     def _copied(self, block: Any) -> Any:
-        return self.allocate(tuple(block.shape), block.dtype, block.device).copy_(block)
+        return self.allocate(tuple(block.shape), block.dtype, self.device).copy_(block)
 
     def _settled(self, tensor: Tensor, old: Tensor) -> Tensor:
         """A converted tensor, in the memory that blocks are to lie in."""

@@ -17,6 +17,7 @@ from .feature_linear import update_
 from .features import PolynomialFeatures
 from .functional import Rows, accumulator
 from .hermite import Series, hermite_series
+from .row_state import require_whole
 from .truncated import finite_moments
 from .vtransform import relu_k, relu_k_prime
 
@@ -202,6 +203,7 @@ def merge(layer: InfPiLinearReLU, cosine: float = 0.95) -> Report:
     Rows of unknown origin are left alone. Momentum that an optimiser holds per row does not survive this.
     """
     check_cosine(cosine)
+    require_whole(layer, "merge")
     m, origin = len(layer), layer.origin
     A, Amult, B = (getattr(layer, name).blocks.dense() for name in ("A", "Amult", "B"))
     unit = B.to(accumulator(B.dtype))

@@ -131,6 +131,8 @@ def _embed(layer: InfPiLinearReLU, g: Tensor, save: bool) -> tuple[Tensor, _Embe
         forward = inf_linear_forward if twin is None else twin.forward
         parts = [forward(layer, len(layer), part, save) for part in unit.split(BATCH_CHUNK)]
         out = torch.cat([part for part, _ in parts]) if len(parts) > 1 else parts[0][0]
+        if layer.shard is not None:
+            out = layer.shard.sum(out)
         return (out * scale).to(g.dtype), _Embedded(unit, s, scale, parts[0][1], twin)
 
 
@@ -173,6 +175,8 @@ class InfPiLinearFunction(torch.autograd.Function):
             parts = [backward(layer, ctx.rows, *part, ctx.embedded.cosines)
                      for part in zip((grad * (s > 0)).split(BATCH_CHUNK), unit.split(BATCH_CHUNK))]
             along_rows, along_unit = (torch.cat(tensors) for tensors in zip(*parts))
+            if layer.shard is not None:
+                along_rows, along_unit = layer.shard.sum(torch.cat([along_rows, along_unit], 1)).split([layer.r, 1], 1)
             if layer.layernorm:
                 radial = (along_rows * unit).sum(1, keepdim=True)
                 result = (along_rows - radial * unit) / torch.where(s > 0, s, 1)

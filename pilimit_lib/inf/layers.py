@@ -22,11 +22,12 @@ from .compress import compress
 from .feature_linear import moments_output
 from .finite import FinPiInputLinearReLU, FinPiLinearReLU
 from .functional import accumulator, inf_linear
-from .row_state import load_rows, new_blocks, pop_rows, save_rows
+from .row_state import elsewhere, new_blocks, pop_rows, put_rows, require_whole, take_rows
 from .tensors import ROWS, InfPiParameter, Pending, convert_rows
 
 if TYPE_CHECKING:
     from .moments import InfPiLinear
+    from .shard import Shard
 
 __all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU"]
 
@@ -110,6 +111,7 @@ class InfPiLinearReLU(nn.Module):
         super().__init__()
         self.r, self.r_out, self.bias_alpha, self.layernorm = r, r if r_out is None else r_out, float(bias_alpha or 0), layernorm
         check_sizes(r, self.r_out)
+        self.shard: Shard | None = None  # set by shard_rows
         self.output_layer = output_layer
         row_dtype = row_dtype or dtype or torch.get_default_dtype()
         self.limits = None if row_budget is None and merge is None else RowLimits(row_budget, merge).to(device)
@@ -167,6 +169,7 @@ class InfPiLinearReLU(nn.Module):
 
     def row_blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Views (A [k o], Amult [k], B [k r]) of the rows, block by block."""
+        require_whole(self, "what reads all rows")
         return zip(*(getattr(self, name).blocks.views() for name in ROWS))
 
     @property
@@ -176,6 +179,7 @@ class InfPiLinearReLU(nn.Module):
 
     def set_rows(self, A: Tensor, Amult: Tensor, B: Tensor, origin: Tensor | None = None) -> None:
         """Hold exactly these rows: A [m o], Amult [m], B [m r] of unit rows, origin [m] (default: unknown)."""
+        require_whole(self, "set_rows")
         origin = torch.full((len(A),), UNKNOWN) if origin is None else origin
         given = {"A": A, "Amult": Amult, "B": B, "origin": origin}
         for name, value in given.items():
@@ -228,6 +232,8 @@ class InfPiLinearReLU(nn.Module):
         return {"rows": len(self)}
 
     def restructure(self, structure: dict[str, Any]) -> None:
+        if elsewhere():
+            return
         rows = structure["rows"]
         self.set_rows(torch.zeros(rows, self.r_out), torch.zeros(rows), torch.zeros(rows, self.r))
 
@@ -246,7 +252,7 @@ class InfPiLinearReLU(nn.Module):
         if keep_vars:
             destination.update({prefix + name: getattr(self, name) for name in ROWS}, **{prefix + "origin": self.origin})
         else:
-            save_rows(self, destination, prefix)
+            put_rows(self, destination, prefix)
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
         destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
@@ -257,11 +263,11 @@ class InfPiLinearReLU(nn.Module):
         take_bias_alpha(self, state, prefix, errors)
         state.pop(prefix + "layer_alpha", None)  # the original's learning-rate multiplier of Amult: the optimiser's matter
         found, origin = pop_rows(state, prefix), state.pop(prefix + "origin", None)
-        absent = [prefix + name for name in ROWS if name not in found]
+        absent = [prefix + name for name in ROWS if name not in found and not elsewhere()]
         missing += absent
-        if not absent:
+        if not absent and not elsewhere():
             try:
-                load_rows(self, found, origin)
+                take_rows(self, found, origin)
             except ValueError as error:
                 errors.append(f"{prefix}rows: {error}")
         fronts = {name: self._parameters.pop(name) for name in ROWS}

@@ -108,7 +108,9 @@ class PiSGD(torch.optim.SGD):
         lr = -lr if group["maximize"] else lr
         decay = -decay if group["maximize"] else decay
         layer, old = parameter.pending.layer, len(parameter.blocks)
-        limits = layer.limits
+        limits, count = layer.limits, len(rows)
+        if layer.shard is not None:
+            rows = layer.shard.share(rows, old)
         if momentum:
             coefficient = self._velocity(parameter, group, decay, len(rows))
             parameter.blocks.add_(coefficient[:old], alpha=-lr)
@@ -121,6 +123,8 @@ class PiSGD(torch.optim.SGD):
         # Rows with coefficient 0 would never contribute; with momentum they may do so later.
         if lr or momentum:
             parameter.pending.axis.append({"A": rows.A, "Amult": fresh, "B": rows.B, "origin": rows.origin})
+            if layer.shard is not None:
+                layer.shard.total += count
         if limits is not None:
             limits.enforce(layer, 1 - lr * decay)
         parameter.pending.clear()

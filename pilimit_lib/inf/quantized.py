@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import Blocks, Part
+from ..core import Blocks, Part, in_memory
 
 LARGEST = 127
 
@@ -66,12 +66,20 @@ class QuantizedBlocks(Blocks):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Codes are taken as they are; a tensor of numbers is rounded to codes."""
-        if state[""].dtype != torch.int8:
-            return self.set(state[""].detach())
         self.check(state[""])
-        self.set(torch.zeros(len(state[""]), *self.tail))
-        for number, parts in enumerate(zip(*(state[name].split(self.block_rows) for name in ("", "_scale", "_shift")))):
-            self._fill(number, slice(0, len(parts[0])), Codes(*parts))
+        self._replace(self._like)
+        self.extend(state)
+
+    def extend(self, state: dict[str, Tensor]) -> None:
+        if state[""].dtype != torch.int8:
+            return self.append(state[""])
+        self.check(state[""])
+        start, count = len(self), len(state[""])
+        self.append(torch.zeros(count, *self.tail))
+        codes = Codes(*(state[name].detach() for name in ("", "_scale", "_shift")))
+        for number, here in self._by_block(torch.arange(start, start + count)):
+            rows = torch.arange(start, start + count)[here] - number * self.block_rows
+            self._fill(number, slice(int(rows[0]), int(rows[-1]) + 1), Codes(*(tensor[here] for tensor in codes)))
 
     def scale_(self, factor: float) -> None:
         for block in self._blocks:
@@ -81,7 +89,7 @@ class QuantizedBlocks(Blocks):
 
     def convert(self, fn: Callable[[Tensor], Tensor], keep_dtype: bool = False) -> None:
         """Codes stay codes; their device, and the precision in which they are read if that is float32 or more, may change."""
-        like = fn(self._like)
+        like = fn(self._like) if self.allocate is in_memory else fn(self._like).to(self.device)
         self._like = like if like.dtype in (torch.float32, torch.float64) else like.float()
         for number, block in enumerate(self._blocks):
             self._blocks[number] = Codes(*(self._settled(tensor.to(self._like.device), tensor) for tensor in block))

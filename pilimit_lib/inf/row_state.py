@@ -6,6 +6,9 @@ training goes on bit for bit.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +27,23 @@ EXTRAS = tuple(name + suffix for name, suffixes in SUFFIXES.items() for suffix i
 STORAGE = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
+_elsewhere: ContextVar[bool] = ContextVar("pilimit_rows_elsewhere", default=False)
+
+
+@contextmanager
+def rows_elsewhere() -> Iterator[None]:
+    """Inside the `with`, state dicts leave rows out and loading leaves them alone: they are kept in other files."""
+    token = _elsewhere.set(True)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def elsewhere() -> bool:
+    return _elsewhere.get()
+
+
 def new_blocks(name: str, tail: tuple[int, ...], row_dtype: torch.dtype, device: torch.device | str | None) -> Blocks:
     """Storage for A, Amult or B; Amult is never kept below float32, or small steps would vanish."""
     if row_dtype not in STORAGE:
@@ -35,8 +55,18 @@ def new_blocks(name: str, tail: tuple[int, ...], row_dtype: torch.dtype, device:
     return Blocks(tail, dtype=row_dtype, device=device)
 
 
-def save_rows(layer: InfPiLinearReLU, destination: dict, prefix: str) -> None:
+def require_whole(layer: InfPiLinearReLU, what: str) -> None:
+    """Raise where some of the layer's rows are on other ranks."""
+    if layer.shard is not None:
+        raise RuntimeError(f"{what} needs all rows of a layer, and these are sharded over {layer.shard.size} processes; call "
+                           "gather_rows(model) on every rank first, or write a checkpoint with row_files.save_rows")
+
+
+def put_rows(layer: InfPiLinearReLU, destination: dict, prefix: str) -> None:
     """Put copies of the rows into a state dict."""
+    if elsewhere():
+        return
+    require_whole(layer, "state_dict")
     for name in ROWS:
         for suffix, value in layer.row_storage(name).state().items():
             destination[prefix + name + suffix] = value
@@ -63,8 +93,9 @@ def as_rows(pieces: dict[str, Tensor], name: str) -> Tensor:
     return codes_to_rows(pieces)
 
 
-def load_rows(layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origin: Tensor | None) -> None:
+def take_rows(layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origin: Tensor | None) -> None:
     """Hold the rows that `pop_rows` found; nothing is changed where they do not fit."""
+    require_whole(layer, "load_state_dict")
     lengths = {name: len(as_rows(pieces, name)) for name, pieces in found.items()}
     origin = torch.full((lengths["A"],), UNKNOWN) if origin is None else origin
     for name, pieces in found.items():

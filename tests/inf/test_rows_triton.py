@@ -1,4 +1,4 @@
-"""The Triton kernels for rows under Triton's interpreter, which needs no GPU: a process of its own, since Triton reads it once."""
+"""The Triton kernels for rows under Triton's interpreter, which needs no GPU: a process of its own, as Triton reads it once."""
 import os
 import subprocess
 import sys
