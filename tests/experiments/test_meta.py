@@ -279,6 +279,8 @@ def test_a_run_is_written_resumed_bit_for_bit_and_tested(tmp_path, monkeypatch, 
     meta_test.main(["--config", str(whole / "config.json"), "--nilmax", "--num-batches", "4"])
     assert first["loss"] != more["loss"] and more["num_steps"] == 3
     assert len((whole / "test.jsonl").read_text().splitlines()) == 3
+    meta_train.main([*SINUSOID, "--num-epochs", "1", "--num-batches", "1", "--overwrite-existing", "--output-folder", str(whole)])
+    assert not (whole / "test.jsonl").exists() and len((whole / "val.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_broken_config_is_named(tmp_path, capsys):
