@@ -75,6 +75,7 @@ def figure_of(frame: pd.DataFrame, against: str):
             axis.legend()
         else:
             sns.lineplot(frame, x=against, y="accuracy", hue="network", marker="o", errorbar="sd", ax=axis)
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(ylabel="accuracy, %")
     return figure
 
