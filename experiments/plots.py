@@ -3,6 +3,7 @@
     python -m experiments.plots output/run1 output/run2 --against epoch --out epochs.png
     python -m experiments.plots output/* --against width --out width.png     # mean and deviation over seeds; infinite: a line
     python -m experiments.plots output/* --against r
+    python -m experiments.plots output/* --by run                            # a line for each run, named after its folder
     python -m experiments.plots output/* --against seed                      # distribution over seeds, one per kind of network
 
 A run is a folder of `cifar10mlp`, `transfer_imagenet` or `experiments.meta.train`; folders without results are named and refused.
@@ -54,8 +55,11 @@ def _about(settings: dict[str, Any]) -> dict[str, Any]:
             "seed": settings["seed"]}
 
 
-def figure_of(frame: pd.DataFrame, against: str):
-    """A figure of accuracy against `against`; lines are means over seeds, bands and bars their standard deviation."""
+def figure_of(frame: pd.DataFrame, against: str, by: str = "network"):
+    """A figure of accuracy against `against`; lines are means over seeds, bands and bars their standard deviation.
+
+    `by`: the column that tells the lines against epoch or r apart.
+    """
     import seaborn as sns
     from matplotlib.figure import Figure
     with sns.axes_style("whitegrid"):
@@ -74,19 +78,22 @@ def figure_of(frame: pd.DataFrame, against: str):
                 axis.axhline(group.accuracy.mean(), ls="--", color=f"C{3 + number}", label=kind)
             axis.legend()
         else:
-            sns.lineplot(frame, x=against, y="accuracy", hue="network", marker="o", errorbar="sd", ax=axis)
+            sns.lineplot(frame, x=against, y="accuracy", hue=by, marker="o", errorbar="sd", ax=axis)
             axis.xaxis.get_major_locator().set_params(integer=True)
+            if by == "run":  # folder names may be long, and lines many
+                figure.set_size_inches(8, 3.6)
+                sns.move_legend(axis, "center left", bbox_to_anchor=(1, .5), title=None)
         axis.set(ylabel="accuracy, %")
     return figure
 
 
-def plot(runs: list[Path], against: str, out: Path) -> pd.DataFrame:
+def plot(runs: list[Path], against: str, out: Path, by: str = "network") -> pd.DataFrame:
     """Draw the figure into `out`; returns the numbers behind it."""
     if against not in AGAINST:
         raise ValueError(f"there is no figure against '{against}'; choose one of {', '.join(AGAINST)}")
     frame = pd.DataFrame([record for run in runs for record in read_run(run, against == "epoch")])
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure_of(frame, against).savefig(out, dpi=120)
+    figure_of(frame, against, by).savefig(out, dpi=120)
     return frame
 
 
@@ -95,10 +102,11 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
                                         formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("runs", nargs="+", type=Path, help="output folders of runs")
     arguments.add_argument("--against", choices=AGAINST, default="epoch")
+    arguments.add_argument("--by", choices=("network", "run"), default="network", help="what has a line of its own (epoch, r)")
     arguments.add_argument("--out", type=Path, default=Path("figure.png"))
     args = arguments.parse_args(argv)
     try:
-        frame = plot(args.runs, args.against, args.out)
+        frame = plot(args.runs, args.against, args.out, args.by)
     except (ValueError, OSError) as error:
         arguments.error(str(error))
     last = frame.groupby(["network", "run"], as_index=False).last()

@@ -1,17 +1,23 @@
 """A full training step on exact rows, against the same step with rows appended by `torch.cat` (pilimit_orig).
 
-    python -m experiments.bench.rows --save-dir output/bench_rows                     # about 10 minutes on 2 idle cores
+    python -m experiments.bench.rows --save-dir output/bench_rows                     # about 15 minutes on one core
     python -m experiments.bench.rows --sizes 20000 --ranks 100 --batches 8            # one cell
+    python -m experiments.bench.rows --variants chunked:float32 native:bfloat16       # twin:storage of rows
 
-Both networks hold the same rows and take turns on the same batch in one process; reported is the median of the paired ratios of
-wall times, so that whatever else the machine does hits both. Writes steps.csv, table.md and steps.png.
+In each cell the networks hold the same rows and take turns on the same batch in one process; reported is the median of the ratios
+paired by round, so that whatever else the machine does hits all. Times are CPU seconds of the process with one thread, wall seconds
+otherwise. Beside them: the rate at which stored rows are read (each once forward and once backward) as a fraction of the machine's
+measured copy bandwidth, the memory a step takes beyond its rows, and errors of one π-layer against float64. Writes steps.csv, table.md
+and steps.png; finished cells are kept, so that an interrupted run goes on.
 """
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -21,83 +27,174 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments.common import write_text
-from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_
+from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_
+from pilimit_lib.inf.twins import row_twin
+from pilimit_lib.inf.vtransform import relu_k, relu_k_prime
 from pilimit_orig.inf.pimlp import InfPiMLP
 
 LR, DECAY, CLIP, CLASSES = 1e-3, 1e-5, .4, 10
+VARIANTS = ("plain:float32", "chunked:float32", "chunked:bfloat16", "chunked:float16", "chunked:int8")
+PROBES = 16  # samples whose outputs and gradients are compared with float64
 
 
-def pair(rows: int, rank: int, batch: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """(our step, the original's step) on networks that hold the same `rows` in a hidden layer and in the readout."""
-    torch.manual_seed(0)
-    ours = InfMLP(rank, CLASSES, rank, 1, bias_alpha=0)
-    for layer in ours.layers[1:]:
-        layer.set_rows(torch.randn(rows, layer.r_out), torch.randn(rows) * LR, F.normalize(torch.randn(rows, rank)))
-    theirs = InfPiMLP(rank, CLASSES, 2, rank)  # counts the stages of ReLU units, so its 2 is our 1
-    theirs.As[1] = ours.layers[0].A.detach().clone()
-    for number, layer in enumerate(ours.layers[1:], 2):
-        theirs.As[number], theirs.Bs[number], theirs.Amult[number] = (
-            getattr(layer, name).blocks.dense() for name in ("A", "B", "Amult"))
-    x, y = torch.randn(batch, rank), torch.randint(CLASSES, (batch,))
-    optimizer = PiSGD(ours.parameters(), lr=LR, weight_decay=DECAY)
+@dataclass(frozen=True)
+class Cell:
+    """Rows in the hidden layer and in the readout, their rank, and the size of the batch."""
+    rows: int
+    rank: int
+    batch: int
 
-    def our_step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(ours(x), y).backward()
-        clip_grad_norm_(ours, CLIP, per_param=True)
-        optimizer.step()
 
-    def their_step() -> None:
+def baseline(cell: Cell, x: Tensor, y: Tensor) -> Callable[[], None]:
+    """The original's step on rows drawn from a fixed seed."""
+    theirs = InfPiMLP(cell.rank, CLASSES, 2, cell.rank)  # counts the stages of ReLU units, so its 2 is our 1
+    torch.manual_seed(1)
+    for number, o in ((2, cell.rank), (3, CLASSES)):
+        theirs.As[number], theirs.Amult[number], theirs.Bs[number] = drawn(cell, o)
+
+    def step() -> None:
         theirs.zero_grad()
-        theirs.backward(_delta(theirs(x), y))
+        output = theirs(x)
+        theirs.backward((output.softmax(1) - F.one_hot(y, CLASSES)) / len(y))
         theirs.gclip(CLIP, per_param=True)
         theirs.step(LR, DECAY)
 
-    return our_step, their_step
+    return step
 
 
-def _delta(output: Tensor, y: Tensor) -> Tensor:
-    """∂(mean cross entropy)/∂output."""
-    return (output.softmax(1) - F.one_hot(y, output.shape[1])) / len(y)
+def ours(cell: Cell, x: Tensor, y: Tensor, variant: str) -> tuple[Callable[[], None], InfMLP]:
+    """Our step on the same rows in the given storage, with the given twin; and the network."""
+    twin, storage = variant.split(":")
+    net = InfMLP(cell.rank, CLASSES, cell.rank, 1, bias_alpha=0, row_dtype=getattr(torch, storage))
+    torch.manual_seed(1)
+    for layer in net.layers[1:]:
+        layer.set_rows(*drawn(cell, layer.r_out))
+    optimizer = PiSGD(net.parameters(), lr=LR, weight_decay=DECAY)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with row_twin(twin):
+            F.cross_entropy(net(x), y).backward()
+        clip_grad_norm_(net, CLIP, per_param=True)
+        optimizer.step()
+
+    return step, net
 
 
-def measure(rows: int, rank: int, batch: int, rounds: int) -> dict[str, float]:
-    """Wall times of `rounds` alternating steps after one to warm up: medians in ms, and the median of the paired ratios."""
-    steps = pair(rows, rank, batch)
-    times: list[list[float]] = []
-    for turn in range(rounds + 1):
-        times.append([])
-        for step in (steps if turn % 2 else steps[::-1]):
-            started = time.perf_counter()
-            step()
-            times[-1].append(1000 * (time.perf_counter() - started))
-        if turn % 2 == 0:
-            times[-1].reverse()
-    frame = pd.DataFrame(times[1:], columns=["ours", "theirs"])
-    ratio = frame["theirs"] / frame["ours"]
-    return {"rows": rows, "rank": rank, "batch": batch, "ours_ms": frame["ours"].median(), "theirs_ms": frame["theirs"].median(),
-            "ratio": ratio.median(), "ratio_low": ratio.min(), "ratio_high": ratio.max()}
+def drawn(cell: Cell, o: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(cell.rows, o), torch.randn(cell.rows) * LR, F.normalize(torch.randn(cell.rows, cell.rank))
+
+
+def measure(cell: Cell, variants: list[str], rounds: int, clock: Callable[[], float]) -> list[dict]:
+    """One record per variant: medians of times in ms, of paired ratios, and what else the head of this file names."""
+    torch.manual_seed(0)
+    x, y = torch.randn(cell.batch, cell.rank), torch.randint(CLASSES, (cell.batch,))
+    nets = {variant: ours(cell, x, y, variant) for variant in variants}
+    steps = {"pilimit_orig": baseline(cell, x, y), **{variant: step for variant, (step, _) in nets.items()}}
+    extra = {name: extra_memory(step) for name, step in steps.items()}  # the first step also warms up
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds):
+        for name in (steps if turn % 2 else reversed(steps)):
+            started = clock()
+            steps[name]()
+            times[name].append(1000 * (clock() - started))
+    frame, bandwidth, records = pd.DataFrame(times), copy_bandwidth(clock), []
+    for variant in variants:
+        ratio, net = frame["pilimit_orig"] / frame[variant], nets[variant][1]
+        seconds = frame[variant].median() / 1000
+        out, grad = errors(cell, variant)
+        records.append({
+            **asdict(cell), "variant": variant, "ours_ms": 1000 * seconds, "theirs_ms": frame["pilimit_orig"].median(),
+            "ratio": ratio.median(), "ratio_low": ratio.min(), "ratio_high": ratio.max(), "row_MB": net.row_bytes / 1e6,
+            "read_GB_per_s": 2 * net.row_bytes / seconds / 1e9, "copy_GB_per_s": bandwidth,
+            "extra_share": extra[variant] / net.row_bytes, "theirs_extra_share": extra["pilimit_orig"] / net.row_bytes,
+            "output_error": out, "gradient_error": grad})
+    return records
+
+
+def copy_bandwidth(clock: Callable[[], float]) -> float:
+    """Bytes read and written per second, in GB, by copying a tensor far larger than any cache."""
+    source = torch.ones(1 << 26)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    rates = []
+    for _ in range(5):
+        started = clock()
+        target.copy_(source)
+        rates.append(2 * source.numel() * source.element_size() / (clock() - started) / 1e9)
+    return float(pd.Series(rates).median())
+
+
+def extra_memory(step: Callable[[], None]) -> float:
+    """By how many bytes the resident memory of the process rose at most during `step`; nan where the system does not tell."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        step()
+        return float("nan")
+
+    def resident(field: str) -> int:
+        return 1024 * int(status.read_text().split(f"{field}:")[1].split()[0])
+    reset.write_text("5")  # the peak becomes the present size
+    before = resident("VmRSS")
+    step()
+    return max(0, resident("VmHWM") - before)
+
+
+@torch.no_grad()
+def errors(cell: Cell, variant: str) -> tuple[float, float]:
+    """Relative errors of the output and of ∂g of one π-layer, against float64 on rows that were not rounded."""
+    twin, storage = variant.split(":")
+    torch.manual_seed(2)
+    A, amult, B = drawn(cell, cell.rank)
+    layer = InfPiLinearReLU(cell.rank, bias_alpha=0, row_dtype=getattr(torch, storage))
+    layer.set_rows(A, amult, B)
+    g, weights = torch.randn(2, min(cell.batch, PROBES), cell.rank)
+    found = g.clone().requires_grad_()
+    with torch.enable_grad(), row_twin(twin):
+        out = layer(found)
+        out.backward(weights)
+    g, weights = g.double(), weights.double()
+    s = g.norm(dim=1, keepdim=True)
+    expected, along = torch.zeros_like(g), torch.zeros_like(g)
+    radial = g.new_zeros(len(g), 1)
+    for part in zip(*(tensor.split(4096) for tensor in (A, amult, B))):
+        part_A, part_amult, part_B = (tensor.double() for tensor in part)
+        q = (g / s) @ part_B.T
+        expected += s * ((relu_k(q) * part_amult) @ part_A)
+        dgamma = (weights @ part_A.T) * part_amult
+        along += (dgamma * relu_k_prime(q)) @ part_B
+        radial += (dgamma * (relu_k(q) - q * relu_k_prime(q))).sum(1, keepdim=True)
+    gradient = along + radial * g / s
+    return (float((out.double() - expected).norm() / expected.norm()),
+            float((found.grad.double() - gradient).norm() / gradient.norm()))
 
 
 def table(frame: pd.DataFrame) -> str:
     """The measurements as a Markdown table."""
-    lines = ["| rows | r | b | pilimit_orig ms | ours ms | ratio (lowest – highest) |", "|---|---|---|---|---|---|"]
+    lines = ["| rows | r | b | twin:storage | pilimit_orig ms | ours ms | ratio (lowest – highest) | of copy bandwidth | extra memory "
+             "(orig) | error of output, gradient |", "|" + "---|" * 10]
     for cell in frame.itertuples():
-        lines.append(f"| {cell.rows:,} | {cell.rank} | {cell.batch} | {cell.theirs_ms:.1f} | {cell.ours_ms:.1f} | "
-                     f"{cell.ratio:.2f} ({cell.ratio_low:.2f} – {cell.ratio_high:.2f}) |")
+        lines.append(f"| {cell.rows:,} | {cell.rank} | {cell.batch} | {cell.variant} | {cell.theirs_ms:.1f} | {cell.ours_ms:.1f} | "
+                     f"{cell.ratio:.2f} ({cell.ratio_low:.2f} – {cell.ratio_high:.2f}) | "
+                     f"{cell.read_GB_per_s / cell.copy_GB_per_s:.0%} | {cell.extra_share:.1%} ({cell.theirs_extra_share:.0%}) | "
+                     f"{cell.output_error:.1e}, {cell.gradient_error:.1e} |")
     return "\n".join(lines) + "\n"
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
+    """Ratios at the largest number of rows, a panel per rank."""
     import seaborn as sns
     from matplotlib.figure import Figure
-    frame = frame.assign(network=[f"{cell.rows // 1000}k rows\nr = {cell.rank}" for cell in frame.itertuples()])
+    frame = frame[frame["rows"] == frame["rows"].max()]
+    ranks = sorted(frame["rank"].unique())
     with sns.axes_style("whitegrid"):
-        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
-        axis = figure.subplots()
-        sns.barplot(frame, x="network", y="ratio", hue="batch", palette="crest", ax=axis)
-        axis.axhline(1, color="0.3", linewidth=1)
-        axis.set(xlabel=None, ylabel="times faster than torch.cat rows")
+        figure = Figure(figsize=(4.4 * len(ranks) + 1.6, 3.6), layout="constrained")
+        for axis, rank in zip(figure.subplots(1, len(ranks), squeeze=False, sharey=True)[0], ranks):
+            sns.barplot(frame[frame["rank"] == rank], x="batch", y="ratio", hue="variant", palette="crest", ax=axis,
+                        legend=rank == ranks[-1])
+            axis.axhline(1, color="0.3", linewidth=1)
+            axis.set(title=f"{frame['rows'].max() // 1000}k rows, r = {rank}", ylabel="times faster than torch.cat rows")
+        sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None)
     figure.savefig(path, dpi=110)
 
 
@@ -105,15 +202,29 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 200_000], help="numbers of rows")
     parser.add_argument("--ranks", type=int, nargs="+", default=[100, 400])
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 128])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="twin:storage, such as chunked:bfloat16")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-dir", type=Path, default=Path("output/bench_rows"))
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    cells = [(m, r, b) for m in args.sizes for r in args.ranks for b in args.batches]
-    frame = pd.DataFrame([measure(*cell, args.rounds) for cell in tqdm(cells, desc="cells")])
+    clock = time.process_time if args.threads == 1 else time.perf_counter
     args.save_dir.mkdir(parents=True, exist_ok=True)
+    settings = {"variants": args.variants, "rounds": args.rounds, "threads": args.threads, "torch": torch.__version__}
+    kept, done = args.save_dir / "cells.jsonl", []
+    if kept.exists():
+        first, *done = [json.loads(line) for line in kept.read_text().splitlines()]
+        if first != settings:
+            raise FileExistsError(f"{args.save_dir} holds measurements with other settings ({first}); choose another --save-dir")
+    cells = [Cell(*cell) for cell in ((m, r, b) for m in args.sizes for r in args.ranks for b in args.batches)]
+    records = [record for record in done if Cell(record["rows"], record["rank"], record["batch"]) in cells]
+    finished = {(record["rows"], record["rank"], record["batch"]) for record in done}
+    for cell in tqdm([cell for cell in cells if (cell.rows, cell.rank, cell.batch) not in finished], desc="cells"):
+        fresh = measure(cell, args.variants, args.rounds, clock)
+        records, done = records + fresh, done + fresh
+        write_text(kept, "".join(json.dumps(entry) + "\n" for entry in (settings, *done)))
+    frame = pd.DataFrame(records)
     machine = f"torch {torch.__version__}, {args.threads} thread(s), {platform.machine()}\n\n"
     write_text(args.save_dir / "steps.csv", frame.to_csv(index=False))
     write_text(args.save_dir / "table.md", machine + table(frame))

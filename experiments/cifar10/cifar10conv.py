@@ -18,7 +18,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from experiments.cifar10.conv_networks import build, groups
+from experiments.cifar10.conv_results import collect, draw
 from experiments.cifar10.conv_settings import NETWORKS, Settings, parser
 from experiments.common import RunFolder, interruptible, pick_device, seed_everything
 from experiments.data import Batches, ImageSet, load_images
@@ -210,20 +210,6 @@ def beside(text: str, settings: Settings, lr: float | None, epochs: int | None) 
     return result
 
 
-def compare(records: list[dict[str, Any]], folder: Path) -> None:
-    """Test accuracy of several networks against the seconds they trained."""
-    import seaborn as sns
-    from matplotlib.figure import Figure
-    frame = pd.DataFrame(records)
-    frame["CPU minutes"] = frame.groupby(["network", "seed"])["cpu_seconds"].cumsum() / 60
-    frame["test %"] = 100 * frame["test_acc"]
-    with sns.axes_style("whitegrid"):
-        figure = Figure(figsize=(6, 3.8), layout="constrained")
-        axis = figure.subplots()
-        sns.lineplot(frame, x="CPU minutes", y="test %", hue="network", units="seed", estimator=None, marker="o", ax=axis)
-    figure.savefig(folder / "compare.png", dpi=110)
-
-
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parser(__doc__)
     args = arguments.parse_args(argv)
@@ -249,7 +235,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             if stop:
                 break
         if len(runs) > 1 and records:
-            compare(records, folder)
+            draw(collect([folder]), folder / "compare.png")
         if not args.quiet:
             print(f"results in {folder}")
         return records

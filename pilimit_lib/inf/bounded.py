@@ -17,6 +17,7 @@ from .feature_linear import update_
 from .features import PolynomialFeatures
 from .functional import Rows, accumulator
 from .hermite import Series, hermite_series
+from .row_state import require_whole
 from .truncated import finite_moments
 from .vtransform import relu_k, relu_k_prime
 
@@ -156,8 +157,8 @@ class RowLimits(nn.Module):
         a = torch.cat([layer.A.blocks.select(position).to(B) * amult[:, None].to(B), coefficient * rows.A[hit].to(B)])
         directions = torch.cat([layer.B.blocks.select(position).to(B), B[hit]])
         total, mean, moved = combine(a, directions, torch.cat([torch.arange(len(position), device=member.device), member]))
-        write_rows(layer.A.blocks, position, total / amult[:, None].to(B))
-        write_rows(layer.B.blocks, position, mean)
+        layer.A.blocks.put(position, total / amult[:, None].to(B))
+        layer.B.blocks.put(position, mean)
         self.error += moved
         self.merged += int(hit.sum())
         return Rows(rows.A[~hit], rows.B[~hit], rows.origin[~hit.to(rows.origin.device)])
@@ -202,6 +203,7 @@ def merge(layer: InfPiLinearReLU, cosine: float = 0.95) -> Report:
     Rows of unknown origin are left alone. Momentum that an optimiser holds per row does not survive this.
     """
     check_cosine(cosine)
+    require_whole(layer, "merge")
     m, origin = len(layer), layer.origin
     A, Amult, B = (getattr(layer, name).blocks.dense() for name in ("A", "Amult", "B"))
     unit = B.to(accumulator(B.dtype))
@@ -246,15 +248,6 @@ def combine(a: Tensor, B: Tensor, group: Tensor) -> tuple[Tensor, Tensor, float]
 def displacement(cosine: Tensor) -> Tensor:
     """‖k(b, ·) - k(b', ·)‖ of two unit directions with this cosine, in the kernel's function space."""
     return (2 * (K1 - relu_k(cosine.double()))).clamp_min(0).sqrt()
-
-
-def write_rows(blocks, position: Tensor, values: Tensor) -> None:
-    """Put `values` [k *tail] in place of the rows `position` [k]."""
-    for number, block in enumerate(blocks.views()):
-        here = position // blocks.block_rows == number
-        if bool(here.any()):
-            block[position[here] - number * blocks.block_rows] = values[here].to(block)
-    blocks.edits += 1
 
 
 def check_cosine(cosine: float) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .bounded import K1, Report
+from .row_state import require_whole
 from .vtransform import relu_k, relu_k_prime
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def compress(layer: InfPiLinearReLU, tol: float) -> Report:
     """
     if not 0 <= tol < 1:
         raise ValueError(f"tol is {tol}; the relative error of the function to allow was expected, from 0 (exact) to below 1")
+    require_whole(layer, "compress")
     before = len(layer)
     A, Amult, B = (getattr(layer, name).blocks.dense().double() for name in ("A", "Amult", "B"))
     a = A * Amult[:, None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from .hermite import hermite_series
 from .layers import check_sizes
 from .moments import check_memory, series_misfit
 from .truncated import finite_moments
+
+if TYPE_CHECKING:
+    from .conv_finite import FinPiConv2d
 
 Size = int | Pair
 
@@ -59,6 +62,11 @@ class InfPiInputConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_map(self, x, self.channels, "images", self.geometry)
         return convolve(self.geometry, x, self.weight, self.bias, self.bias_alpha)
+
+    def sample(self, n_in: int | None = None, n_out: int = 256, omega: Tensor | None = None) -> FinPiConv2d:
+        """A finite layer with `n_out` channels that computes the same function as n_out → ∞. `n_in`: channels of the images."""
+        from .conv_finite import FinPiConv2d
+        return FinPiConv2d(self, self.channels if n_in is None else n_in, n_out, omega=omega)
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, r={self.r_out}, {describe(self.geometry)}, bias_alpha={self.bias_alpha}"
@@ -159,6 +167,15 @@ class InfPiConv2d(nn.Module):
         """Σ_m Amult_m A_m p(Ω B_m)ᵀ of every offset for ω [n r]: [o n kh kw], before a finite network's scaling."""
         total = finite_moments(self.features, self.series.coefficients, omega, self.V.flatten(1))
         return total.view(len(omega), *self.geometry.kernel, self.r_out).permute(3, 0, 1, 2)
+
+    def sample(self, n_in: int, n_out: int | None = None, prev_omega: Tensor | None = None,
+               omega: Tensor | None = None) -> FinPiConv2d:
+        """A finite layer between `n_in` and `n_out` channels (a readout keeps its o outputs) with the same limit.
+
+        `prev_omega` [n_in r]: the ω of the finite layer below. `omega` [n_out r_out]: that of a layer whose outputs are added.
+        """
+        from .conv_finite import FinPiConv2d
+        return FinPiConv2d(self, n_in, n_out, prev_omega, omega)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from .conv import InfPiConv2d, InfPiInputConv2d
-from .conv_finite import FinPiConv2d
 
 
 class InfPiConvNet(nn.Module):
@@ -155,7 +154,7 @@ class FinPiConvNetSample(nn.Module):
         for number, layer in enumerate(infnet.layers):
             below = self.layers[-1].omega if number else None
             shared = self.layers[sources[number]].omega if number in sources else None
-            self.layers.append(FinPiConv2d(layer, n if number else infnet.channels, n, below, shared))
+            self.layers.append(layer.sample(n, n, below, shared) if number else layer.sample(infnet.channels, n))
 
     def forward(self, x: Tensor) -> Tensor:
         return _outputs(self, x)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from .conv_chunks import Chunk, chunks
 from .conv_features import Positions, weights
 from .conv_geometry import Geometry, Phase
+from .feature_linear import _triton
 from .features import PolynomialFeatures
 from .functional import accumulator, direction
 
@@ -39,6 +41,9 @@ def positions_at_once(P: int, chunk_elements: int | None = None) -> int:
 def forward(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry, layernorm: bool = False,
             chunk_elements: int | None = None) -> Tensor:
     """The convolution of g [r b h w] with V [P kh kw o]: [o b h' w'], in g's dtype (float32 or float64)."""
+    twin = _twin(features, g, V, geometry)
+    if twin is not None:
+        return twin.forward(features, g, V, geometry, layernorm)
     out = g.new_zeros(V.shape[3], g.shape[1], *geometry.output(tuple(g.shape[2:])))
     work = _Work(features, g, V, geometry, layernorm, chunk_elements)
     for phase in geometry.phases():
@@ -53,6 +58,10 @@ def forward(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geomet
 def backward(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry, grad: Tensor, need_g: bool, need_V: bool,
              layernorm: bool = False, chunk_elements: int | None = None) -> tuple[Tensor | None, Tensor | None]:
     """(∂g [r b h w], ∂V [P kh kw o]) for ∂out `grad` [o b h' w']; None for what is not needed."""
+    twin = _twin(features, g, V, geometry) if need_V else None
+    if twin is not None:
+        dg = backward(features, g, V, geometry, grad, True, False, layernorm, chunk_elements)[0] if need_g else None
+        return dg, twin.gradient(features, g, V, geometry, grad, layernorm).to(V.dtype)
     grad = grad.contiguous()
     dg = torch.zeros_like(g, memory_format=torch.contiguous_format) if need_g else None
     dV = torch.zeros_like(V, dtype=g.dtype, requires_grad=False) if need_V else None
@@ -74,6 +83,14 @@ def backward(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geome
             for number, ((i, j), _) in enumerate(phase.taps):
                 dV[:, i, j] = blocks[:, number]
     return dg, None if dV is None else dV.to(V.dtype)
+
+
+def _twin(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry) -> ModuleType | None:
+    """The Triton implementation, where `triton_kernels` asks for it and it does not refuse."""
+    if not _triton.get():
+        return None
+    from . import conv_triton
+    return conv_triton if conv_triton.usable(features, g, V, geometry) else None
 
 
 class _Work:

@@ -9,19 +9,22 @@ Index legend: b batch, m rows, r rank in, o rank out. With s = |g|, ĝ = g/s, q 
 With layer norm s is 1 in the forward pass, and ∂g loses its part along ĝ and is divided by |g|. Where g = 0 a ReLU network of
 any width returns 0 and passes no gradient, so the direction ĝ is set to 0 there, and s (also under layer norm) too.
 
-Rows are walked block by block, so that no [b m] array is needed beyond a small budget and A·Amult is never materialised.
+Rows are walked block by block, so that no [b m] array is needed beyond a small budget and A·Amult is never materialised. The
+functions here are the semantics; `twins` says which faster implementation of the two sums over rows runs instead.
 Source: Yang, Santacroce & Hu 2022, sections 3 and 4.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..core import UNKNOWN, current_ids
+from .twins import pick
 from .vtransform import TWO_PI, relu_k, relu_k_parts
 
 if TYPE_CHECKING:
@@ -74,17 +77,18 @@ def direction(g: Tensor) -> tuple[Tensor, Tensor]:
     return g / torch.where(s > 0, s, 1), s
 
 
-def _blocks(layer: InfPiLinearReLU, rows: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _blocks(layer: InfPiLinearReLU, rows: int, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """A, Amult / 2π and B of the first `rows` rows, block by block, in the accumulating precision."""
-    for A, Amult, B in zip(*(getattr(layer, name).blocks.views(rows) for name in ("A", "Amult", "B"))):
-        yield A.to(dtype), Amult.to(dtype) / TWO_PI, B.to(dtype)
+    for A, Amult, B in zip(*(getattr(layer, name).blocks.parts(rows) for name in ("A", "Amult", "B"))):
+        A, Amult, B = (part.dense(like.dtype).to(like.device) for part in (A, Amult, B))
+        yield A, Amult / TWO_PI, B
 
 
-def inf_linear_forward(layer: InfPiLinearReLU, unit: Tensor, save: bool = False) -> tuple[Tensor, list[Tensor]]:
+def inf_linear_forward(layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bool = False) -> tuple[Tensor, list[Tensor]]:
     """Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) for directions `unit` [b r]: [b o], and the cosines of each block where `save`."""
     out = unit.new_zeros(len(unit), layer.r_out)
     cosines = []
-    for A, weight, B in _blocks(layer, len(layer), unit.dtype):
+    for A, weight, B in _blocks(layer, rows, unit):
         q = (unit @ B.T).clamp_(-1, 1)
         angle, root = relu_k_parts(q)
         out.addmm_(root.addcmul_(q, angle).mul_(weight), A)
@@ -97,7 +101,7 @@ def inf_linear_backward(layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: T
                         cosines: list[Tensor]) -> tuple[Tensor, Tensor]:
     """For ∂out `grad` [b o]: Σ_m dγ k'(q) B [b r] and Σ_m dγ (k − q k')(q) [b 1]; cosines are recomputed where not saved."""
     along_rows, along_unit = torch.zeros_like(unit), unit.new_zeros(len(unit), 1)
-    for number, (A, weight, B) in enumerate(_blocks(layer, rows, unit.dtype)):
+    for number, (A, weight, B) in enumerate(_blocks(layer, rows, unit)):
         q = cosines[number] if cosines else (unit @ B.T).clamp_(-1, 1)
         angle, root = relu_k_parts(q)
         dgamma = (grad @ A.T).mul_(weight)
@@ -106,16 +110,30 @@ def inf_linear_backward(layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: T
     return along_rows, along_unit
 
 
-def _embed(layer: InfPiLinearReLU, g: Tensor, save: bool) -> tuple[Tensor, ...]:
-    """(output [b o], ĝ [b r], s [b 1], the factor that scales the output [b 1], cosines if saved) of pre-activations `g`."""
+@dataclass
+class _Embedded:
+    """What the backward pass needs of the forward pass: ĝ [b r], s [b 1], the factor of the output [b 1], saved cosines, twin."""
+    unit: Tensor
+    s: Tensor
+    scale: Tensor
+    cosines: list[Tensor]
+    twin: ModuleType | None
+
+
+def _embed(layer: InfPiLinearReLU, g: Tensor, save: bool) -> tuple[Tensor, _Embedded]:
+    """The output [b o] for pre-activations `g`, and what a backward pass will need (with cosines if they are to be saved)."""
     with torch.autocast(g.device.type, enabled=False):
         unit, s = direction(g.to(accumulator(layer.A.dtype)))
         scale = (s > 0).to(s.dtype) if layer.layernorm else s
         size = len(layer) * len(unit) * unit.element_size()
         save = save and size <= max(SAVED_COSINES_BYTES, layer.row_bytes // 20) and len(unit) <= BATCH_CHUNK
-        parts = [inf_linear_forward(layer, part, save) for part in unit.split(BATCH_CHUNK)]
+        twin = pick(layer, unit)
+        forward = inf_linear_forward if twin is None else twin.forward
+        parts = [forward(layer, len(layer), part, save) for part in unit.split(BATCH_CHUNK)]
         out = torch.cat([part for part, _ in parts]) if len(parts) > 1 else parts[0][0]
-        return (out * scale).to(g.dtype), unit, s, scale, parts[0][1]
+        if layer.shard is not None:
+            out = layer.shard.sum(out)
+        return (out * scale).to(g.dtype), _Embedded(unit, s, scale, parts[0][1], twin)
 
 
 def inf_linear(layer: InfPiLinearReLU, g: Tensor) -> Tensor:
@@ -133,7 +151,7 @@ class InfPiLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, g: Tensor, probe: Tensor, layer: InfPiLinearReLU) -> Tensor:
-        out, ctx.unit, ctx.s, ctx.scale, ctx.cosines = _embed(layer, g, save=ctx.needs_input_grad[0])
+        out, ctx.embedded = _embed(layer, g, save=ctx.needs_input_grad[0])
         ctx.layer, ctx.rows, ctx.edits, ctx.dtype = layer, len(layer), layer.edits, g.dtype
         # Captured now: backward may run in another thread, where the surrounding `batch` is not visible.
         ids = current_ids(len(g))
@@ -143,19 +161,22 @@ class InfPiLinearFunction(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None]:
-        layer, unit, s = ctx.layer, ctx.unit, ctx.s
+        layer, unit, s = ctx.layer, ctx.embedded.unit, ctx.embedded.s
         if ctx.edits != layer.edits:
             raise RuntimeError("rows of a π-layer were changed or removed between this graph's forward and backward pass "
                                "(an optimizer step, a rewind, or a load); run the forward pass again")
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.to(unit.dtype)
             if ctx.needs_input_grad[1]:
-                layer.pending.add(Rows(grad * ctx.scale, unit, ctx.ids))
+                layer.pending.add(Rows(grad * ctx.embedded.scale, unit, ctx.ids))
             if not ctx.needs_input_grad[0]:
                 return None, None, None
-            parts = [inf_linear_backward(layer, ctx.rows, *part, ctx.cosines)
+            backward = inf_linear_backward if ctx.embedded.twin is None else ctx.embedded.twin.backward
+            parts = [backward(layer, ctx.rows, *part, ctx.embedded.cosines)
                      for part in zip((grad * (s > 0)).split(BATCH_CHUNK), unit.split(BATCH_CHUNK))]
             along_rows, along_unit = (torch.cat(tensors) for tensors in zip(*parts))
+            if layer.shard is not None:
+                along_rows, along_unit = layer.shard.sum(torch.cat([along_rows, along_unit], 1)).split([layer.r, 1], 1)
             if layer.layernorm:
                 radial = (along_rows * unit).sum(1, keepdim=True)
                 result = (along_rows - radial * unit) / torch.where(s > 0, s, 1)

@@ -22,10 +22,12 @@ from .compress import compress
 from .feature_linear import moments_output
 from .finite import FinPiInputLinearReLU, FinPiLinearReLU
 from .functional import accumulator, inf_linear
+from .row_state import elsewhere, new_blocks, pop_rows, put_rows, require_whole, take_rows
 from .tensors import ROWS, InfPiParameter, Pending, convert_rows
 
 if TYPE_CHECKING:
     from .moments import InfPiLinear
+    from .shard import Shard
 
 __all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU"]
 
@@ -94,7 +96,8 @@ class InfPiLinearReLU(nn.Module):
         bias_alpha: multiplier of the bias; 0 or None means no bias.
         output_layer: a readout, whose A starts at zero.
         layernorm: use the direction of g only.
-        dtype: of the bias; row_dtype: of A and B (float16 and bfloat16 halve the memory; sums are float32, Amult is too).
+        dtype: of the bias; row_dtype: of A and B as stored: float32, float16, bfloat16, float64, or int8 with a scale per row
+            (sums are float32 or better, Amult too).
         row_budget: keep the newest so many rows exact and fold older ones into moments of this `degree` and `fit` (see
             `hermite_series`), held in `folded`. merge: add a new row to one of the same sample if their directions have a larger
             cosine than this; the forward pass must run inside `with batch(ids)`. Both happen in `PiSGD.step`, and `limits` keeps
@@ -108,14 +111,14 @@ class InfPiLinearReLU(nn.Module):
         super().__init__()
         self.r, self.r_out, self.bias_alpha, self.layernorm = r, r if r_out is None else r_out, float(bias_alpha or 0), layernorm
         check_sizes(r, self.r_out)
+        self.shard: Shard | None = None  # set by shard_rows
         self.output_layer = output_layer
         row_dtype = row_dtype or dtype or torch.get_default_dtype()
         self.limits = None if row_budget is None and merge is None else RowLimits(row_budget, merge).to(device)
         self.folded = None if row_budget is None else FoldedRows(r, self.r_out, degree, fit, device, accumulator(row_dtype))
         self.pending = Pending()
         for name, tail in (("A", (self.r_out,)), ("Amult", ()), ("B", (r,))):
-            blocks = Blocks(tail, dtype=accumulator(row_dtype) if name == "Amult" else row_dtype, device=device)
-            self.register_parameter(name, InfPiParameter(blocks, self.pending, name))
+            self.register_parameter(name, InfPiParameter(new_blocks(name, tail, row_dtype, device), self.pending, name))
         self.origin_blocks = Blocks(dtype=torch.long, device=device)
         self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
         self.initialize()
@@ -153,7 +156,7 @@ class InfPiLinearReLU(nn.Module):
     @property
     def row_bytes(self) -> int:
         """Memory of A and B, and of the moments of folded rows, in bytes."""
-        rows = len(self) * (self.r + self.r_out) * self.A.element_size()
+        rows = self.A.blocks.nbytes + self.B.blocks.nbytes
         return rows if self.folded is None else rows + self.folded.V.numel() * self.folded.V.element_size()
 
     @property
@@ -166,6 +169,7 @@ class InfPiLinearReLU(nn.Module):
 
     def row_blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Views (A [k o], Amult [k], B [k r]) of the rows, block by block."""
+        require_whole(self, "what reads all rows")
         return zip(*(getattr(self, name).blocks.views() for name in ROWS))
 
     @property
@@ -175,14 +179,15 @@ class InfPiLinearReLU(nn.Module):
 
     def set_rows(self, A: Tensor, Amult: Tensor, B: Tensor, origin: Tensor | None = None) -> None:
         """Hold exactly these rows: A [m o], Amult [m], B [m r] of unit rows, origin [m] (default: unknown)."""
+        require_whole(self, "set_rows")
         origin = torch.full((len(A),), UNKNOWN) if origin is None else origin
         given = {"A": A, "Amult": Amult, "B": B, "origin": origin}
         for name, value in given.items():
-            self._blocks(name).check(value, name)
+            self.row_storage(name).check(value, name)
         if len({len(value) for value in given.values()}) != 1:
             raise ValueError(f"rows of different number: { {name: len(value) for name, value in given.items()} }")
         for name, value in given.items():
-            self._blocks(name).set(value.detach())
+            self.row_storage(name).set(value.detach())
 
     def forward(self, g: Tensor) -> Tensor:
         if g.shape[-1] != self.r:
@@ -227,25 +232,29 @@ class InfPiLinearReLU(nn.Module):
         return {"rows": len(self)}
 
     def restructure(self, structure: dict[str, Any]) -> None:
+        if elsewhere():
+            return
         rows = structure["rows"]
         self.set_rows(torch.zeros(rows, self.r_out), torch.zeros(rows), torch.zeros(rows, self.r))
 
     def extra_repr(self) -> str:
         return (f"r={self.r}, o={self.r_out}, rows={len(self)}, bias_alpha={self.bias_alpha}, "
-                f"output_layer={self.output_layer}, layernorm={self.layernorm}, row_dtype={self.A.dtype}")
+                f"output_layer={self.output_layer}, layernorm={self.layernorm}, row_dtype={self.A.blocks.storage}")
 
-    def _blocks(self, name: str) -> Blocks:
+    def row_storage(self, name: str) -> Blocks:
+        """The blocks of "A", "Amult", "B" or "origin"."""
         return self.origin_blocks if name == "origin" else getattr(self, name).blocks
 
     def _apply(self, fn, recurse: bool = True) -> InfPiLinearReLU:
         return convert_rows(self, fn, recurse)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        for name in ROWS:
-            destination[prefix + name] = getattr(self, name) if keep_vars else getattr(self, name).blocks.dense()
+        if keep_vars:
+            destination.update({prefix + name: getattr(self, name) for name in ROWS}, **{prefix + "origin": self.origin})
+        else:
+            put_rows(self, destination, prefix)
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
-        destination[prefix + "origin"] = self.origin
         destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
 
     def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
@@ -253,12 +262,12 @@ class InfPiLinearReLU(nn.Module):
         """Rows may be more or fewer than here. Checkpoints of the original code, which lack `origin`, load too."""
         take_bias_alpha(self, state, prefix, errors)
         state.pop(prefix + "layer_alpha", None)  # the original's learning-rate multiplier of Amult: the optimiser's matter
-        absent = [prefix + name for name in ROWS if prefix + name not in state]
+        found, origin = pop_rows(state, prefix), state.pop(prefix + "origin", None)
+        absent = [prefix + name for name in ROWS if name not in found and not elsewhere()]
         missing += absent
-        given = {name: state.pop(prefix + name, None) for name in (*ROWS, "origin")}
-        if not absent:
+        if not absent and not elsewhere():
             try:
-                self.set_rows(**{name: None if value is None else value.detach() for name, value in given.items()})
+                take_rows(self, found, origin)
             except ValueError as error:
                 errors.append(f"{prefix}rows: {error}")
         fronts = {name: self._parameters.pop(name) for name in ROWS}

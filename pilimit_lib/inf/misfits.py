@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .bias import bias_misfit
-from .layers import ROWS
 from .moments import InfPiLinear, series_misfit
+from .row_state import EXTRAS, elsewhere
+from .tensors import ROWS
 
 if TYPE_CHECKING:
     from .mlp import InfMLP
@@ -76,9 +77,9 @@ def _entries(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> tuple[d
     if prefix == "layers.0.":
         return expected, ()
     folded = (f"folded.{name}" for name in ("V", "kappa", "rows", "error"))
-    of_rows = ("origin", "layer_alpha", "limits.merged", "limits.error", *folded)
+    of_rows = (*EXTRAS, "origin", "layer_alpha", "limits.merged", "limits.error", *folded)
     if not isinstance(layer, InfPiLinear):
-        return expected, of_rows
+        return {name: shape for name, shape in expected.items() if name not in ROWS or not elsewhere()}, of_rows
     if prefix + "A" not in state:
         return expected, ("kappa",)
     # A checkpoint of rows, which are summed into V.

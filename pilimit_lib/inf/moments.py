@@ -21,7 +21,8 @@ from .features import PolynomialFeatures
 from .finite import FinPiLinearReLU
 from .functional import accumulator
 from .hermite import Series, hermite_series
-from .layers import ROWS, check_sizes
+from .layers import check_sizes
+from .row_state import as_rows, pop_rows
 from .truncated import TruncatedActivation, finite_moments
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class InfPiLinear(nn.Module):
     def _moments_of_state(self, state: dict, prefix: str) -> Tensor:
         state.pop(prefix + "layer_alpha", None)
         state.pop(prefix + "origin", None)
-        rows = {name: state.pop(prefix + name) for name in ROWS}
+        rows = {name: as_rows(pieces, name) for name, pieces in pop_rows(state, prefix).items()}
         folded = {name: state.pop(f"{prefix}folded.{name}", None) for name in ("V", "kappa", "rows", "error")}
         for name in ("merged", "error"):
             state.pop(f"{prefix}limits.{name}", None)

@@ -86,8 +86,9 @@ class PiSGD(torch.optim.SGD):
         if parameter.pending_is_finite():
             return True
         if group.get("on_nonfinite", "raise") == "raise":
-            raise FloatingPointError("NaN or Inf in the gradient of a π-layer: rows can't be taken back, so nothing was stepped. "
-                                     "Lower the learning rate or clip; zero_grad() to go on, or PiSGD(on_nonfinite='skip')")
+            raise FloatingPointError("NaN or Inf in the gradient of a π-layer (for rows in float16: more than 65504): rows can't "
+                                     "be taken back, so nothing was stepped. Lower the learning rate or clip, or keep rows in "
+                                     "bfloat16; zero_grad() to go on, or PiSGD(on_nonfinite='skip')")
         self.nonfinite_skipped += 1
         parameter.pending.clear()
         return False
@@ -107,7 +108,9 @@ class PiSGD(torch.optim.SGD):
         lr = -lr if group["maximize"] else lr
         decay = -decay if group["maximize"] else decay
         layer, old = parameter.pending.layer, len(parameter.blocks)
-        limits = layer.limits
+        limits, count = layer.limits, len(rows)
+        if layer.shard is not None:
+            rows = layer.shard.share(rows, old)
         if momentum:
             coefficient = self._velocity(parameter, group, decay, len(rows))
             parameter.blocks.add_(coefficient[:old], alpha=-lr)
@@ -120,6 +123,8 @@ class PiSGD(torch.optim.SGD):
         # Rows with coefficient 0 would never contribute; with momentum they may do so later.
         if lr or momentum:
             parameter.pending.axis.append({"A": rows.A, "Amult": fresh, "B": rows.B, "origin": rows.origin})
+            if layer.shard is not None:
+                layer.shard.total += count
         if limits is not None:
             limits.enforce(layer, 1 - lr * decay)
         parameter.pending.clear()

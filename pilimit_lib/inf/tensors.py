@@ -112,8 +112,13 @@ class InfPiParameter(nn.Parameter):
         self.pending.clear()
 
     def pending_is_finite(self) -> bool:
+        """Whether no pending row holds NaN or Inf, nor would once it is stored."""
         rows = self.pending.rows()
-        return rows is None or bool(torch.isfinite(rows.A).all())  # A = ∂out·s, so a bad pre-activation shows here too
+        if rows is None:
+            return True
+        stored = self.pending.layer.row_storage("A").storage
+        # A = ∂out·s, so a bad pre-activation shows here too.
+        return bool(torch.isfinite(rows.A.to(stored) if stored == torch.float16 else rows.A).all())
 
     def refresh(self) -> None:
         """Take over the dtype and device of the blocks after a conversion; the object stays the same."""

@@ -24,6 +24,10 @@ def relu_k_prime(c: Tensor) -> Tensor:
     return (-c.clamp(-1, 1)).acos() / TWO_PI
 
 
-def relu_k_parts(c: Tensor) -> tuple[Tensor, Tensor]:
-    """(acos(-c), sqrt(1 - c²)) for `c` already clamped: k and k' times 2π are made of these two, each computed once."""
-    return c.neg().acos_(), torch.addcmul(c.new_ones(()), c, c, value=-1).clamp_min_(0).sqrt_()
+def relu_k_parts(c: Tensor, angle: Tensor | None = None, root: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(acos(-c), sqrt(1 - c²)) for `c` already clamped: k and k' times 2π are made of these two, each computed once.
+
+    They are written into `angle` and `root` where these are given.
+    """
+    root = torch.addcmul(c.new_ones(()), c, c, value=-1, out=root).clamp_min_(0).sqrt_()
+    return torch.neg(c, out=angle).acos_(), root

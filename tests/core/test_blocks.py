@@ -37,7 +37,7 @@ class Machine(RuleBasedStateMachine):
         self.blocks.keep(index)
         self.dense = self.dense[index]
 
-    @rule(factor=st.sampled_from([0.0, .5, 1.0, -2.0]))
+    @rule(factor=st.sampled_from([0.0, .5, 1.0, -2.0, 2.0**-30]))
     def scale(self, factor):
         self.blocks.scale_(factor)
         self.dense = self.dense * factor
@@ -47,6 +47,20 @@ class Machine(RuleBasedStateMachine):
         values = torch.randn_like(self.dense)
         self.blocks.add_(values, alpha=alpha)
         self.dense = self.dense.add(values, alpha=alpha)
+
+    @rule(data=st.data())
+    def put(self, data):
+        position = data.draw(st.lists(st.integers(0, len(self.dense) - 1), unique=True) if len(self.dense) else st.just([]))
+        position = torch.tensor(position, dtype=torch.long)
+        values = torch.randn(len(position), 2)
+        self.blocks.put(position, values)
+        self.dense = self.dense.index_put((position,), values)
+
+    @rule()
+    def reload(self):
+        state, twin = self.blocks.state(), Blocks((2,), block_rows=3)
+        twin.load_state(state)
+        self.blocks = twin
 
     @rule()
     def write(self):
@@ -61,7 +75,7 @@ class Machine(RuleBasedStateMachine):
     @rule(twin=st.sampled_from([copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))]))
     def replaced_by_its_copy(self, twin):
         old, self.blocks = self.blocks, twin(self.blocks)
-        old.scale_(17.0)
+        old.add_(torch.ones(old.shape))
 
     @invariant()
     def equal(self):
@@ -130,6 +144,9 @@ REFUSED = {
     "truncate to fewer than none": (lambda b: b.truncate(-1), ValueError, "-1 rows of 5"),
     "keep beyond the end": (lambda b: b.keep(torch.tensor([0, 5])), IndexError, "0 to 5 .* 5 rows"),
     "keep a negative position": (lambda b: b.keep(torch.tensor([-1])), IndexError, "-1"),
+    "put beyond the end": (lambda b: b.put(torch.tensor([5]), torch.ones(1, 2)), IndexError, "5 rows"),
+    "put another number": (lambda b: b.put(torch.tensor([1, 2]), torch.ones(1, 2)), ValueError, "1 rows .* 2 positions"),
+    "put another tail": (lambda b: b.put(torch.tensor([1]), torch.ones(1, 3)), ValueError, r"\[k, 2\]"),
     "select beyond the end": (lambda b: b.select(torch.tensor([7])), IndexError, "7"),
 }
 
@@ -142,6 +159,32 @@ def test_refused_before_anything_changed(name):
     with pytest.raises(error, match=message):
         act(blocks)
     assert torch.equal(before, blocks.dense()) and blocks.edits == edits
+
+
+def test_scaling_does_not_touch_rows_and_what_is_loaded_goes_on_alike():
+    values = torch.randn(7, 2)
+    blocks = Blocks.of(values, block_rows=3)
+    for _ in range(10):
+        blocks.scale_(.9)
+    assert torch.equal(torch.cat([part.values for part in blocks.parts()]), values)
+    torch.testing.assert_close(blocks.dense(), values * .9**10)
+    twin, rounded = Blocks((2,), block_rows=3), Blocks.of(blocks.dense(), block_rows=3)
+    twin.load_state(blocks.state())
+    for held in (blocks, twin, rounded):
+        held.append(torch.ones(1, 2))
+        held.scale_(.7)
+    assert torch.equal(twin.dense(), blocks.dense()) and blocks.dense()[-1].tolist() == [pytest.approx(.7)] * 2
+    assert not torch.equal(rounded.dense(), blocks.dense()), "else the factors need not be kept"
+
+
+def test_a_state_whose_rows_were_edited_counts_as_edited():
+    blocks = Blocks.of(torch.randn(7, 2), block_rows=3)
+    blocks.scale_(.9)
+    state = blocks.state()
+    state[""][0] = 5.0
+    twin = Blocks((2,), block_rows=3)
+    twin.load_state(state)
+    assert torch.equal(twin.dense(), state[""])
 
 
 def test_blocks_need_a_row():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.cifar10 import conv_results
 from experiments.cifar10.cifar10conv import Trainer, beside, cutout, evaluate, main, train
 from experiments.cifar10.conv_networks import BASE_WIDTH, ReLUConvNet, build, groups
 from experiments.cifar10.conv_settings import Settings
@@ -24,6 +25,7 @@ FLAGS = ["--dataset", "digits", "--ranks", "4,5", "--pools", "2", "--no-flips", 
          "--test-subset-size", "32", "--batch-size", "32"]
 
 
+@pytest.mark.slow
 def test_it_learns_digits_and_writes_what_it_promises(tmp_path):
     settings = replace(QUICK, train_subset_size=None, test_subset_size=None, epochs=3)
     records = train(settings, tmp_path / "run", quiet=True, save_model=True)
@@ -61,6 +63,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(change):
     assert whole.optimizer.param_groups[0]["lr"] == second.optimizer.param_groups[0]["lr"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_says_how_to_go_on_and_does(tmp_path):
     command = [sys.executable, "-m", "experiments.cifar10.cifar10conv", *FLAGS, "--batch-size", "1", "--epochs", "40", "--quiet",
                "--save-dir", str(tmp_path / "run")]
@@ -82,6 +85,13 @@ def test_several_networks_in_one_command(tmp_path, capsys):
     assert (tmp_path / "run" / "compare.png").is_file() and (tmp_path / "run" / "mup8" / "metrics.jsonl").is_file()
     assert "infinite, ranks 4,5" in capsys.readouterr().out
     assert main([*flags, "--resume"]) == records
+    conv_results.main([str(tmp_path / "run"), "--out", str(tmp_path / "results")])
+    lines = (tmp_path / "results" / "table.md").read_text().splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[2].startswith(f"| infinite, ranks 4,5, adam | {records[0]['parameters']:,} | 1 | 1 of 1 |")
+    with pytest.raises(SystemExit):
+        conv_results.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "results")])
+    assert "metrics.jsonl is missing" in capsys.readouterr().err
 
 
 def test_networks_are_of_the_same_shape():
@@ -107,9 +117,10 @@ def test_cutout_covers_a_square_at_most():
 
 def test_errors_say_what_to_change(tmp_path, capsys):
     for flags, message in ((["--pools", "2,2"], "one entry less"), (["--ranks", "4,x"], "numbers separated by commas"),
-                           (["--network", "mup"], "a finite network has a width"), (["--width", "8"], "the infinite one has none"),
+                           (["--network", "mup"], "a finite network has a width"), (["--width", "8"], "one has none"),
                            (["--beside", "relu:4"], "'relu:4' is not one of twin, mup, batchnorm"),
-                           (["--ema", "1"], "--ema 1.0"), (["--epochs", "0"], "--epochs must be at least 1"), (["--resume"], "--resume needs the --save-dir")):
+                           (["--ema", "1"], "--ema 1.0"), (["--epochs", "0"], "--epochs must be at least 1"),
+                           (["--resume"], "--resume needs the --save-dir")):
         with pytest.raises(SystemExit):
             main([*FLAGS, "--quiet", *([] if "--resume" in flags else ["--save-dir", str(tmp_path / "none")]), *flags])
         assert message in capsys.readouterr().err

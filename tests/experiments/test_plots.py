@@ -4,11 +4,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from experiments.meta.settings import Settings as MetaSettings
 from experiments.meta.stores import write_tables
-from experiments.plots import AGAINST, main, read_run
+from experiments.plots import AGAINST, figure_of, main, read_run
 
 
 def meta_run(folder: Path, accuracies: list[float], tested: float | None = None, **settings) -> Path:
@@ -64,3 +65,10 @@ def test_a_folder_without_results_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
     assert "holds no results of a run" in capsys.readouterr().err
+
+
+def test_runs_of_one_kind_of_network_get_lines_of_their_own_on_request(runs):
+    frame = pd.DataFrame([record for run in runs[:2] for record in read_run(run, True)])
+    labels = {by: [text.get_text() for text in figure_of(frame, "epoch", by).axes[0].get_legend().get_texts()]
+              for by in ("network", "run")}
+    assert labels == {"network": ["infinite π"], "run": ["a", "b"]}

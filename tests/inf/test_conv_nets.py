@@ -91,7 +91,7 @@ def train(net, lr: float):
         return net(x)
 
 
-@pytest.mark.parametrize("kind, lr", [("chain", .3), ("residual", .1)])
+@pytest.mark.parametrize("kind, lr", [("chain", .3), pytest.param("residual", .1, marks=pytest.mark.slow)])
 def test_twins_trained_by_projected_sgd_with_momentum_and_decay_follow_the_infinite_network(kind, lr):
     net, gaps = network(kind), []
     exact = train(copy.deepcopy(net), lr)

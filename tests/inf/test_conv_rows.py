@@ -58,8 +58,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("degree", [2, 4])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case, degree", [("plain", 2), ("pooled", 4), ("strided", 2),
+                                          *(pytest.param(case, degree, marks=pytest.mark.slow) for case, degree in (
+                                              ("plain", 4), ("pooled", 2), ("strided", 4), ("layer norm", 2), ("layer norm", 4),
+                                              ("residual", 2), ("residual", 4)))])
 def test_moments_equal_rows_along_twenty_steps(case, degree):
     moments, rows = networks(degree, case == "residual", **CASES[case])
     optimizer = torch.optim.SGD(moments.parameters(), LR, weight_decay=DECAY)

@@ -1,0 +1,262 @@
+// The sums over rows of a π-layer for one block of rows: what rows_native.py compiles and calls. No header but the compiler's own.
+//
+// Eight rows at a time go through all operations while they are in the first level of cache. Samples lie side by side in vectors (tiles of
+// W = 8, 16 or 32), so that no sum runs across a vector: a product broadcasts one entry of a row to all samples. While one matrix is
+// worked on, the other one's rows are prefetched; without that the second product, which walks down columns, waits for memory.
+// Sums are float within FLUSH rows and double beyond.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int GROUP = 8;
+constexpr int FLUSH = 512;
+constexpr float PI = 3.14159265358979f;
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v16 __attribute__((vector_size(64)));
+
+// Tensors need not be aligned to a vector.
+template <class V> inline V load(const float* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
+template <class V> inline void store(float* to, V v) { std::memcpy(to, &v, sizeof v); }
+
+// Interpolation at the nine Chebyshev points of [0, 1]; see triton_rows.py, whose formulas these are.
+constexpr float U[9] = {0.9999999997f, -0.07079627863f, 0.01880419623f, -0.007729034363f, 0.003909490657f, -0.002098884451f,
+                        0.00100198718f, -0.0003385782616f, 5.61436905e-05f};
+constexpr float P[9] = {1.570796323f, -0.2146011607f, 0.08903013694f, -0.05059357388f, 0.03257117017f, -0.02072766525f,
+                        0.01102838067f, -0.003974577704f, 0.0006845318166f};
+constexpr float S[9] = {1.000000004f, 0.4999992676f, -0.1249799748f, 0.06228427306f, -0.03786150625f, 0.02340367195f,
+                        -0.01226585742f, 0.004385790411f, -0.0007521091842f};
+
+inline float series(const float (&c)[9], float x) {
+    float value = c[8];
+    for (int i = 7; i >= 0; --i) value = value * x + c[i];
+    return value;
+}
+
+inline float clamped(float q) { q = q > 1.f ? 1.f : q; return q < -1.f ? -1.f : q; }
+
+enum Kind { F32, BF16, F16, I8 };
+constexpr int BYTES[4] = {4, 2, 2, 1};
+
+inline void widen(int kind, const char* from, float* to, int n) {
+    if (kind == BF16) {
+        const uint16_t* h = reinterpret_cast<const uint16_t*>(from);
+        for (int i = 0; i < n; ++i) { uint32_t bits = uint32_t(h[i]) << 16; float x; std::memcpy(&x, &bits, 4); to[i] = x; }
+    } else if (kind == I8) {
+        const int8_t* c = reinterpret_cast<const int8_t*>(from);
+        for (int i = 0; i < n; ++i) to[i] = float(c[i]);
+    } else {
+        int i = 0;
+#if defined(__F16C__)
+        for (; i + 8 <= n; i += 8)
+            _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i))));
+#endif
+        for (; i < n; ++i) {
+            uint16_t h; std::memcpy(&h, from + 2 * i, 2);
+            const int exponent = (h >> 10) & 31; const float mantissa = float(h & 1023);
+            float x = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                    : exponent ? std::ldexp(1024.f + mantissa, exponent - 25) : std::ldexp(mantissa, -24);
+            to[i] = h & 0x8000 ? -x : x;
+        }
+    }
+}
+
+// Eight rows of one matrix as floats [8 n], in place where they are stored so; rows beyond the last one are zero.
+inline const float* take(int kind, const char* base, long start, int count, int n, float* scratch) {
+    const char* from = base + start * long(n) * BYTES[kind];
+    if (kind == F32 && count == GROUP) return reinterpret_cast<const float*>(from);
+    if (kind == F32) std::memcpy(scratch, from, sizeof(float) * n * count);
+    else widen(kind, from, scratch, n * count);
+    std::memset(scratch + long(n) * count, 0, sizeof(float) * n * (GROUP - count));
+    return scratch;
+}
+
+// Where the rows lie that will be needed next.
+struct Ahead {
+    const char* base; long row_bytes; int rows; int bytes;
+
+    inline void fetch(int i) const {
+        const int at = i * bytes;
+        if (at < row_bytes)
+            for (int m = 0; m < rows; ++m) __builtin_prefetch(base + m * row_bytes + at);
+    }
+};
+
+// q[m] = Σ_i rows[m][i] x[i], for rows [8 n] and x [n N] vectors.
+template <class V, int N>
+inline void dots(const float* rows, const float* x, int n, float* q, const Ahead& ahead) {
+    constexpr int L = sizeof(V) / 4;
+    V sum[GROUP][N] = {};
+    for (int begin = 0; begin < n; begin += 16) {
+        ahead.fetch(begin);
+        const int end = begin + 16 < n ? begin + 16 : n;
+        for (int i = begin; i < end; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < N; ++v) {
+                const V here = load<V>(x + (long(i) * N + v) * L);
+#pragma GCC unroll 8
+                for (int m = 0; m < GROUP; ++m) sum[m][v] += rows[long(m) * n + i] * here;
+            }
+    }
+    for (int m = 0; m < GROUP; ++m)
+        for (int v = 0; v < N; ++v) store<V>(q + (m * N + v) * L, sum[m][v]);
+}
+
+// total[i] += Σ_m rows[m][i] w[m], for rows [8 n] and total [n N] vectors.
+template <class V, int N>
+inline void outer(const float* rows, const float* w, int n, float* total, const Ahead& ahead) {
+    constexpr int L = sizeof(V) / 4;
+    V weight[GROUP][N];
+    for (int m = 0; m < GROUP; ++m)
+        for (int v = 0; v < N; ++v) weight[m][v] = load<V>(w + (m * N + v) * L);
+    for (int begin = 0; begin < n; begin += 16) {
+        ahead.fetch(begin);
+        const int end = begin + 16 < n ? begin + 16 : n;
+        for (int i = begin; i < end; ++i)
+#pragma GCC unroll 2
+            for (int v = 0; v < N; ++v) {
+                float* here = total + (long(i) * N + v) * L;
+                V sum = load<V>(here);
+#pragma GCC unroll 8
+                for (int m = 0; m < GROUP; ++m) sum += rows[long(m) * n + i] * weight[m][v];
+                store<V>(here, sum);
+            }
+    }
+}
+
+// The functions of a row's cosines, on arrays that can't overlap: else the compiler would take them one by one.
+template <int W>
+inline void kernel_of(float* __restrict q, float* __restrict shared, float weight, float offset) {
+    for (int j = 0; j < W; ++j) {
+        const float c = q[j], x = std::fabs(c), rest = 1.f - x;
+        const float kernel = rest * std::sqrt(rest) * series(U, x) + PI * (c > 0.f ? c : 0.f);
+        shared[j] += kernel * offset;
+        q[j] = kernel * weight;
+    }
+}
+
+template <int W>
+inline void slope_of(float* __restrict q, const float* __restrict d, const float* __restrict grad_sum, float* __restrict radial,
+                     float* __restrict shared, float weight, float offset, float scale, float shift) {
+    for (int j = 0; j < W; ++j) {
+        const float c = q[j], x = std::fabs(c), root = std::sqrt(1.f - x);
+        const float dgamma = d[j] * weight + grad_sum[j] * offset;
+        const float arc = root * series(P, x), slope = (c > 0.f ? PI - arc : arc) * dgamma;
+        radial[j] += root * series(S, x) * dgamma;
+        shared[j] += slope * shift;
+        q[j] = slope * scale;
+    }
+}
+
+template <int W>
+inline void cosine_of(float* __restrict q, const float* __restrict u_sum, float scale, float shift) {
+    for (int j = 0; j < W; ++j) q[j] = clamped(q[j] * scale + u_sum[j] * shift);
+}
+
+inline void flush(std::vector<float>& part, double* total) {
+    for (size_t i = 0; i < part.size(); ++i) { total[i] += part[i]; part[i] = 0.f; }
+}
+
+struct Block {
+    int kind; long rows; int r, o, tiles; const char *A, *B; const float *weight, *offset, *scale, *shift;
+
+    Ahead ahead(const char* base, long start, int n) const {
+        const long left = rows - start;
+        const int count = left < 0 ? 0 : left < GROUP ? int(left) : GROUP;
+        return {base + start * long(n) * BYTES[kind], long(n) * BYTES[kind], count, BYTES[kind]};
+    }
+};
+
+template <class V, int N>
+void cosines(const Block& k, const float* B, const float* u, const float* u_sum, long start, int count, float* q, const Ahead& next) {
+    constexpr int W = N * sizeof(V) / 4;
+    dots<V, N>(B, u, k.r, q, next);
+    for (int m = 0; m < GROUP; ++m) {
+        const float scale = k.scale && m < count ? k.scale[start + m] : 1.f, shift = k.scale && m < count ? k.shift[start + m] : 0.f;
+        cosine_of<W>(q + m * W, u_sum, scale, shift);
+    }
+}
+
+template <class V, int N>
+void forward(const Block& k, const float* u, const float* u_sum, double* total, double* common) {
+    constexpr int W = N * sizeof(V) / 4;
+    std::vector<float> part(long(k.tiles) * k.o * W), shared(k.tiles * W), w(k.tiles * GROUP * W);
+    std::vector<float> wide(GROUP * (k.r + k.o));
+    for (long start = 0; start < k.rows; start += GROUP) {
+        const int count = k.rows - start < GROUP ? int(k.rows - start) : GROUP;
+        const float* B = take(k.kind, k.B, start, count, k.r, wide.data());
+        for (int t = 0; t < k.tiles; ++t) {
+            float* q = w.data() + t * GROUP * W;
+            cosines<V, N>(k, B, u + long(t) * k.r * W, u_sum + t * W, start, count, q, k.ahead(k.A, t ? k.rows : start, k.o));
+            for (int m = 0; m < GROUP; ++m) {
+                const float weight = m < count ? k.weight[start + m] : 0.f, offset = k.scale && m < count ? k.offset[start + m] : 0.f;
+                kernel_of<W>(q + m * W, shared.data() + t * W, weight, offset);
+            }
+        }
+        const float* A = take(k.kind, k.A, start, count, k.o, wide.data() + GROUP * k.r);
+        for (int t = 0; t < k.tiles; ++t)
+            outer<V, N>(A, w.data() + t * GROUP * W, k.o, part.data() + long(t) * k.o * W,
+                        k.ahead(k.B, t ? k.rows : start + GROUP, k.r));
+        if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) { flush(part, total); flush(shared, common); }
+    }
+}
+
+template <class V, int N>
+void backward(const Block& k, const float* u, const float* u_sum, const float* grad, const float* grad_sum, double* total,
+              double* common, double* along_unit) {
+    constexpr int W = N * sizeof(V) / 4;
+    std::vector<float> part(long(k.tiles) * k.r * W), shared(k.tiles * W), radial(k.tiles * W), w(k.tiles * GROUP * W), d(GROUP * W);
+    std::vector<float> wide(GROUP * (k.r + k.o));
+    for (long start = 0; start < k.rows; start += GROUP) {
+        const int count = k.rows - start < GROUP ? int(k.rows - start) : GROUP;
+        const float* B = take(k.kind, k.B, start, count, k.r, wide.data());
+        for (int t = 0; t < k.tiles; ++t)
+            cosines<V, N>(k, B, u + long(t) * k.r * W, u_sum + t * W, start, count, w.data() + t * GROUP * W,
+                          k.ahead(k.A, t ? k.rows : start, k.o));
+        const float* A = take(k.kind, k.A, start, count, k.o, wide.data() + GROUP * k.r);
+        for (int t = 0; t < k.tiles; ++t) {
+            float* q = w.data() + t * GROUP * W;
+            dots<V, N>(A, grad + long(t) * k.o * W, k.o, d.data(), k.ahead(k.B, t ? k.rows : start + GROUP, k.r));
+            for (int m = 0; m < GROUP; ++m) {
+                const bool here = m < count, bits = k.scale && here;
+                const float weight = here ? k.weight[start + m] : 0.f, offset = bits ? k.offset[start + m] : 0.f;
+                const float scale = bits ? k.scale[start + m] : 1.f, shift = bits ? k.shift[start + m] : 0.f;
+                slope_of<W>(q + m * W, d.data() + m * W, grad_sum + t * W, radial.data() + t * W, shared.data() + t * W, weight,
+                            offset, scale, shift);
+            }
+            outer<V, N>(B, q, k.r, part.data() + long(t) * k.r * W, k.ahead(k.B, k.rows, k.r));
+        }
+        if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) {
+            flush(part, total); flush(shared, common); flush(radial, along_unit);
+        }
+    }
+}
+
+}  // namespace
+
+// kind: 0 float32, 1 bfloat16, 2 float16, 3 int8 (only then offset, scale and shift are read). Samples are padded to tiles of W:
+// u [tiles r W], u_sum [tiles W], total [tiles o W] and common [tiles W] are added to; likewise in the backward pass.
+extern "C" void pi_rows_forward(int kind, long rows, int r, int o, int tiles, int W, const char* A, const char* B, const float* weight,
+                                const float* offset, const float* scale, const float* shift, const float* u, const float* u_sum,
+                                double* total, double* common) {
+    const Block k{kind, rows, r, o, tiles, A, B, weight, offset, scale, shift};
+    if (W == 8) forward<v8, 1>(k, u, u_sum, total, common);
+    else if (W == 16) forward<v16, 1>(k, u, u_sum, total, common);
+    else forward<v16, 2>(k, u, u_sum, total, common);
+}
+
+extern "C" void pi_rows_backward(int kind, long rows, int r, int o, int tiles, int W, const char* A, const char* B,
+                                 const float* weight, const float* offset, const float* scale, const float* shift, const float* u,
+                                 const float* u_sum, const float* grad, const float* grad_sum, double* total, double* common,
+                                 double* along_unit) {
+    const Block k{kind, rows, r, o, tiles, A, B, weight, offset, scale, shift};
+    if (W == 8) backward<v8, 1>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+    else if (W == 16) backward<v16, 1>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+    else backward<v16, 2>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+}

@@ -1,0 +1,206 @@
+"""Rows in files: offloaded while training, and checkpoints that are written and read block by block."""
+import copy
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pilimit_lib.core import restore, snapshot
+from pilimit_lib.inf import InfMLP, PiSGD
+from pilimit_lib.inf.offload import MappedFiles, pi_offload
+from pilimit_lib.inf.row_files import load_rows, save_rows
+from pilimit_lib.inf.shard import shard_rows
+
+from .test_rows_shard import started
+
+
+def build(row_dtype=torch.float32, seed=3, **settings):
+    torch.manual_seed(seed)
+    net = InfMLP(5, 3, 6, 1, row_dtype=row_dtype, **settings)
+    return net, PiSGD(net.parameters(), lr=.2, momentum=0 if settings else .5, weight_decay=.05)
+
+
+def train(net, optimizer, steps, start=0):
+    for number in range(start, start + steps):
+        generator = torch.Generator().manual_seed(number)
+        x, y = torch.randn(5, 5, generator=generator), torch.randint(3, (5,), generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+
+def tensors(net):
+    return {name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def assert_same(net, other):
+    mine, theirs = tensors(net), tensors(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks per layer."""
+    from pilimit_lib.core import blocks
+    monkeypatch.setattr(blocks.Blocks.__init__, "__kwdefaults__", {**blocks.Blocks.__init__.__kwdefaults__, "block_rows": 8})
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.parametrize("row_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_offloaded_rows_train_bit_for_bit(where, row_dtype, tmp_path, small_blocks):
+    net, optimizer = build(row_dtype)
+    other, its_optimizer = build(row_dtype)
+    assert pi_offload(other, "cpu" if where == "cpu" else tmp_path / "rows") is other
+    train(net, optimizer, 4)
+    train(other, its_optimizer, 4)
+    assert_same(net, other)
+    twin = copy.deepcopy(other)
+    train(twin, PiSGD(twin.parameters(), lr=.1), 1)
+    assert_same(net, other)
+    state = snapshot(other, its_optimizer)
+    train(other, its_optimizer, 2, 4)
+    restore(other, state, its_optimizer)
+    assert_same(net, other)
+    if row_dtype != torch.bfloat16:
+        other.double().float()
+        assert (other.layers[1].A.blocks.storage, net.layers[1].A.blocks.storage) == (row_dtype, row_dtype)
+    pi_offload(other, "device")
+    train(net, optimizer, 1, 9)
+    train(other, its_optimizer, 1, 9)
+    assert_same(net, other)
+
+
+def test_blocks_lie_in_files_that_go_with_them(tmp_path, small_blocks):
+    net, optimizer = build()
+    pi_offload(net, tmp_path)
+    train(net, optimizer, 4)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("only /proc tells what is mapped")
+    assert maps.read_text().count(str(tmp_path)) == 2 * sum(-(-rows // 8) for rows in net.rows)
+    del net, optimizer
+    gc.collect()
+    assert str(tmp_path) not in maps.read_text() and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_is_an_error(tmp_path):
+    with pytest.raises(OSError):
+        MappedFiles(tmp_path)((1 << 40, 1 << 20), torch.float32, torch.device("cpu"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_offloading_where_it_can_not_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file"):
+        pi_offload(build()[0], tmp_path / "file")
+    with pytest.raises(ValueError, match="nothing to offload"):
+        pi_offload(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("row_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_a_checkpoint_in_blocks_resumes_bit_for_bit(row_dtype, tmp_path, small_blocks):
+    net, optimizer = build(row_dtype)
+    train(net, optimizer, 4)
+    for _ in range(2):  # the second replaces the first
+        save_rows(net, tmp_path / "saved", optimizer, epoch=7)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    other, its_optimizer = build(row_dtype, seed=4)
+    assert load_rows(other, tmp_path / "saved", its_optimizer) == {"epoch": 7}
+    assert_same(net, other)
+    train(net, optimizer, 3, 4)
+    train(other, its_optimizer, 3, 4)
+    assert_same(net, other)
+
+
+def test_into_another_storage_and_onto_disk(tmp_path, small_blocks):
+    net, optimizer = build(torch.int8)
+    train(net, optimizer, 3)
+    save_rows(net, tmp_path / "saved")
+    other = pi_offload(build(torch.float32, seed=4)[0], tmp_path / "rows")
+    load_rows(other, tmp_path / "saved")
+    assert torch.equal(other.layers[1].A.detach(), net.layers[1].A.detach())
+    torch.testing.assert_close(other(torch.ones(2, 5)), net(torch.ones(2, 5)))
+
+
+def test_folded_rows_are_part_of_it(tmp_path):
+    net, optimizer = build(row_budget=8)
+    train(net, optimizer, 3)
+    save_rows(net, tmp_path / "saved", optimizer)
+    other, its_optimizer = build(seed=4, row_budget=8)
+    load_rows(other, tmp_path / "saved", its_optimizer)
+    assert_same(net, other)
+
+
+DAMAGE = {
+    "truncated rows": (lambda f: (f / "A.0.layers.1").write_bytes(b"1234"), ValueError, "4 bytes"),
+    "missing rows": (lambda f: (f / "B.0.layers.2").unlink(), ValueError, "no bytes"),
+    "missing rank": (lambda f: (f / "rank-0.pt").unlink(), FileNotFoundError, "rank-0"),
+    "no checkpoint": (lambda f: (f / "state.pt").unlink(), FileNotFoundError, "state.pt"),
+    "other state": (lambda f: torch.save({"a": 1}, f / "state.pt"), ValueError, "not a checkpoint of rows"),
+    "executable": (lambda f: torch.save(nn.Linear(2, 2), f / "state.pt"), ValueError, "not loaded"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_found_before_anything_changes(damage, tmp_path):
+    net, optimizer = build()
+    train(net, optimizer, 2)
+    save_rows(net, tmp_path / "saved", optimizer)
+    act, error, message = DAMAGE[damage]
+    act(tmp_path / "saved")
+    other, its_optimizer = build(seed=4)
+    before = tensors(other)
+    with pytest.raises(error, match=message):
+        load_rows(other, tmp_path / "saved", its_optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in tensors(other).items())
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    net, _ = build()
+    save_rows(net, tmp_path / "saved")
+    with pytest.raises(ValueError, match="6 entries, here 7"):
+        load_rows(InfMLP(5, 3, 7, 1), tmp_path / "saved")
+    with pytest.raises(ValueError, match="layers.3"):
+        load_rows(InfMLP(5, 3, 6, 2), tmp_path / "saved")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileExistsError, match="mine"):
+        save_rows(net, tmp_path / "mine")
+
+
+def ranks_write(rank, size, folder):
+    net, optimizer = build()
+    train(net, optimizer, 2)
+    shard_rows(net, optimizer=optimizer)
+    train(net, optimizer, 1, 2)
+    save_rows(net, f"{folder}/saved", optimizer)
+    other, its_optimizer = build()
+    shard_rows(other)
+    load_rows(other, f"{folder}/saved", its_optimizer)
+    train(other, its_optimizer, 1, 3)
+    save_rows(other, f"{folder}/further", its_optimizer)
+    load_rows(other, f"{folder}/by one", its_optimizer)
+    assert len(other.layers[1]) == len(range(rank, 21, size))
+    train(other, its_optimizer, 1, 3)
+    save_rows(other, f"{folder}/from one", its_optimizer)
+
+
+def test_what_k_ranks_wrote_loads_on_j(tmp_path):
+    alone, its_optimizer = build()
+    train(alone, its_optimizer, 3)
+    save_rows(alone, tmp_path / "by one", its_optimizer)
+    assert started(ranks_write, 3, tmp_path) == [0, 0, 0]
+    train(alone, its_optimizer, 1, 3)
+    for name in ("further", "from one"):
+        net, optimizer = build(seed=4)
+        load_rows(net, tmp_path / name, optimizer)
+        assert net.rows == alone.rows
+        for key, value in tensors(alone).items():
+            if not key.endswith(("_raw", "_factors")):
+                torch.testing.assert_close(tensors(net)[key], value, rtol=1e-5, atol=1e-6)
+        momentum = [o.state[n.layers[1].Amult]["momentum_buffer"] for n, o in ((net, optimizer), (alone, its_optimizer))]
+        torch.testing.assert_close(*momentum)
