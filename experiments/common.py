@@ -19,23 +19,26 @@ from pilimit_lib.core import load, save
 class RunFolder:
     """The output folder of one run: settings.json, metrics.jsonl (one line per epoch), checkpoint.pt, curves.png.
 
-    A folder that already holds a run is only written to again when the run is resumed, or overwritten on request.
+    A folder that already holds a run is only written to again when the run is resumed, or overwritten on request. A command whose
+    flags and files have other names says so; `more_of` is the setting that a resumed run may raise.
     """
 
-    def __init__(self, path: str | Path, settings: dict[str, Any], resume: bool = False, overwrite: bool = False) -> None:
-        self.path, self.settings = Path(path), settings
+    def __init__(self, path: str | Path, settings: dict[str, Any], resume: bool = False, overwrite: bool = False,
+                 named: str = "settings.json", folder_flag: str = "--save-dir", overwrite_flag: str = "--overwrite",
+                 more_of: str = "epochs") -> None:
+        self.path, self.settings, self.more_of = Path(path), settings, more_of
         self.checkpoint = self.path / "checkpoint.pt"
         self.metrics = self.path / "metrics.jsonl"
-        known = self.path / "settings.json"
+        known = self.path / named
         if self.path.exists() and not self.path.is_dir():
-            raise FileExistsError(f"{self.path} is a file; a run needs a folder: choose another --save-dir")
+            raise FileExistsError(f"{self.path} is a file; a run needs a folder: choose another {folder_flag}")
         if resume:
             if not self.checkpoint.is_file() or not known.is_file():
-                raise FileNotFoundError(f"there is no run to resume in {self.path}: no checkpoint.pt with its settings.json")
+                raise FileNotFoundError(f"there is no run to resume in {self.path}: no checkpoint.pt with its {named}")
             self._check_same(json.loads(known.read_text()))
         elif known.exists() and not overwrite:
-            raise FileExistsError(f"{self.path} already holds a run; continue it with --resume, replace it with --overwrite, "
-                                  "or choose another --save-dir")
+            raise FileExistsError(f"{self.path} already holds a run; continue it with --resume, replace it with "
+                                  f"{overwrite_flag}, or choose another {folder_flag}")
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
             write_text(known, json.dumps(settings, indent=2) + "\n")
@@ -44,7 +47,7 @@ class RunFolder:
 
     def _check_same(self, known: dict[str, Any]) -> None:
         differing = {key: (known.get(key), value) for key, value in self.settings.items() if known.get(key) != value}
-        differing.pop("epochs", None)  # a finished run may be continued for more epochs
+        differing.pop(self.more_of, None)  # a finished run may be continued for more epochs
         if differing:
             described = ", ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in differing.items())
             raise ValueError(f"the run in {self.path} had other settings ({described}); repeat its command line with --resume")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 DATASETS = ("digits", "cifar10", "fashion_mnist")
-SHIFT = {"digits": 1, "cifar10": 4, "fashion_mnist": 2}  # pixels that augmentation moves an image at most
-FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True}  # a mirrored digit is another sign
+SHIFT = {"digits": 1, "cifar10": 4, "fashion_mnist": 2, "imagenet32": 4}  # pixels that augmentation moves an image at most
+FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True, "imagenet32": True}  # a mirrored digit is another sign
 
 
 @dataclass(frozen=True)

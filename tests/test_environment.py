@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CONDA_NAMES = {"torch": "pytorch"}   # where conda-forge calls a package otherwise
+# Where conda-forge calls a package otherwise.
+CONDA_NAMES = {"torch": "pytorch", "tables": "pytables", "tensorboardX": "tensorboardx"}
 ONLY_PIP = {"cox", "torch-pruning"}  # packages that conda users get from PyPI
 APART = {"kernels"}                  # extras whose pins would hold everything else back: for an environment of their own
 

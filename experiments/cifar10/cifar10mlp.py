@@ -13,6 +13,7 @@ current step; --resume goes on from there, bit for bit.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ class Trainer:
         self.settings, self.data = settings, data
         self.net = build(settings, data, device)
         self.optimizer = self._optimizer()
+        shift = SHIFT[data.name] if settings.augment_shift is None else settings.augment_shift
         self.batches = Batches(data.train_x, data.train_y, settings.batch_size, settings.seed,
-                               *((SHIFT[data.name], FLIPS[data.name]) if settings.data_augment else ()))
+                               *((shift, FLIPS[data.name]) if settings.data_augment else ()))
         self.scheduler = self._scheduler()
         self.teacher = None
         if settings.teacher_path:
@@ -197,11 +199,18 @@ HEADER = (f"{'epoch':>5} {'train loss':>10} {'train %':>9} {'test loss':>10} {'t
 
 
 def train(settings: Settings, save_dir: str | Path, *, resume: bool = False, overwrite: bool = False, model_path: str = "",
-          save_model: bool = False, quiet: bool = False, human: bool = False, verbose: bool = False) -> list[dict[str, Any]]:
-    """Run the training that `settings` describe; returns one record per epoch (accuracies are fractions, times seconds)."""
+          save_model: bool = False, quiet: bool = False, human: bool = False, verbose: bool = False,
+          data: ImageSet | None = None, at_epoch: Callable[[Trainer, Path], None] | None = None) -> list[dict[str, Any]]:
+    """Run the training that `settings` describe; returns one record per epoch (accuracies are fractions, times seconds).
+
+    `data` takes the place of the data set that the settings name. `at_epoch` is called with the trainer and the output folder
+    before the first epoch, after each, and again when a run is resumed.
+    """
     settings.check()
     device = pick_device(settings.cuda)
-    data = load_images(settings.dataset, settings.data, settings.train_subset_size, settings.test_subset_size).to(device)
+    if data is None:
+        data = load_images(settings.dataset, settings.data, settings.train_subset_size, settings.test_subset_size)
+    data = data.to(device)
     trainer = Trainer(settings, data, device)
     if model_path:
         trainer.net.load_state_dict(load(model_path))
@@ -215,12 +224,16 @@ def train(settings: Settings, save_dir: str | Path, *, resume: bool = False, ove
         for record in trainer.records:
             print(table_row(record, human))
     with interruptible() as stop:
+        if at_epoch is not None:
+            at_epoch(trainer, folder.path)
         while trainer.epoch < settings.epochs and not stop:
             done = trainer.run_epoch(stop, quiet)
             folder.save(trainer.state())
             if done:
                 folder.rewrite_metrics(trainer.records)
                 folder.draw_curves(trainer.records, f"{settings.dataset}, {describe(settings)}")
+                if at_epoch is not None:
+                    at_epoch(trainer, folder.path)
                 if not quiet:
                     print(table_row(trainer.records[-1], human), flush=True)
     if trainer.epoch < settings.epochs:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from experiments.common import milestones
@@ -25,6 +26,7 @@ class Settings:
     train_subset_size: int | None = None
     test_subset_size: int | None = None
     data_augment: bool = False
+    augment_shift: int | None = None
     width: int = 0
     gaussian_init: bool = False
     r: int = 50
@@ -88,27 +90,31 @@ class Settings:
             problems.append("--scheduler multistep and --lr-drop-milestones belong together")
         if self.gclip_drop_milestones and not self.gclip:
             problems.append("--gclip-drop-milestones lower the clip, but --gclip is 0 (no clipping)")
+        if self.augment_shift is not None and (self.augment_shift < 0 or not self.data_augment):
+            problems.append(f"--augment-shift {self.augment_shift}: pixels that --data-augment (which it needs) moves an image, "
+                            "0 or more")
         if not self.teacher_path and (self.teacher_alpha, self.teacher_temp) != (0.5, 1.0):
             problems.append("--teacher-alpha and --teacher-temp need a --teacher-path")
         if problems:
             raise ValueError("; ".join(problems))
 
 
-def parser(description: str | None = None) -> argparse.ArgumentParser:
-    """The command line of `cifar10mlp`: one flag per setting, and what concerns the output only."""
-    result = argparse.ArgumentParser(prog="python -m experiments.cifar10.cifar10mlp", description=description,
+def parser(description: str | None = None, settings: type[Settings] = Settings, command: str = "cifar10.cifar10mlp",
+           more_choices: Mapping[str, tuple[str, ...]] | None = None) -> argparse.ArgumentParser:
+    """The command line of a training run: one flag per setting, and what concerns the output only."""
+    result = argparse.ArgumentParser(prog=f"python -m experiments.{command}", description=description,
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     choices = {"memory": ("rows", "moments"), "fit": FITS, "activation": tuple(ACTIVATIONS),
                "optimizer": ("sgd", "adam", "adamw"), "dataset": DATASETS, "loss": ("xent", "mse"),
-               "scheduler": ("None", "cosine", "multistep")}
-    for field in fields(Settings):
+               "scheduler": ("None", "cosine", "multistep"), **(more_choices or {})}
+    for field in fields(settings):
         flag, default = f"--{field.name.replace('_', '-')}", field.default
         if default is False:
             result.add_argument(flag, action="store_true")
         else:
             kind = {"int | None": int, "float | None": float}.get(str(field.type)) or type(default)
             result.add_argument(flag, type=kind, default=default, choices=choices.get(field.name), help=f"default {default}")
-    result.add_argument("--save-dir", default="", help="output folder; default output/cifar10mlp/<date and time>")
+    result.add_argument("--save-dir", default="", help=f"output folder; default output/{command.split('.')[-1]}/<date and time>")
     result.add_argument("--save-model", action="store_true", help="write model.th (a state_dict) at the end")
     result.add_argument("--model-path", default="", help="start from this state_dict")
     for flag, meaning in (("resume", "continue the run in --save-dir"), ("overwrite", "replace the run in --save-dir"),

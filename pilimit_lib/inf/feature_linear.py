@@ -55,8 +55,9 @@ def forward(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
         return twin.forward(features, u, V)
     out = u.new_zeros(len(u), V.shape[1])
     for basis, part in _pieces(features, u, out):
-        for tile in features.tiles(len(basis.u)):
-            part.addmm_(features.tile(tile, basis), V[tile.start:tile.stop].to(u.dtype))
+        space = _space(features, basis)
+        for tile in features.tiles(basis.u.shape[1]):
+            part.addmm_(features.tile(tile, basis, space[:len(tile)]).T, V[tile.start:tile.stop].to(u.dtype))
     return out
 
 
@@ -64,17 +65,17 @@ def forward(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
 def backward(features: PolynomialFeatures, u: Tensor, V: Tensor, grad: Tensor, need_u: bool,
              need_V: bool) -> tuple[Tensor | None, Tensor | None]:
     """(∂u [b r], ∂V [P o]) for ∂out `grad` [b o] in u's dtype; None for what is not needed."""
-    pieces = list(_pieces(features, u, grad))
-    adjoints = [Adjoint(features, basis) for basis, _ in pieces]
+    pieces = [(basis, part, part.T.contiguous(), Adjoint(features, basis), _space(features, basis))
+              for basis, part in _pieces(features, u, grad)]
     dV = torch.empty_like(V, dtype=u.dtype, requires_grad=False) if need_V else None
     for tile in features.tiles(len(u)):
-        block = V[tile.start:tile.stop].to(u.dtype).T if need_u and tile.degree else None
-        for number, (basis, part) in enumerate(pieces):
+        for number, (basis, part, transposed, adjoint, space) in enumerate(pieces):
             if need_V:
-                dV[tile.start:tile.stop].addmm_(features.tile(tile, basis).T, part, beta=int(number > 0))
-            if block is not None:
-                adjoints[number].add(tile, part @ block)
-    du = torch.cat([adjoint.total() for adjoint in adjoints]) if need_u else None
+                dV[tile.start:tile.stop].addmm_(features.tile(tile, basis, space[:len(tile)]), part, beta=int(number > 0))
+            if need_u:
+                block = V[tile.start:tile.stop].to(u.dtype)
+                adjoint.add(tile, torch.mm(block, transposed, out=space[:len(tile)]))
+    du = torch.cat([adjoint.total() for _, _, _, adjoint, _ in pieces]) if need_u else None
     return du, None if dV is None else dV.to(V.dtype)
 
 
@@ -84,12 +85,12 @@ def update_(features: PolynomialFeatures, V: Tensor, u: Tensor, delta: Tensor, s
     twin = _twin(features, u, V)
     if twin is not None:
         return twin.update_(features, V, u, delta, scale, decay)
-    pieces = list(_pieces(features, u, delta))
+    pieces = [(basis, part, _space(features, basis)) for basis, part in _pieces(features, u, delta)]
     for tile in features.tiles(len(u)):
         block = V[tile.start:tile.stop]
         values = block if block.dtype == u.dtype else block.to(u.dtype)
-        for number, (basis, part) in enumerate(pieces):
-            values.addmm_(features.tile(tile, basis).T, part, beta=1.0 if number else decay, alpha=scale)
+        for number, (basis, part, space) in enumerate(pieces):
+            values.addmm_(features.tile(tile, basis, space[:len(tile)]), part, beta=1.0 if number else decay, alpha=scale)
         if values is not block:
             block.copy_(values)
 
@@ -102,6 +103,12 @@ def factored_norm(features: PolynomialFeatures, u: Tensor, delta: Tensor) -> Ten
 def _pieces(features: PolynomialFeatures, u: Tensor, other: Tensor):
     for part, rest in zip(u.split(BATCH_CHUNK), other.split(BATCH_CHUNK)):
         yield Basis(features, part), rest
+
+
+def _space(features: PolynomialFeatures, basis: Basis) -> Tensor:
+    """Memory for one tile, used for all tiles of a call: [columns b]."""
+    batch = basis.u.shape[1]
+    return basis.u.new_empty(min(features.columns(batch), features.P), batch)
 
 
 @dataclass

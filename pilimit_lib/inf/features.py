@@ -8,7 +8,8 @@ scattered, forward or backward:
     degree 2     by distance: row d of a rectangle is u ∘ roll(u, -d), d = 0 ... r/2, a strided view of (u, u) times u
     degree 3+    lexicographic: the monomials with smallest index i are u_i times a suffix of those of one degree less
 
-Φ is made tile by tile and never stored: a tile [b, columns] holds about TILE_ELEMENTS numbers.
+Φ is made tile by tile and never stored. Tiles lie transposed, [columns b]: every slice above is then contiguous in memory, and
+the products with V [P o] need no transposed copy, which is what small batches spend their time on otherwise.
 """
 from __future__ import annotations
 
@@ -25,13 +26,33 @@ BATCH_CHUNK = 1024       # larger batches are walked in pieces
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Columns start ... stop of Φ. `rows` of the rectangle of degree 2; `pieces` (i, from, to) of suffixes beyond."""
+class Segment:
+    """Columns start ... stop of Φ, of one degree: `rows` of the rectangle of degree 2, `pieces` (i, from, to) beyond it."""
     degree: int
     start: int
     stop: int
     rows: tuple[int, int] = (0, 0)
     pieces: tuple[tuple[int, int, int], ...] = ()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Neighbouring segments that are multiplied with V at once."""
+    segments: tuple[Segment, ...]
+
+    @property
+    def start(self) -> int:
+        return self.segments[0].start
+
+    @property
+    def stop(self) -> int:
+        return self.segments[-1].stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 def suffix(r: int, degree: int, i: int) -> int:
@@ -40,16 +61,18 @@ def suffix(r: int, degree: int, i: int) -> int:
 
 
 class Basis:
-    """What the tiles of one batch of directions `u` [b r] are made of: (u, u), and the monomials of degree 2 ... D-1."""
+    """What the tiles of one batch of directions `u` [b r] are made of: u and (u, u) transposed, monomials of degree 2 ... D-1."""
 
     def __init__(self, features: PolynomialFeatures, u: Tensor) -> None:
-        self.u = u
-        self.windows = torch.cat([u, u], 1).unfold(1, features.r, 1) if 2 in features.degrees else None  # [b r+1 r]
-        self.monomials = {1: u}
+        self.u = u.T.contiguous()  # [r b]
+        self.windows = None
+        if 2 in features.degrees:
+            self.windows = torch.cat([self.u, self.u]).unfold(0, features.r, 1).transpose(1, 2)  # [r+1 r b]
+        self.monomials = {1: self.u}
         for degree in range(2, features.degree):
             lower = self.monomials[degree - 1]
             self.monomials[degree] = torch.cat(
-                [u[:, i:i + 1] * lower[:, suffix(features.r, degree - 1, i):] for i in range(features.r)], 1)
+                [self.u[i] * lower[suffix(features.r, degree - 1, i):] for i in range(features.r)])
 
 
 class PolynomialFeatures:
@@ -76,70 +99,92 @@ class PolynomialFeatures:
     def matrix(self, u: Tensor) -> Tensor:
         """All of Φ(u): [b P]. Differentiable to any order; this is the definition that the rest is tested against."""
         basis = Basis(self, u)
-        return torch.cat([self.tile(tile, basis) for tile in self.tiles(len(u))], 1)
+        return torch.cat([self.tile(tile, basis) for tile in self.tiles(len(u))]).T
 
     def tiles(self, batch: int) -> Iterator[Tile]:
         """A partition of the columns into tiles for a batch of this size."""
-        columns = max(self.tile_elements // max(1, min(batch, BATCH_CHUNK)), 1)
+        limit = self.columns(batch)
+        segments, size = [], 0
+        for segment in self._segments(limit):
+            if segments and size + len(segment) > limit:
+                yield Tile(tuple(segments))
+                segments, size = [], 0
+            segments.append(segment)
+            size += len(segment)
+        yield Tile(tuple(segments))
+
+    def columns(self, batch: int) -> int:
+        """No tile for a batch of this size has more columns, unless a single row of the rectangle does."""
+        return max(self.tile_elements // max(1, min(batch, BATCH_CHUNK)), self.r)
+
+    def _segments(self, limit: int) -> Iterator[Segment]:
         for degree in self.degrees:
             start = self.starts[degree]
             if degree < 2:
-                yield Tile(degree, start, start + self.r ** degree)
+                yield Segment(degree, start, start + self.r ** degree)
             elif degree == 2:
-                yield from self._rectangle(start, max(1, columns // self.r))
+                yield from self._rectangle(start, max(1, limit // self.r))
             else:
-                yield from self._suffixes(degree, start, columns)
+                yield from self._suffixes(degree, start, limit)
 
-    def _rectangle(self, start: int, step: int) -> Iterator[Tile]:
+    def _rectangle(self, start: int, step: int) -> Iterator[Segment]:
         full = (self.r + 1) // 2
         for first in range(0, full, step):
             last = min(first + step, full)
-            yield Tile(2, start + first * self.r, start + last * self.r, (first, last))
+            yield Segment(2, start + first * self.r, start + last * self.r, (first, last))
         if self.r % 2 == 0:
             # At distance r/2 every pair appears twice in a row of r, so only half of the row is kept.
-            yield Tile(2, start + full * self.r, start + full * self.r + self.r // 2, (full, full + 1))
+            yield Segment(2, start + full * self.r, start + full * self.r + self.r // 2, (full, full + 1))
 
-    def _suffixes(self, degree: int, start: int, columns: int) -> Iterator[Tile]:
+    def _suffixes(self, degree: int, start: int, limit: int) -> Iterator[Segment]:
         lower = comb(self.r + degree - 2, degree - 1)
         pieces, size = [], 0
         for i in range(self.r):
             position = suffix(self.r, degree - 1, i)
             while position < lower:
-                take = min(columns - size, lower - position)
+                take = min(limit - size, lower - position)
                 pieces.append((i, position, position + take))
                 position, size = position + take, size + take
-                if size == columns:
-                    yield Tile(degree, start, start + size, pieces=tuple(pieces))
+                if size == limit:
+                    yield Segment(degree, start, start + size, pieces=tuple(pieces))
                     pieces, size, start = [], 0, start + size
         if pieces:
-            yield Tile(degree, start, start + size, pieces=tuple(pieces))
+            yield Segment(degree, start, start + size, pieces=tuple(pieces))
 
-    def tile(self, tile: Tile, basis: Basis) -> Tensor:
-        """The columns of one tile: [b, stop - start]."""
-        u, root = basis.u, math.sqrt(self.kappa[tile.degree])
-        if tile.degree == 0:
-            return u.new_full((len(u), 1), root)
-        if tile.degree == 1:
-            return u * root
-        if tile.degree == 2:
-            first, last = tile.rows
-            width = (tile.stop - tile.start) // (last - first)
-            values = u[:, None, :width] * (math.sqrt(2) * root) * basis.windows[:, first:last, :width]
+    def tile(self, tile: Tile, basis: Basis, out: Tensor | None = None) -> Tensor:
+        """The columns of one tile, transposed: [columns b], written into `out` where that is given (off the tape only)."""
+        if out is None:
+            return torch.cat([self._segment(segment, basis) for segment in tile.segments])
+        for segment in tile.segments:
+            self._segment(segment, basis, out[segment.start - tile.start:segment.stop - tile.start])
+        return out
+
+    def _segment(self, segment: Segment, basis: Basis, out: Tensor | None = None) -> Tensor:
+        u, root = basis.u, math.sqrt(self.kappa[segment.degree])
+        if segment.degree == 0:
+            return u.new_full((1, u.shape[1]), root) if out is None else out.fill_(root)
+        if segment.degree == 1:
+            return torch.mul(u, root, out=out)
+        if segment.degree == 2:
+            first, last = segment.rows
+            width = len(segment) // (last - first)
+            values = torch.mul(u[:width] * (math.sqrt(2) * root), basis.windows[first:last, :width],
+                               out=None if out is None else out.view(last - first, width, -1))
             if first == 0:
-                values[:, 0] /= math.sqrt(2)  # squares, which appear once
-            return values.flatten(1)
-        lower = basis.monomials[tile.degree - 1]
-        values = [u[:, i:i + 1] * lower[:, begin:end] for i, begin, end in tile.pieces]
-        return torch.cat(values, 1) * self._weight(tile, u)
+                values[0] /= math.sqrt(2)  # squares, which appear once
+            return values.flatten(0, 1)
+        lower = basis.monomials[segment.degree - 1]
+        values = torch.cat([u[i] * lower[begin:end] for i, begin, end in segment.pieces])
+        return torch.mul(values, self._weight(segment, u), out=out)
 
-    def _weight(self, tile: Tile, like: Tensor) -> Tensor:
-        """√κ_j √(j!/α!) for the columns of a tile of degree 3 or more."""
-        key = (tile.degree, like.dtype, like.device)
+    def _weight(self, segment: Segment, like: Tensor) -> Tensor:
+        """√κ_j √(j!/α!) for the columns of a segment of degree 3 or more: [columns 1]."""
+        key = (segment.degree, like.dtype, like.device)
         if key not in self._weights:
-            self._weights[key] = (math.sqrt(self.kappa[tile.degree])
-                                  * multinomials(self.r, tile.degree).sqrt()).to(like.device, like.dtype)
-        start = self.starts[tile.degree]
-        return self._weights[key][tile.start - start:tile.stop - start]
+            self._weights[key] = (math.sqrt(self.kappa[segment.degree])
+                                  * multinomials(self.r, segment.degree).sqrt()).to(like.device, like.dtype)[:, None]
+        start = self.starts[segment.degree]
+        return self._weights[key][segment.start - start:segment.stop - start]
 
     def __deepcopy__(self, memo: dict) -> PolynomialFeatures:
         return PolynomialFeatures(self.r, self.kappa, self.tile_elements)
@@ -158,33 +203,38 @@ class Adjoint:
 
     def __init__(self, features: PolynomialFeatures, basis: Basis) -> None:
         self.features, self.basis = features, basis
+        r, b = basis.u.shape
         self.u = torch.zeros_like(basis.u)
-        self.doubled = basis.u.new_zeros(len(basis.u), 2 * features.r + 1)
+        self.doubled = basis.u.new_zeros(2 * r, b)
         self.monomials = {degree: torch.zeros_like(value) for degree, value in basis.monomials.items() if degree > 1}
 
     def add(self, tile: Tile, grad: Tensor) -> None:
-        """Take in ∂L/∂(columns of the tile) [b, columns]; `grad` is used up."""
-        features, u, root = self.features, self.basis.u, math.sqrt(self.features.kappa[tile.degree])
-        if tile.degree == 1:
-            self.u.add_(grad, alpha=root)
-        elif tile.degree == 2:
-            first, last = tile.rows
-            grad, scale = grad.view(len(u), last - first, -1), math.sqrt(2) * root
-            if first == 0:
-                grad[:, 0] /= math.sqrt(2)
-            width = grad.shape[2]
-            self.u[:, :width].add_((grad * self.basis.windows[:, first:last, :width]).sum(1), alpha=scale)
-            sums = diagonal_sums(grad.mul_(u[:, None, :width]))
-            self.doubled[:, first:first + sums.shape[1]].add_(sums, alpha=scale)
-        elif tile.degree > 2:
-            self._add_pieces(tile, grad.mul_(features._weight(tile, u)))
+        """Take in ∂L/∂(columns of the tile) [columns b]; `grad` is used up."""
+        for segment in tile.segments:
+            self._add(segment, grad[segment.start - tile.start:segment.stop - tile.start])
 
-    def _add_pieces(self, tile: Tile, grad: Tensor) -> None:
-        u, degree, start = self.basis.u, tile.degree - 1, 0
-        for i, begin, end in tile.pieces:
-            part = grad[:, start:start + end - begin]
-            self.u[:, i] += (part * self.basis.monomials[degree][:, begin:end]).sum(1)
-            self.monomials[degree][:, begin:end].addcmul_(part, u[:, i:i + 1])
+    def _add(self, segment: Segment, grad: Tensor) -> None:
+        features, u, root = self.features, self.basis.u, math.sqrt(self.features.kappa[segment.degree])
+        if segment.degree == 1:
+            self.u.add_(grad, alpha=root)
+        elif segment.degree == 2:
+            first, last = segment.rows
+            grad, scale = grad.view(last - first, -1, u.shape[1]), math.sqrt(2) * root
+            if first == 0:
+                grad[0] /= math.sqrt(2)
+            width = grad.shape[1]
+            self.u[:width].add_((grad * self.basis.windows[first:last, :width]).sum(0), alpha=scale)
+            sums = diagonal_sums(grad, u[:width])
+            self.doubled[first:first + len(sums)].add_(sums, alpha=scale)
+        elif segment.degree > 2:
+            self._add_pieces(segment, grad.mul_(features._weight(segment, u)))
+
+    def _add_pieces(self, segment: Segment, grad: Tensor) -> None:
+        u, degree, start = self.basis.u, segment.degree - 1, 0
+        for i, begin, end in segment.pieces:
+            part = grad[start:start + end - begin]
+            self.u[i] += (part * self.basis.monomials[degree][begin:end]).sum(0)
+            self.monomials[degree][begin:end].addcmul_(part, u[i])
             start += end - begin
 
     def total(self) -> Tensor:
@@ -195,22 +245,23 @@ class Adjoint:
             below = self.monomials.get(degree - 1, self.u)
             for i in range(r):
                 begin = suffix(r, degree - 1, i)
-                part = grad[:, start:start + lower.shape[1] - begin]
-                gathered = (part * lower[:, begin:]).sum(1)
-                below[:, begin:].addcmul_(part, u[:, i:i + 1])
-                self.u[:, i] += gathered
-                start += part.shape[1]
-        self.u += self.doubled[:, :r] + self.doubled[:, r:2 * r]
-        return self.u
+                part = grad[start:start + len(lower) - begin]
+                gathered = (part * lower[begin:]).sum(0)
+                below[begin:].addcmul_(part, u[i])
+                self.u[i] += gathered
+                start += len(part)
+        return (self.u + self.doubled[:r] + self.doubled[r:]).T
 
 
-def diagonal_sums(values: Tensor) -> Tensor:
-    """Σ_d values[b, d, t - d] for every t: [b, n + w - 1] from [b n w]. Rows padded by n and read back one shorter lie skewed."""
-    b, n, w = values.shape
-    if n == 1:
-        return values[:, 0]
-    skewed = torch.nn.functional.pad(values, (0, n)).flatten(1)[:, :n * (n + w - 1)]
-    return skewed.view(b, n, n + w - 1).sum(1)
+def diagonal_sums(values: Tensor, factor: Tensor) -> Tensor:
+    """Σ_d values[d, t - d] ∘ factor[t - d] for every t: [n + w - 1, b] from [n w b] and [w b].
+
+    Rows padded by n and read back one shorter lie skewed, so the sum is along one dimension.
+    """
+    n, w, b = values.shape
+    padded = values.new_zeros(n, w + n, b)
+    torch.mul(values, factor, out=padded[:, :w])
+    return padded.view(-1, b)[:n * (n + w - 1)].view(n, n + w - 1, b).sum(0)
 
 
 def monomial_indices(r: int, degree: int) -> Tensor:

@@ -15,8 +15,8 @@ Source: Yang, Santacroce & Hu 2022, sections 3 and 4.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -34,27 +34,36 @@ SAVED_COSINES_BYTES = 8 << 20  # below this, cosines are kept for the backward p
 BATCH_CHUNK = 1024             # larger batches are walked in pieces, which bounds the cosines of one block
 
 
+def relu_kernel(left: Tensor, right: Tensor) -> Tensor:
+    """k(⟨·, ·⟩) of two sets of unit rows, [a r] and [b r]: [a b]."""
+    return relu_k(left @ right.T)
+
+
 @dataclass
 class Rows:
-    """Rows that one backward pass made: A [b o], B [b r], and the ids [b] of the samples they come from."""
+    """Rows that one backward pass made: A [b o], B [b r], and the ids [b] of the samples they come from.
+
+    `kernel` of two sets of B gives the inner products of what the rows stand for.
+    """
     A: Tensor
     B: Tensor
     origin: Tensor
+    kernel: Callable[[Tensor, Tensor], Tensor] = relu_kernel
 
     def __len__(self) -> int:
         return len(self.A)
 
     def norm(self) -> Tensor:
-        """Size of the update that these rows stand for: sqrt(Σ_ij A_i·A_j k(B_i·B_j)), the norm that clipping uses."""
+        """Size of the update that these rows stand for: sqrt(Σ_ij A_i·A_j k(B_i, B_j)), the norm that clipping uses."""
         A, B = self.A.to(accumulator(self.A.dtype)), self.B.to(accumulator(self.B.dtype))
         # A row without direction (B = 0) has A = 0 too, so its k(0) does not count.
-        return (relu_k(B @ B.T) * (A @ A.T)).sum().clamp_min(0).sqrt()
+        return (self.kernel(B, B).to(A) * (A @ A.T)).sum().clamp_min(0).sqrt()
 
     @staticmethod
     def joined(parts: list[Rows]) -> Rows:
         if len(parts) == 1:
             return parts[0]
-        return Rows(*(torch.cat([getattr(part, name) for part in parts]) for name in ("A", "B", "origin")))
+        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in ("A", "B", "origin")})
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

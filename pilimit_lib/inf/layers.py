@@ -22,8 +22,8 @@ from .compress import compress
 from .feature_linear import moments_output
 from .finite import FinPiInputLinearReLU, FinPiLinearReLU
 from .functional import accumulator, inf_linear
-from .row_state import ROWS, at_least_float32, elsewhere, new_blocks, pop_rows, put_rows, require_whole, take_rows
-from .tensors import InfPiParameter, Pending
+from .row_state import elsewhere, new_blocks, pop_rows, put_rows, require_whole, take_rows
+from .tensors import ROWS, InfPiParameter, Pending, convert_rows
 
 if TYPE_CHECKING:
     from .moments import InfPiLinear
@@ -246,21 +246,7 @@ class InfPiLinearReLU(nn.Module):
         return self.origin_blocks if name == "origin" else getattr(self, name).blocks
 
     def _apply(self, fn, recurse: bool = True) -> InfPiLinearReLU:
-        """Conversions of dtype and device: rows block by block; Amult never below float32, or small steps would vanish."""
-        order = list(self._parameters)
-        fronts = {name: self._parameters.pop(name) for name in ROWS}
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            others = dict(self._parameters)
-            self._parameters.clear()
-            for name in order:
-                self._parameters[name] = fronts[name] if name in fronts else others[name]
-        for name, front in fronts.items():
-            front.blocks.convert(at_least_float32(fn) if name == "Amult" else fn)
-            front.refresh()
-        self.origin_blocks.convert(fn)
-        return self
+        return convert_rows(self, fn, recurse)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         if keep_vars:

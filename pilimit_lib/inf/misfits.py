@@ -8,7 +8,8 @@ from torch import nn
 
 from .bias import bias_misfit
 from .moments import InfPiLinear, series_misfit
-from .row_state import EXTRAS, ROWS, elsewhere
+from .row_state import EXTRAS, elsewhere
+from .tensors import ROWS
 
 if TYPE_CHECKING:
     from .mlp import InfMLP

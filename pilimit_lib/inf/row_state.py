@@ -6,7 +6,7 @@ training goes on bit for bit.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -17,11 +17,11 @@ from torch import Tensor
 from ..core import UNKNOWN, Blocks
 from .functional import accumulator
 from .quantized import QuantizedBlocks, codes_to_rows
+from .tensors import ROWS
 
 if TYPE_CHECKING:
     from .layers import InfPiLinearReLU
 
-ROWS = ("A", "Amult", "B")
 SUFFIXES = {"A": ("_scale", "_shift"), "Amult": ("_raw", "_factors"), "B": ("_scale", "_shift")}
 EXTRAS = tuple(name + suffix for name, suffixes in SUFFIXES.items() for suffix in suffixes)
 STORAGE = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -108,11 +108,3 @@ def take_rows(layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origi
             pieces = {"": as_rows(pieces, name)}
         layer.row_storage(name).load_state(pieces)
     layer.row_storage("origin").set(origin)
-
-
-def at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The conversion `fn` where it does not go below float32; else only its move to another device."""
-    def convert(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
-    return convert

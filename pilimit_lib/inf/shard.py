@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from ..core import follow
 from .functional import Rows
 from .layers import InfPiLinearReLU
-from .row_state import ROWS
+from .tensors import ROWS
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from ..core import Axis, Blocks
 from .functional import Rows
+
+ROWS = ("A", "Amult", "B")  # the parameters of a layer of rows
 
 _REMEDY = ("the gradient of a π-layer is a set of rows to be appended, not a number to be added to each weight. "
            "Step with pilimit_lib.inf.optim.PiSGD, clip with pilimit_lib.inf.clip.clip_grad_norm_, clear with zero_grad(); "
@@ -162,6 +165,31 @@ class InfPiParameter(nn.Parameter):
 
     def __repr__(self, *, tensor_contents: str | None = None) -> str:
         return f"InfPiParameter({self.role}, {list(self.blocks.shape)}, {self.blocks.dtype}, {self.blocks.device})"
+
+
+def convert_rows(layer: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool) -> nn.Module:
+    """`_apply` of a layer of rows: conversions block by block; Amult never below float32, or small steps would vanish."""
+    order = list(layer._parameters)
+    fronts = {name: layer._parameters.pop(name) for name in ROWS}
+    try:
+        nn.Module._apply(layer, fn, recurse)
+    finally:
+        others = dict(layer._parameters)
+        layer._parameters.clear()
+        for name in order:
+            layer._parameters[name] = fronts[name] if name in fronts else others[name]
+    for name, front in fronts.items():
+        front.blocks.convert(_at_least_float32(fn) if name == "Amult" else fn)
+        front.refresh()
+    layer.origin_blocks.convert(fn)
+    return layer
+
+
+def _at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def convert(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
+    return convert
 
 
 def _in_place(name: str) -> bool:

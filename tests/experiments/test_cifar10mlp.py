@@ -124,7 +124,8 @@ def test_interrupted_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path)
     (["--scheduler", "multistep"], "belong together"), (["--lr-drop-milestones", "3"], "belong together"),
     (["--gclip", "0", "--gclip-drop-milestones", "3"], "no clipping"), (["--teacher-temp", "2"], "need a --teacher-path"),
     (["--epochs", "0"], "at least 1"), (["--lr-drop-milestones", "x"], "separated by commas"),
-    (["--dataset", "mnist"], "invalid choice"), (["--wd", "-1"], "must not be negative")])
+    (["--dataset", "mnist"], "invalid choice"), (["--wd", "-1"], "must not be negative"),
+    (["--augment-shift", "2"], "which it needs")])
 def test_bad_command_lines_say_what_to_do(capsys, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
@@ -204,6 +205,13 @@ def test_batches_show_every_sample_once_and_move_images_by_whole_pixels():
             options = [c[:, i:i + 2, j:j + 2] for c in (canvas, torch.nn.functional.pad(x[number].flip(2), [1] * 4))
                        for i in range(3) for j in range(3)]
             assert any(torch.equal(image, option) for option in options)
+
+
+def test_augmentation_moves_images_as_far_as_asked():
+    data = load_images("digits", train_size=20, test_size=10)
+    shifts = {value: Trainer(Settings(data_augment=True, augment_shift=value, r=4), data, torch.device("cpu")).batches.shift
+              for value in (None, 0, 3)}
+    assert shifts == {None: 1, 0: 0, 3: 3}
 
 
 @pytest.mark.slow

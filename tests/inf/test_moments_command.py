@@ -8,6 +8,7 @@ from experiments.bench import moments_cost, moments_fidelity
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10mlp import Settings, main, train
 from pilimit_lib.core import load
+from pilimit_lib.inf import hermite_series
 
 SMALL = {"train_subset_size": 80, "test_subset_size": 40, "r": 10, "epochs": 2, "lr": .5}
 OPTIONS = [{"memory": "moments"}, {"memory": "moments", "degree": 3, "fit": "minimax", "activation": "gelu"},
@@ -89,3 +90,17 @@ def test_rows_of_the_cost_baseline_are_the_exact_layer():
         baseline.step(grad, .1, .5)
         optimizer.step()
         torch.testing.assert_close(layer.Amult.blocks.dense(), baseline.Amult)
+
+
+@pytest.mark.parametrize("degree, fit", [(2, "hermite"), (4, "minimax")])
+def test_rows_with_a_polynomial_kernel_train_as_its_moments_do(degree, fit, tmp_path):
+    small = SMALL | {"lr": 1.5, "epochs": 4}
+    exact = train(Settings(**small), tmp_path / "exact", quiet=True)
+    with moments_fidelity.rows_with_kernel(hermite_series("relu", degree, fit)):
+        rows = train(Settings(**small), tmp_path / "rows", quiet=True)
+    moments = train(Settings(**small, memory="moments", degree=degree, fit=fit), tmp_path / "moments", quiet=True)
+    for mine, theirs in zip(rows, moments):
+        assert mine["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-5)
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
+    assert exact[-1]["train_loss"] != pytest.approx(moments[-1]["train_loss"], rel=1e-4)
+    assert train(Settings(**small), tmp_path / "again", quiet=True)[-1]["train_loss"] == exact[-1]["train_loss"]

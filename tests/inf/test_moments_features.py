@@ -31,7 +31,8 @@ def test_tiles_are_a_partition_of_bounded_size(r, kappa, tile_elements, batch):
     features, end = PolynomialFeatures(r, kappa, tile_elements), 0
     for tile in features.tiles(batch):
         assert tile.start == end and tile.stop > tile.start
-        assert (tile.stop - tile.start) * batch <= max(tile_elements, r * batch)  # never less than one row of the rectangle
+        assert len(tile) == sum(len(segment) for segment in tile.segments) and len(tile) <= features.columns(batch)
+        assert len(tile) * batch <= max(tile_elements, r * batch)  # never less than one row of the rectangle
         end = tile.stop
     assert end == features.P
 
@@ -51,17 +52,17 @@ def test_adjoint_is_the_gradient_of_the_tiles(r, kappa, tile_elements):
     with torch.no_grad():
         adjoint = Adjoint(features, Basis(features, u))
         for tile in features.tiles(4):
-            adjoint.add(tile, grad[:, tile.start:tile.stop].clone())
+            adjoint.add(tile, grad[:, tile.start:tile.stop].T.contiguous())
         torch.testing.assert_close(adjoint.total(), expected, rtol=1e-12, atol=1e-12)
 
 
 @given(st.integers(1, 5), st.integers(1, 6))
 def test_diagonal_sums(n, w):
-    values = torch.arange(2. * n * w).reshape(2, n, w)
-    expected = torch.zeros(2, n + w - 1)
+    values, factor = torch.arange(2. * n * w).reshape(n, w, 2), torch.arange(2. * w).reshape(w, 2)
+    expected = torch.zeros(n + w - 1, 2)
     for d in range(n):
-        expected[:, d:d + w] += values[:, d]
-    assert torch.equal(diagonal_sums(values), expected)
+        expected[d:d + w] += values[d] * factor
+    assert torch.equal(diagonal_sums(values, factor), expected)
 
 
 @pytest.mark.parametrize("kappa", KAPPAS)

@@ -16,7 +16,7 @@ def test_the_walk_through_runs():
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "stream" and output.name == "stderr"]
     pictures = [output for output in outputs if "image/png" in getattr(output, "data", {})]
-    assert len(pictures) == 4
+    assert len(pictures) == 5
 
 
 def test_it_is_stored_without_outputs():

@@ -1,6 +1,7 @@
 """V is an ordinary parameter: what torch offers for parameters applies to it, and the fused path gives the same numbers."""
 import copy
 import io
+import shutil
 
 import pytest
 import torch
@@ -208,7 +209,8 @@ def test_autocast_sums_in_float32():
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler of some torch versions warns about itself
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=[
+    pytest.mark.slow, pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler")])])
 def test_compiled_network_computes_and_trains_the_same(backend):
     torch._dynamo.reset()
     x, y = data()

@@ -1,0 +1,241 @@
+"""ImageNet32 files made here in the published format, transfer end to end on them, resuming, costs, and errors."""
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.imagenet import transfer_imagenet
+from experiments.imagenet.cost import cost
+from experiments.imagenet.imagenet32 import BATCHES, load_imagenet32, read_file
+from experiments.imagenet.transfer_imagenet import Settings, main
+from pilimit_lib.core import load
+
+SEED_COMMAND = """--save-dir=./output/ --save-model --cuda --r 200 --lr=0.01 --batch-size=16 --gclip=0  --epochs=40 --human
+    --wd=0.0001 --bias-alpha=0.5 --first-layer-lr-mult=1.0 --last-layer-lr-mult=1.0 --gclip-per-param""".split()
+
+
+def images(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Bytes [n 3072] whose colour and stripes depend on the label, with noise."""
+    rng = np.random.default_rng(seed)
+    styles = np.random.default_rng(0).integers(30, 220, (1001, 3, 8, 8)).repeat(4, 2).repeat(4, 3)
+    return np.clip(styles[labels] + rng.normal(0, 40, (len(labels), 3, 32, 32)), 0, 255).astype(np.uint8).reshape(len(labels), -1)
+
+
+def write_set(folder: Path, classes: int = 10, per_batch: int = 12) -> Path:
+    """A small set in the published files: dicts of data, labels from 1, and mean."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, seed in [*((f"train_data_batch_{k}", k) for k in range(1, BATCHES + 1)), ("val_data", 99)]:
+        labels = np.random.default_rng(seed).integers(1, classes + 1, per_batch)
+        labels[0] = classes
+        held = {"data": images(labels, seed), "labels": labels.tolist()}
+        if name != "val_data":
+            held["mean"] = held["data"].mean(0)
+        (folder / name).write_bytes(pickle.dumps(held, protocol=2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory) -> Path:
+    return write_set(tmp_path_factory.mktemp("imagenet"))
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory) -> Path:
+    """CIFAR-10's files with 20 images each, under their real names; torchvision checks their digests, so these are noted anew."""
+    pytest.importorskip("torchvision")
+    folder = tmp_path_factory.mktemp("cifar")
+    batches = folder / "cifar-10-batches-py"
+    batches.mkdir()
+    for name in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]:
+        labels = np.arange(20) % 10
+        (batches / name).write_bytes(pickle.dumps({"data": images(labels + 1, len(name)), "labels": labels.tolist()}))
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": [str(k) for k in range(10)]}))
+    return folder
+
+
+@pytest.fixture
+def small_cifar(cifar, monkeypatch):
+    from torchvision import datasets
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(datasets.CIFAR10, "meta", {**datasets.CIFAR10.meta, "md5": None})
+    return cifar
+
+
+# ---- the files
+
+
+def test_the_published_format_is_read(imagenet):
+    data = load_imagenet32(imagenet, quiet=True)
+    assert (data.features, data.classes, len(data.train_x), len(data.test_y)) == (3072, 10, 120, 12)
+    first = pickle.loads((imagenet / "train_data_batch_1").read_bytes())
+    assert data.train_y[:12].tolist() == [label - 1 for label in first["labels"]]
+    whole = torch.cat(list(data.train_x.split(50)))
+    assert torch.allclose(whole.mean((0, 2, 3)), torch.zeros(3), atol=1e-4)
+    assert torch.allclose(whole.std((0, 2, 3)), torch.ones(3), atol=1e-3)
+    picked = data.train_x[torch.tensor([3, 1])]
+    raw = torch.from_numpy(first["data"][[3, 1]]).view(2, 3, 32, 32).float()
+    assert torch.allclose(picked, (raw - data.train_x.mean) / data.train_x.deviation) and torch.equal(picked, whole[[3, 1]])
+    assert len(load_imagenet32(imagenet, 30, 5, quiet=True).train_y) == 30
+
+
+def test_what_is_missing_or_wrong_is_named_before_anything_is_read(imagenet, tmp_path):
+    def held(**changed):
+        good = {"data": images(np.ones(3, int), 0), "labels": [1, 2, 3], "mean": np.zeros(3072)}
+        (tmp_path / "file").write_bytes(pickle.dumps({k: v for k, v in (good | changed).items() if v is not None}))
+        return tmp_path / "file"
+    assert read_file(held())[1].tolist() == [0, 1, 2]
+    for changed, message in [({"labels": [0, 1, 2]}, "labels in .* go from 0 to 2; 1 to 1000"),
+                             ({"labels": [1, 2, 1001]}, "1001"),
+                             ({"labels": [1, 2]}, r"3 images and labels of shape \[2\]"), ({"labels": None}, "data and labels"),
+                             ({"labels": [1., 2., 3.]}, "whole number per image"), ({"mean": np.zeros(3)}, "mean in"),
+                             ({"data": np.zeros((3, 12288), np.uint8)}, "12288.*32 x 32 version"), ({"data": "x"}, "are str")]:
+        with pytest.raises(ValueError, match=message):
+            read_file(held(**changed))
+    (tmp_path / "file").write_bytes((imagenet / "val_data").read_bytes()[:-50])
+    with pytest.raises(ValueError, match="damaged"):
+        read_file(tmp_path / "file")
+    with pytest.raises(FileNotFoundError, match="lacks train_data_batch_1, .*val_data.*image-net.org"):
+        load_imagenet32(tmp_path)
+    other = write_set(tmp_path / "set")
+    (other / "train_data_batch_7").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks train_data_batch_7: "):
+        load_imagenet32(other)
+    with pytest.raises(ValueError, match="12 test images there; a subset of 13"):
+        load_imagenet32(imagenet, test_size=13, quiet=True)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+    (tmp_path / "file").write_bytes(pickle.dumps({"data": Evil(), "labels": [1]}))
+    with pytest.raises(ValueError, match="which no image file needs"):
+        read_file(tmp_path / "file")
+    assert not (tmp_path / "ran").exists()
+
+
+# ---- training and transfer
+
+
+SMALL = ["--r", "12", "--depth", "1", "--lr", "0.3", "--batch-size", "10", "--epochs", "2", "--kernel-reg", "0.1", "--quiet"]
+KINDS = {"rows": [], "moments": ["--memory", "moments"], "finite": ["--width", "24"], "mu": ["--width", "24", "--gaussian-init"]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pretraining_and_transfer_run_end_to_end(imagenet, small_cifar, tmp_path, kind):
+    records = main([*SMALL, *KINDS[kind], "--imagenet-data", str(imagenet), "--cifar-data", str(small_cifar), "--transfer",
+                    "--transfer-milestones", "0,2", "--save-dir", str(tmp_path), "--save-model", "--save-epochs", "all"])
+    assert records[1]["train_loss"] < records[0]["train_loss"]
+    found = [json.loads(line) for line in (tmp_path / "transfers.jsonl").read_text().splitlines()]
+    assert [(record["what"], record.get("epoch")) for record in found] == [("features", 0), ("NNGP", None), ("features", 2)]
+    assert all(record["test_acc"] > .3 and record["train"] == 100 and record["test"] == 20 for record in found)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"model.th", "model_epoch_1.th", "model_epoch_2.th", "transfer.png", "curves.png", "settings.json"} <= written
+    last, whole = load(tmp_path / "model_epoch_2.th"), load(tmp_path / "model.th")
+    assert all(torch.equal(last[name], whole[name]) for name in whole if isinstance(whole[name], torch.Tensor))
+
+
+def test_the_features_that_are_regressed_are_those_of_the_network(imagenet, small_cifar, tmp_path):
+    """The recorded accuracy is that of a ridge regression written out on the saved network's embedding."""
+    main([*SMALL, "--imagenet-data", str(imagenet), "--cifar-data", str(small_cifar), "--transfer", "--save-dir", str(tmp_path),
+          "--save-model", "--solve-kernel"])
+    found = [json.loads(line) for line in (tmp_path / "transfers.jsonl").read_text().splitlines()]
+    features = {record["reg"]: record["test_acc"] for record in found if record["what"] == "features" and "test_acc" in record}
+    assert len(features) >= 5 and .1 in features
+    from pilimit_lib.inf import InfMLP
+    net = InfMLP.from_state_dict(load(tmp_path / "model.th"))
+    data = transfer_imagenet.transfer_data(Settings(cifar_data=str(small_cifar)))
+    with torch.no_grad():
+        train, test = (net.embedding(part.flatten(1)).double() for part in (data.train_x, data.test_x))
+
+    def kernel(a, b):
+        angle = torch.acos((a @ b.T).clamp(-1, 1))
+        return (torch.sin(angle) + (torch.pi - angle) * torch.cos(angle)) / (2 * torch.pi)
+    K = kernel(train, train)
+    targets = torch.nn.functional.one_hot(data.train_y, 10).double() - .1
+    fitted = torch.linalg.solve(K + .1 * K.diagonal().mean() * torch.eye(len(K)), targets)
+    again = main([*SMALL, "--cifar-data", str(small_cifar), "--test", "--transfer", "--model-path", str(tmp_path / "model.th"),
+                  "--save-dir", str(tmp_path / "test")])
+    assert again[0]["test_acc"] == features[.1] and again[1]["what"] == "NNGP"
+    assert features[.1] == pytest.approx(float(((kernel(test, train) @ fitted).argmax(1) == data.test_y).double().mean()))
+
+
+def test_half_of_the_classes_are_pretrained_and_the_others_transferred_to(small_cifar):
+    settings = Settings(dataset="cifar10-half", cifar_data=str(small_cifar), transfer_train_size=7)
+    source, target = transfer_imagenet.pretraining_data(settings), transfer_imagenet.transfer_data(settings)
+    assert source.classes == target.classes == 5
+    assert (len(source.train_y), len(source.test_y), len(target.train_y), len(target.test_y)) == (50, 10, 7, 10)
+    whole = transfer_imagenet.load_images("cifar10", str(small_cifar))
+    assert torch.equal(target.train_x, whole.train_x[whole.train_y >= 5][:7])
+    assert torch.equal(target.train_y, whole.train_y[whole.train_y >= 5][:7] - 5)
+    assert torch.equal(source.test_x, whole.test_x[whole.test_y < 5])
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit_and_transfers_once(imagenet, small_cifar, tmp_path, monkeypatch):
+    flags = [*SMALL, "--imagenet-data", str(imagenet), "--cifar-data", str(small_cifar), "--transfer",
+             "--transfer-milestones", "0,1,2"]
+    main([*flags, "--save-dir", str(tmp_path / "whole"), "--save-model"])
+    from experiments.cifar10.cifar10mlp import Trainer
+    original, count = Trainer.step, [0]
+
+    def step(self, *batch):
+        count[0] += 1
+        original(self, *batch)
+        if count[0] in (5, 17):
+            import os
+            import signal
+            os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(Trainer, "step", step)
+    for resume in ([], ["--resume"], ["--resume"]):
+        main([*flags, *resume, "--save-dir", str(tmp_path / "parts"), "--save-model"])
+    a, b = (load(tmp_path / name / "model.th") for name in ("whole", "parts"))
+    assert count[0] == 24 and all(torch.equal(a[name], b[name]) for name in a if isinstance(a[name], torch.Tensor))
+    lines = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in
+              (tmp_path / name / "transfers.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
+    assert lines[0] == lines[1] and len(lines[0]) == 4
+
+
+# ---- the command line
+
+
+def test_the_printed_command_means_what_it_says_and_what_it_costs(capsys):
+    from experiments.cifar10.settings import parser
+    args = parser(None, Settings, "x", {"dataset": transfer_imagenet.SOURCES}).parse_args(SEED_COMMAND)
+    assert (args.r, args.lr, args.batch_size, args.gclip, args.epochs, args.depth) == (200, .01, 16, 0, 40, 2)
+    assert args.save_model and args.cuda and args.gclip_per_param and args.dataset == "imagenet32"
+    printed = Settings(r=200, epochs=40, cuda=True)
+    rows = cost(printed, 1_281_167, 3072, 1000)
+    assert rows.rows == 200 + 40 * 1_281_167 and rows.bytes == 2 * rows.rows * (400 + 400 + 1200)
+    assert rows.last_epoch / rows.first_epoch > 50
+    moments = cost(Settings(r=200, epochs=40, memory="moments"), 1_281_167, 3072, 1000)
+    assert moments.bytes == 4 * 20301 * 1400 and moments.first_epoch == moments.last_epoch
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            main(SEED_COMMAND)
+        assert "lacks train_data_batch_1" in capsys.readouterr().err
+
+
+def test_costs_are_those_of_real_networks():
+    from pilimit_lib.inf import InfMLP
+    net = InfMLP(7, 3, 6, 2, memory="moments")
+    assert cost(Settings(r=6, depth=2, memory="moments"), 100, 7, 3).bytes == net.row_bytes
+    net = InfMLP(7, 3, 6, 2)
+    assert cost(Settings(r=6, depth=2, epochs=0), 100, 7, 3).bytes == net.row_bytes
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--transfer-milestones", "3"], "they need --transfer"), (["--transfer", "--transfer-milestones", "0,30"], "got [30]"),
+    (["--init-from-data"], "is gone"), (["--kernel-reg", "-1"], "--kernel-reg must not be negative"),
+    (["--resume"], "--save-dir"),
+    (["--test"], "--test needs the --model-path"), (["--epochs", "0"], "--epochs must be at least 1"),
+    ([], "lacks train_data_batch_1")])
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(flags)
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
