@@ -20,7 +20,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 class KernelReadout(nn.Module):
     """The only layer of a `KernelMLP`: samples x [b d] to outputs [b o]. It begins without rows, as the zero function."""
-    limits = None  # rows of a kernel are neither merged nor folded
+    limits = shard = None  # rows of a kernel are neither merged nor folded nor shared among processes
 
     def __init__(self, d: int, o: int, kernel: Kernel, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:
@@ -56,6 +56,10 @@ class KernelReadout(nn.Module):
         for A, Amult, B in zip(*(getattr(self, name).blocks.views() for name in ROWS)):
             out += self.kernel(x, B).to(out) @ (Amult[:, None] * A)
         return out
+
+    def row_storage(self, name: str) -> Blocks:
+        """The blocks of "A", "Amult", "B" or "origin"."""
+        return self.origin_blocks if name == "origin" else getattr(self, name).blocks
 
     def _apply(self, fn, recurse: bool = True) -> KernelReadout:
         return convert_rows(self, fn, recurse)
