@@ -79,6 +79,10 @@ def figure_of(frame: pd.DataFrame, against: str, by: str = "network"):
             axis.legend()
         else:
             sns.lineplot(frame, x=against, y="accuracy", hue=by, marker="o", errorbar="sd", ax=axis)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            if by == "run":  # folder names may be long, and lines many
+                figure.set_size_inches(8, 3.6)
+                sns.move_legend(axis, "center left", bbox_to_anchor=(1, .5), title=None)
         axis.set(ylabel="accuracy, %")
     return figure
 

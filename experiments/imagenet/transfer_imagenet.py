@@ -141,7 +141,9 @@ class Transfers:
         self._save_epoch(trainer, folder)
         path = folder / "transfers.jsonl"
         fresh = trainer.epoch == 0 and not trainer.batches.position
-        known = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() and not fresh else []
+        if fresh:
+            path.unlink(missing_ok=True)  # of a run that this one replaces
+        known = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         if trainer.epoch in self.settings.when and all(record.get("epoch") != trainer.epoch for record in known):
             self.measure(trainer.net, trainer.epoch, known, folder)
 

@@ -35,7 +35,7 @@ from experiments.meta.learner import (
     tasks,
 )
 from experiments.meta.settings import DTYPES, REMOVED, Settings, parser
-from experiments.meta.stores import require_cox, write_tables
+from experiments.meta.stores import TABLES, require_cox, write_tables
 from pilimit_lib.core import load, restore, rng_state, save, set_rng_state, snapshot
 
 VALIDATION_SEED = 1_000_003  # validation tasks are the same in every epoch and every run
@@ -47,6 +47,8 @@ class Trainer:
     def __init__(self, settings: Settings, device: torch.device, quiet: bool = False,
                  loader: Iterable[Batch] | None = None) -> None:
         self.settings, self.device = settings, device
+        if loader is not None and settings.no_train_shuffle:
+            raise ValueError("--no-train-shuffle restarts our own sampler; a loader of yours decides its order itself")
         self.net = build(settings, device)
         hold_fixed(settings, self.net)
         if settings.load_model_path:
@@ -157,6 +159,9 @@ def train(settings: Settings, output_folder: str | Path, *, resume: bool = False
                        "--overwrite-existing", "num_epochs")
     if resume:
         trainer.load_state(folder.load())
+    else:
+        for stale in ("model.th", *(f"{name}.jsonl" for name in TABLES)):
+            (folder.path / stale).unlink(missing_ok=True)
     if verbose:
         print(trainer.net)
     if not quiet:
