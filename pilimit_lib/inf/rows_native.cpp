@@ -130,33 +130,68 @@ inline void outer(const float* rows, const float* w, int n, float* total, const 
     }
 }
 
-// The functions of a row's cosines, on arrays that can't overlap: else the compiler would take them one by one.
+// Coefficients of eight rows, each repeated for all W samples, so that the loops below have no short inner one.
 template <int W>
-inline void kernel_of(float* __restrict q, float* __restrict shared, float weight, float offset) {
-    for (int j = 0; j < W; ++j) {
-        const float c = q[j], x = std::fabs(c), rest = 1.f - x;
-        const float kernel = rest * std::sqrt(rest) * series(U, x) + PI * (c > 0.f ? c : 0.f);
-        shared[j] += kernel * offset;
-        q[j] = kernel * weight;
+struct Coefficients {
+    float weight[GROUP * W] = {}, offset[GROUP * W] = {}, scale[GROUP * W], shift[GROUP * W] = {};
+
+    Coefficients() { for (float& x : scale) x = 1.f; }
+
+    static void spread(const float* values, int count, float* to, float rest) {
+        for (int m = 0; m < GROUP; ++m)
+            for (int j = 0; j < W; ++j) to[m * W + j] = m < count ? values[m] : rest;
+    }
+
+    void take(const float* weights, const float* offsets, const float* scales, const float* shifts, long start, int count) {
+        spread(weights + start, count, weight, 0.f);
+        if (!scales) return;
+        spread(offsets + start, count, offset, 0.f);
+        spread(scales + start, count, scale, 1.f);
+        spread(shifts + start, count, shift, 0.f);
+    }
+};
+
+// The functions of the cosines of eight rows and W samples. Not inlined: arrays that may overlap would be gone through one by one.
+template <int W>
+__attribute__((noinline)) void cosine_of(float* __restrict q, const float* __restrict u_sum, const Coefficients<W>& __restrict c) {
+    for (int m = 0; m < GROUP; ++m)
+        for (int j = 0; j < W; ++j) q[m * W + j] = q[m * W + j] * c.scale[m * W + j] + u_sum[j] * c.shift[m * W + j];
+}
+
+template <int W>
+__attribute__((noinline)) void kernel_of(float* __restrict q, float* __restrict shared, const Coefficients<W>& __restrict c) {
+    for (int j = 0; j < GROUP * W; ++j) {
+        const float cosine = clamped(q[j]), x = std::fabs(cosine), rest = 1.f - x;
+        const float kernel = rest * std::sqrt(rest) * series(U, x) + PI * (cosine > 0.f ? cosine : 0.f);
+        shared[j] += kernel * c.offset[j];
+        q[j] = kernel * c.weight[j];
     }
 }
 
 template <int W>
-inline void slope_of(float* __restrict q, const float* __restrict d, const float* __restrict grad_sum, float* __restrict radial,
-                     float* __restrict shared, float weight, float offset, float scale, float shift) {
-    for (int j = 0; j < W; ++j) {
-        const float c = q[j], x = std::fabs(c), root = std::sqrt(1.f - x);
-        const float dgamma = d[j] * weight + grad_sum[j] * offset;
-        const float arc = root * series(P, x), slope = (c > 0.f ? PI - arc : arc) * dgamma;
+__attribute__((noinline)) void slope_of(float* __restrict q, const float* __restrict d, const float* __restrict grad_sum,
+                                        float* __restrict radial, float* __restrict shared,
+                                        const Coefficients<W>& __restrict c) {
+    float shifted[GROUP * W];
+    for (int m = 0; m < GROUP; ++m)
+        for (int j = 0; j < W; ++j) shifted[m * W + j] = grad_sum[j] * c.offset[m * W + j];
+    for (int j = 0; j < GROUP * W; ++j) {
+        const float cosine = clamped(q[j]), x = std::fabs(cosine), root = std::sqrt(1.f - x);
+        const float dgamma = d[j] * c.weight[j] + shifted[j];
+        const float arc = root * series(P, x), slope = (cosine > 0.f ? PI - arc : arc) * dgamma;
         radial[j] += root * series(S, x) * dgamma;
-        shared[j] += slope * shift;
-        q[j] = slope * scale;
+        shared[j] += slope * c.shift[j];
+        q[j] = slope * c.scale[j];
     }
 }
 
+// Sums [tiles 8 W] over eight rows, added to `total` [tiles W].
 template <int W>
-inline void cosine_of(float* __restrict q, const float* __restrict u_sum, float scale, float shift) {
-    for (int j = 0; j < W; ++j) q[j] = clamped(q[j] * scale + u_sum[j] * shift);
+inline void fold(std::vector<float>& part, double* total) {
+    for (size_t i = 0; i < part.size(); ++i) {
+        total[i / (GROUP * W) * W + i % W] += part[i];
+        part[i] = 0.f;
+    }
 }
 
 inline void flush(std::vector<float>& part, double* total) {
@@ -174,36 +209,26 @@ struct Block {
 };
 
 template <class V, int N>
-void cosines(const Block& k, const float* B, const float* u, const float* u_sum, long start, int count, float* q, const Ahead& next) {
-    constexpr int W = N * sizeof(V) / 4;
-    dots<V, N>(B, u, k.r, q, next);
-    for (int m = 0; m < GROUP; ++m) {
-        const float scale = k.scale && m < count ? k.scale[start + m] : 1.f, shift = k.scale && m < count ? k.shift[start + m] : 0.f;
-        cosine_of<W>(q + m * W, u_sum, scale, shift);
-    }
-}
-
-template <class V, int N>
 void forward(const Block& k, const float* u, const float* u_sum, double* total, double* common) {
     constexpr int W = N * sizeof(V) / 4;
-    std::vector<float> part(long(k.tiles) * k.o * W), shared(k.tiles * W), w(k.tiles * GROUP * W);
+    std::vector<float> part(long(k.tiles) * k.o * W), shared(k.tiles * GROUP * W), w(k.tiles * GROUP * W);
     std::vector<float> wide(GROUP * (k.r + k.o));
+    Coefficients<W> c;
     for (long start = 0; start < k.rows; start += GROUP) {
         const int count = k.rows - start < GROUP ? int(k.rows - start) : GROUP;
         const float* B = take(k.kind, k.B, start, count, k.r, wide.data());
+        c.take(k.weight, k.offset, k.scale, k.shift, start, count);
         for (int t = 0; t < k.tiles; ++t) {
             float* q = w.data() + t * GROUP * W;
-            cosines<V, N>(k, B, u + long(t) * k.r * W, u_sum + t * W, start, count, q, k.ahead(k.A, t ? k.rows : start, k.o));
-            for (int m = 0; m < GROUP; ++m) {
-                const float weight = m < count ? k.weight[start + m] : 0.f, offset = k.scale && m < count ? k.offset[start + m] : 0.f;
-                kernel_of<W>(q + m * W, shared.data() + t * W, weight, offset);
-            }
+            dots<V, N>(B, u + long(t) * k.r * W, k.r, q, k.ahead(k.A, t ? k.rows : start, k.o));
+            if (k.scale) cosine_of<W>(q, u_sum + t * W, c);
+            kernel_of<W>(q, shared.data() + t * GROUP * W, c);
         }
         const float* A = take(k.kind, k.A, start, count, k.o, wide.data() + GROUP * k.r);
         for (int t = 0; t < k.tiles; ++t)
             outer<V, N>(A, w.data() + t * GROUP * W, k.o, part.data() + long(t) * k.o * W,
                         k.ahead(k.B, t ? k.rows : start + GROUP, k.r));
-        if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) { flush(part, total); flush(shared, common); }
+        if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) { flush(part, total); fold<W>(shared, common); }
     }
 }
 
@@ -211,29 +236,27 @@ template <class V, int N>
 void backward(const Block& k, const float* u, const float* u_sum, const float* grad, const float* grad_sum, double* total,
               double* common, double* along_unit) {
     constexpr int W = N * sizeof(V) / 4;
-    std::vector<float> part(long(k.tiles) * k.r * W), shared(k.tiles * W), radial(k.tiles * W), w(k.tiles * GROUP * W), d(GROUP * W);
-    std::vector<float> wide(GROUP * (k.r + k.o));
+    std::vector<float> part(long(k.tiles) * k.r * W), w(k.tiles * GROUP * W), d(GROUP * W);
+    std::vector<float> shared(k.tiles * GROUP * W), radial(k.tiles * GROUP * W), wide(GROUP * (k.r + k.o));
+    Coefficients<W> c;
     for (long start = 0; start < k.rows; start += GROUP) {
         const int count = k.rows - start < GROUP ? int(k.rows - start) : GROUP;
         const float* B = take(k.kind, k.B, start, count, k.r, wide.data());
-        for (int t = 0; t < k.tiles; ++t)
-            cosines<V, N>(k, B, u + long(t) * k.r * W, u_sum + t * W, start, count, w.data() + t * GROUP * W,
-                          k.ahead(k.A, t ? k.rows : start, k.o));
+        c.take(k.weight, k.offset, k.scale, k.shift, start, count);
+        for (int t = 0; t < k.tiles; ++t) {
+            float* q = w.data() + t * GROUP * W;
+            dots<V, N>(B, u + long(t) * k.r * W, k.r, q, k.ahead(k.A, t ? k.rows : start, k.o));
+            if (k.scale) cosine_of<W>(q, u_sum + t * W, c);
+        }
         const float* A = take(k.kind, k.A, start, count, k.o, wide.data() + GROUP * k.r);
         for (int t = 0; t < k.tiles; ++t) {
             float* q = w.data() + t * GROUP * W;
             dots<V, N>(A, grad + long(t) * k.o * W, k.o, d.data(), k.ahead(k.B, t ? k.rows : start + GROUP, k.r));
-            for (int m = 0; m < GROUP; ++m) {
-                const bool here = m < count, bits = k.scale && here;
-                const float weight = here ? k.weight[start + m] : 0.f, offset = bits ? k.offset[start + m] : 0.f;
-                const float scale = bits ? k.scale[start + m] : 1.f, shift = bits ? k.shift[start + m] : 0.f;
-                slope_of<W>(q + m * W, d.data() + m * W, grad_sum + t * W, radial.data() + t * W, shared.data() + t * W, weight,
-                            offset, scale, shift);
-            }
+            slope_of<W>(q, d.data(), grad_sum + t * W, radial.data() + t * GROUP * W, shared.data() + t * GROUP * W, c);
             outer<V, N>(B, q, k.r, part.data() + long(t) * k.r * W, k.ahead(k.B, k.rows, k.r));
         }
         if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) {
-            flush(part, total); flush(shared, common); flush(radial, along_unit);
+            flush(part, total); fold<W>(shared, common); fold<W>(radial, along_unit);
         }
     }
 }
@@ -333,40 +356,37 @@ inline int padded(int n) { return (n + L - 1) / L * L; }
 
 template <int KIND>
 void few_forward(const Block& k, const float* u, const float* u_sum, double* total, double* common) {
-    std::vector<float> part(FEW * padded(k.o)), shared(FEW), q(GROUP * FEW);
+    std::vector<float> part(FEW * padded(k.o)), shared(GROUP * FEW), q(GROUP * FEW);
+    Coefficients<FEW> c;
     const std::vector<char> zero(4 * (k.r + k.o));
     for (long start = 0; start < k.rows; start += GROUP) {
         const int count = k.rows - start < GROUP ? int(k.rows - start) : GROUP;
         Group<KIND>(k.B, start, count, k.r, zero.data(), k.ahead(k.A, start, k.o)).dots(u, padded(k.r), q.data());
-        for (int m = 0; m < count; ++m) {
-            if (k.scale) cosine_of<FEW>(q.data() + m * FEW, u_sum, k.scale[start + m], k.shift[start + m]);
-            else cosine_of<FEW>(q.data() + m * FEW, u_sum, 1.f, 0.f);
-            kernel_of<FEW>(q.data() + m * FEW, shared.data(), k.weight[start + m], k.scale ? k.offset[start + m] : 0.f);
-        }
+        c.take(k.weight, k.offset, k.scale, k.shift, start, count);
+        if (k.scale) cosine_of<FEW>(q.data(), u_sum, c);
+        kernel_of<FEW>(q.data(), shared.data(), c);
         Group<KIND>(k.A, start, count, k.o, zero.data(), k.ahead(k.B, start + GROUP, k.r)).outer(q.data(), padded(k.o), part.data());
-        if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) { flush(part, total); flush(shared, common); }
+        if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) { flush(part, total); fold<FEW>(shared, common); }
     }
 }
 
 template <int KIND>
 void few_backward(const Block& k, const float* u, const float* u_sum, const float* grad, const float* grad_sum, double* total,
                   double* common, double* along_unit) {
-    std::vector<float> part(FEW * padded(k.r)), shared(FEW), radial(FEW), q(GROUP * FEW), d(GROUP * FEW);
+    std::vector<float> part(FEW * padded(k.r)), shared(GROUP * FEW), radial(GROUP * FEW), q(GROUP * FEW), d(GROUP * FEW);
+    Coefficients<FEW> c;
     const std::vector<char> zero(4 * (k.r + k.o));
     for (long start = 0; start < k.rows; start += GROUP) {
         const int count = k.rows - start < GROUP ? int(k.rows - start) : GROUP;
         const Group<KIND> B(k.B, start, count, k.r, zero.data(), k.ahead(k.A, start, k.o));
         B.dots(u, padded(k.r), q.data());
         Group<KIND>(k.A, start, count, k.o, zero.data(), k.ahead(k.B, start + GROUP, k.r)).dots(grad, padded(k.o), d.data());
-        for (int m = 0; m < count; ++m) {
-            const float scale = k.scale ? k.scale[start + m] : 1.f, shift = k.scale ? k.shift[start + m] : 0.f;
-            cosine_of<FEW>(q.data() + m * FEW, u_sum, scale, shift);
-            slope_of<FEW>(q.data() + m * FEW, d.data() + m * FEW, grad_sum, radial.data(), shared.data(), k.weight[start + m],
-                          k.scale ? k.offset[start + m] : 0.f, scale, shift);
-        }
+        c.take(k.weight, k.offset, k.scale, k.shift, start, count);
+        if (k.scale) cosine_of<FEW>(q.data(), u_sum, c);
+        slope_of<FEW>(q.data(), d.data(), grad_sum, radial.data(), shared.data(), c);
         B.outer(q.data(), padded(k.r), part.data());
         if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) {
-            flush(part, total); flush(shared, common); flush(radial, along_unit);
+            flush(part, total); fold<FEW>(shared, common); fold<FEW>(radial, along_unit);
         }
     }
 }
