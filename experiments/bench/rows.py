@@ -5,10 +5,10 @@
     python -m experiments.bench.rows --variants chunked:float32 native:bfloat16       # twin:storage of rows
 
 In each cell the networks hold the same rows and take turns on the same batch in one process; reported is the median of the ratios
-paired by round, so that whatever else the machine does hits all. Times are CPU seconds of the process with one thread, wall seconds
-otherwise. Beside them: the rate at which stored rows are read (each once forward and once backward) as a fraction of the machine's
-measured copy bandwidth, the memory a step takes beyond its rows, and errors of one π-layer against float64. Writes steps.csv, table.md
-and steps.png; finished cells are kept, so that an interrupted run goes on.
+paired by round, so that whatever else the machine does hits all. Times are CPU seconds of the process with one thread, wall
+seconds otherwise. Beside them: the rate at which stored rows are read (each once forward and once backward) as a fraction of the
+machine's measured copy bandwidth, the memory a step takes beyond its rows, and errors of one π-layer against float64. Writes
+steps.csv, table.md and steps.png; finished cells are kept, so that an interrupted run goes on.
 """
 from __future__ import annotations
 
@@ -171,11 +171,11 @@ def errors(cell: Cell, variant: str) -> tuple[float, float]:
 
 def table(frame: pd.DataFrame) -> str:
     """The measurements as a Markdown table."""
-    lines = ["| rows | r | b | twin:storage | pilimit_orig ms | ours ms | ratio (lowest – highest) | of copy bandwidth | extra memory "
-             "(orig) | error of output, gradient |", "|" + "---|" * 10]
+    lines = ["| rows | r | b | twin:storage | pilimit_orig ms | ours ms | ratio (lowest – highest) | of copy bandwidth "
+             "| extra memory (orig) | error of output, gradient |", "|" + "---|" * 10]
     for cell in frame.itertuples():
-        lines.append(f"| {cell.rows:,} | {cell.rank} | {cell.batch} | {cell.variant} | {cell.theirs_ms:.1f} | {cell.ours_ms:.1f} | "
-                     f"{cell.ratio:.2f} ({cell.ratio_low:.2f} – {cell.ratio_high:.2f}) | "
+        lines.append(f"| {cell.rows:,} | {cell.rank} | {cell.batch} | {cell.variant} | {cell.theirs_ms:.1f} | "
+                     f"{cell.ours_ms:.1f} | {cell.ratio:.2f} ({cell.ratio_low:.2f} – {cell.ratio_high:.2f}) | "
                      f"{cell.read_GB_per_s / cell.copy_GB_per_s:.0%} | {cell.extra_share:.1%} ({cell.theirs_extra_share:.0%}) | "
                      f"{cell.output_error:.1e}, {cell.gradient_error:.1e} |")
     return "\n".join(lines) + "\n"

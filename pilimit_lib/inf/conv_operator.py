@@ -29,12 +29,14 @@ from .functional import accumulator, direction
 CHUNK_ELEMENTS = 1 << 19  # 2 MiB of float32: Φ, and the products made of it, stay near the core
 POSITIONS = 1024          # but fewer positions are slower, because operations on short vectors are mostly overhead
 LARGEST = 1 << 23         # 32 MiB of float32: what Φ may take by default however many monomials there are
+ON_GPU = 1 << 26          # 256 MiB of float32: a GPU wants long products, and calls in thousands would keep it waiting
 
 
-def positions_at_once(P: int, chunk_elements: int | None = None) -> int:
+def positions_at_once(P: int, chunk_elements: int | None = None, gpu: bool = False) -> int:
     """How many positions have their Φ in memory together: `chunk_elements` numbers, or one position if that is more."""
-    elements = min(LARGEST, max(CHUNK_ELEMENTS, POSITIONS * P)) if chunk_elements is None else chunk_elements
-    return max(1, elements // P)
+    if chunk_elements is None:
+        chunk_elements = ON_GPU if gpu else min(LARGEST, max(CHUNK_ELEMENTS, POSITIONS * P))
+    return max(1, chunk_elements // P)
 
 
 @torch.no_grad()
@@ -99,7 +101,7 @@ class _Work:
     def __init__(self, features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry, layernorm: bool,
                  chunk_elements: int | None) -> None:
         self.features, self.g, self.V, self.geometry, self.layernorm = features, g, V, geometry, layernorm
-        self.positions = positions_at_once(features.P, chunk_elements)
+        self.positions = positions_at_once(features.P, chunk_elements, g.is_cuda)
         self.scale = weights(features, g) / math.prod(geometry.pool)
         self.memory: dict[str, Tensor] = {}
 

@@ -20,7 +20,7 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 class KernelReadout(nn.Module):
     """The only layer of a `KernelMLP`: samples x [b d] to outputs [b o]. It begins without rows, as the zero function."""
-    limits = shard = None  # rows of a kernel are neither merged nor folded nor shared among processes
+    limits = shard = None  # rows of a kernel are neither merged nor folded, nor spread over processes
 
     def __init__(self, d: int, o: int, kernel: Kernel, device: torch.device | str | None = None,
                  dtype: torch.dtype | None = None) -> None:

@@ -1,9 +1,10 @@
 // The sums over rows of a π-layer for one block of rows: what rows_native.py compiles and calls. No header but the compiler's own.
 //
-// Eight rows at a time go through all operations while they are in the first level of cache. Samples lie side by side in vectors (tiles of
-// W = 8, 16 or 32), so that no sum runs across a vector: a product broadcasts one entry of a row to all samples. While one matrix is
-// worked on, the other one's rows are prefetched; without that the second product, which walks down columns, waits for memory.
-// Sums are float within FLUSH rows and double beyond.
+// Eight rows at a time go through all operations while they are in the first level of cache. While one matrix is worked on, the other
+// one's rows are prefetched. Sums are float within FLUSH rows and double beyond. Two layouts:
+//
+// * many samples lie side by side in vectors (tiles of W = 16 or 32): a product broadcasts one entry of a row to all of them;
+// * up to 8 samples (FEW) would fill half a vector, so there vectors run along the row, which is widened as it is loaded.
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -18,7 +19,6 @@ constexpr int GROUP = 8;
 constexpr int FLUSH = 512;
 constexpr float PI = 3.14159265358979f;
 
-typedef float v8 __attribute__((vector_size(32)));
 typedef float v16 __attribute__((vector_size(64)));
 
 // Tensors need not be aligned to a vector.
@@ -238,16 +238,154 @@ void backward(const Block& k, const float* u, const float* u_sum, const float* g
     }
 }
 
+constexpr int FEW = 8, L = 16;
+
+// Sixteen entries of a stored row as floats.
+template <int KIND>
+inline v16 entries(const char* from) {
+    if constexpr (KIND == F32) return load<v16>(reinterpret_cast<const float*>(from));
+    else if constexpr (KIND == BF16) {
+        typedef uint16_t half __attribute__((vector_size(32)));
+        typedef uint32_t word __attribute__((vector_size(64)));
+        half h; std::memcpy(&h, from, sizeof h);
+        const word bits = __builtin_convertvector(h, word) << 16;
+        v16 x; std::memcpy(&x, &bits, sizeof x); return x;
+#if defined(__AVX512F__)
+    } else if constexpr (KIND == I8) {
+        return v16(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
+    } else if constexpr (KIND == F16) {
+        return v16(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#endif
+    } else {
+        float x[L]; widen(KIND, from, x, L); return load<v16>(x);
+    }
+}
+
+// The sums over lanes of sixteen vectors, as one vector: halves are folded together pair by pair.
+inline v16 lanes_summed(const v16* s) {
+    v16 a[8], b[4], c[2];
+    for (int i = 0; i < 8; ++i)
+        a[i] = __builtin_shufflevector(s[2 * i], s[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(s[2 * i], s[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    for (int i = 0; i < 4; ++i)
+        b[i] = __builtin_shufflevector(a[2 * i], a[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+               __builtin_shufflevector(a[2 * i], a[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    for (int i = 0; i < 2; ++i)
+        c[i] = __builtin_shufflevector(b[2 * i], b[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+               __builtin_shufflevector(b[2 * i], b[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    return __builtin_shufflevector(c[0], c[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           __builtin_shufflevector(c[0], c[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+// Eight stored rows of n entries, and those of the other matrix that will be needed next.
+template <int KIND>
+struct Group {
+    const char* at[GROUP]; Ahead next; int n; char end[GROUP][4 * L];
+
+    // Rows beyond the last one are zero; so is what follows the last entries of a row, which are copied aside.
+    Group(const char* base, long start, int count, int n, const char* zero, Ahead next) : next(next), n(n) {
+        for (int m = 0; m < GROUP; ++m) {
+            at[m] = m < count ? base + (start + m) * long(n) * BYTES[KIND] : zero;
+            std::memset(end[m], 0, sizeof end[m]);
+            std::memcpy(end[m], at[m] + n / L * L * BYTES[KIND], n % L * BYTES[KIND]);
+        }
+    }
+
+    inline v16 read(int m, int i) const { return entries<KIND>(i + L <= n ? at[m] + i * BYTES[KIND] : end[m]); }
+
+    // q[m][s] = Σ_i rows[m][i] x[s][i], for x [FEW padded].
+    void dots(const float* x, int padded, float* q) const {
+        for (int m = 0; m < GROUP; m += 2) {
+            const Ahead two{next.base + m * next.row_bytes, next.row_bytes, next.rows > m + 1 ? 2 : next.rows > m, next.bytes};
+            v16 sum[2 * FEW] = {};
+            for (int i = 0; i < padded; i += L) {
+                two.fetch(i);
+                const v16 first = read(m, i), second = read(m + 1, i);
+#pragma GCC unroll 8
+                for (int s = 0; s < FEW; ++s) {
+                    const v16 here = load<v16>(x + s * padded + i);
+                    sum[s] += first * here;
+                    sum[FEW + s] += second * here;
+                }
+            }
+            store<v16>(q + m * FEW, lanes_summed(sum));
+        }
+    }
+
+    // total[s][i] += Σ_m rows[m][i] w[m][s], for total [FEW padded].
+    void outer(const float* w, int padded, float* total) const {
+        for (int m = 0; m < GROUP; m += 4)
+            for (int i = 0; i < padded; i += L) {
+                if (m == 0) next.fetch(i);
+                const v16 row[4] = {read(m, i), read(m + 1, i), read(m + 2, i), read(m + 3, i)};
+#pragma GCC unroll 8
+                for (int s = 0; s < FEW; ++s) {
+                    v16 sum = load<v16>(total + s * padded + i);
+#pragma GCC unroll 4
+                    for (int k = 0; k < 4; ++k) sum += row[k] * w[(m + k) * FEW + s];
+                    store<v16>(total + s * padded + i, sum);
+                }
+            }
+    }
+};
+
+inline int padded(int n) { return (n + L - 1) / L * L; }
+
+template <int KIND>
+void few_forward(const Block& k, const float* u, const float* u_sum, double* total, double* common) {
+    std::vector<float> part(FEW * padded(k.o)), shared(FEW), q(GROUP * FEW);
+    const std::vector<char> zero(4 * (k.r + k.o));
+    for (long start = 0; start < k.rows; start += GROUP) {
+        const int count = k.rows - start < GROUP ? int(k.rows - start) : GROUP;
+        Group<KIND>(k.B, start, count, k.r, zero.data(), k.ahead(k.A, start, k.o)).dots(u, padded(k.r), q.data());
+        for (int m = 0; m < count; ++m) {
+            if (k.scale) cosine_of<FEW>(q.data() + m * FEW, u_sum, k.scale[start + m], k.shift[start + m]);
+            else cosine_of<FEW>(q.data() + m * FEW, u_sum, 1.f, 0.f);
+            kernel_of<FEW>(q.data() + m * FEW, shared.data(), k.weight[start + m], k.scale ? k.offset[start + m] : 0.f);
+        }
+        Group<KIND>(k.A, start, count, k.o, zero.data(), k.ahead(k.B, start + GROUP, k.r)).outer(q.data(), padded(k.o), part.data());
+        if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) { flush(part, total); flush(shared, common); }
+    }
+}
+
+template <int KIND>
+void few_backward(const Block& k, const float* u, const float* u_sum, const float* grad, const float* grad_sum, double* total,
+                  double* common, double* along_unit) {
+    std::vector<float> part(FEW * padded(k.r)), shared(FEW), radial(FEW), q(GROUP * FEW), d(GROUP * FEW);
+    const std::vector<char> zero(4 * (k.r + k.o));
+    for (long start = 0; start < k.rows; start += GROUP) {
+        const int count = k.rows - start < GROUP ? int(k.rows - start) : GROUP;
+        const Group<KIND> B(k.B, start, count, k.r, zero.data(), k.ahead(k.A, start, k.o));
+        B.dots(u, padded(k.r), q.data());
+        Group<KIND>(k.A, start, count, k.o, zero.data(), k.ahead(k.B, start + GROUP, k.r)).dots(grad, padded(k.o), d.data());
+        for (int m = 0; m < count; ++m) {
+            const float scale = k.scale ? k.scale[start + m] : 1.f, shift = k.scale ? k.shift[start + m] : 0.f;
+            cosine_of<FEW>(q.data() + m * FEW, u_sum, scale, shift);
+            slope_of<FEW>(q.data() + m * FEW, d.data() + m * FEW, grad_sum, radial.data(), shared.data(), k.weight[start + m],
+                          k.scale ? k.offset[start + m] : 0.f, scale, shift);
+        }
+        B.outer(q.data(), padded(k.r), part.data());
+        if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) {
+            flush(part, total); flush(shared, common); flush(radial, along_unit);
+        }
+    }
+}
+
 }  // namespace
 
 // kind: 0 float32, 1 bfloat16, 2 float16, 3 int8 (only then offset, scale and shift are read). Samples are padded to tiles of W:
-// u [tiles r W], u_sum [tiles W], total [tiles o W] and common [tiles W] are added to; likewise in the backward pass.
+// u [tiles r W], u_sum [tiles W], total [tiles o W] and common [tiles W] are added to; likewise in the backward pass. With W = 8 the
+// layout is that of few samples: u [8 r], total [8 o], with r and o padded by zeros to a multiple of 16.
 extern "C" void pi_rows_forward(int kind, long rows, int r, int o, int tiles, int W, const char* A, const char* B, const float* weight,
                                 const float* offset, const float* scale, const float* shift, const float* u, const float* u_sum,
                                 double* total, double* common) {
     const Block k{kind, rows, r, o, tiles, A, B, weight, offset, scale, shift};
-    if (W == 8) forward<v8, 1>(k, u, u_sum, total, common);
-    else if (W == 16) forward<v16, 1>(k, u, u_sum, total, common);
+    if (W == FEW) {
+        if (kind == F32) few_forward<F32>(k, u, u_sum, total, common);
+        else if (kind == BF16) few_forward<BF16>(k, u, u_sum, total, common);
+        else if (kind == F16) few_forward<F16>(k, u, u_sum, total, common);
+        else few_forward<I8>(k, u, u_sum, total, common);
+    } else if (W == 16) forward<v16, 1>(k, u, u_sum, total, common);
     else forward<v16, 2>(k, u, u_sum, total, common);
 }
 
@@ -256,7 +394,11 @@ extern "C" void pi_rows_backward(int kind, long rows, int r, int o, int tiles, i
                                  const float* u_sum, const float* grad, const float* grad_sum, double* total, double* common,
                                  double* along_unit) {
     const Block k{kind, rows, r, o, tiles, A, B, weight, offset, scale, shift};
-    if (W == 8) backward<v8, 1>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
-    else if (W == 16) backward<v16, 1>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+    if (W == FEW) {
+        if (kind == F32) few_backward<F32>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+        else if (kind == BF16) few_backward<BF16>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+        else if (kind == F16) few_backward<F16>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+        else few_backward<I8>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+    } else if (W == 16) backward<v16, 1>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
     else backward<v16, 2>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
 }

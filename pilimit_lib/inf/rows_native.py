@@ -1,8 +1,8 @@
 """The native twin of `functional`: C++ compiled on the machine where it runs, for rows on a CPU.
 
-It is asked for by name (`row_twin("native")`), needs a C++ compiler (GCC or Clang: `c++`, or what CXX says), and refuses where there is
-none. The first use compiles `rows_native.cpp` in a few seconds into the user's cache folder; later ones load that. Rows in two or one byte
-are widened eight at a time while they are in the first level of cache, which no sequence of torch operations does.
+It is asked for by name (`row_twin("native")`), needs a C++ compiler (GCC 12 or Clang, as `c++` or what CXX says), and refuses
+where there is none. The first use compiles `rows_native.cpp` in some seconds into the user's cache folder; later ones load that.
+Rows in two or one byte are widened in registers or in the first level of cache, which no sequence of torch operations does.
 """
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _library() -> ctypes.CDLL | str:
         return f"there is no C++ compiler {os.environ.get('CXX') or 'c++'!r}; install one or set CXX"
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
-        key = hashlib.sha256(repr((SOURCE.read_text(), FLAGS, version, platform.machine(), _processor())).encode()).hexdigest()[:16]
-        path = cache_folder() / f"rows-{key}.so"
+        made_of = repr((SOURCE.read_text(), FLAGS, version, platform.machine(), _processor()))
+        path = cache_folder() / f"rows-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -79,7 +79,10 @@ def _processor() -> str:
 
 
 class _Tiles:
-    """Samples side by side: [b n] as [tiles n W], with W = 8, 16 or 32, and sums over n [tiles W]."""
+    """Samples side by side: [b n] as [tiles n W], with W = 16 or 32, and sums over n [tiles W].
+
+    Up to 8 samples stay [8 n], with n padded by zeros to a multiple of 16.
+    """
 
     def __init__(self, b: int) -> None:
         self.b = b
@@ -87,14 +90,24 @@ class _Tiles:
         self.tiles = -(-b // self.W)
 
     def lay(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.W == 8:
+            padded = values.new_zeros(8, -(-values.shape[1] // 16) * 16)
+            padded[:self.b, :values.shape[1]] = values
+            return padded, padded.sum(1)
         padded = values.new_zeros(self.tiles * self.W, values.shape[1])
         padded[:self.b] = values
         return padded.view(self.tiles, self.W, -1).transpose(1, 2).contiguous(), padded.sum(1)
 
-    def totals(self, *widths: int) -> list[Tensor]:
-        return [torch.zeros(self.tiles, width, self.W, dtype=torch.float64) for width in widths]
+    def totals(self, width: int, singles: int) -> list[Tensor]:
+        """Zeros for sums [b width] in this layout, and as many sums [b 1]."""
+        shapes = [(8, -(-width // 16) * 16)] if self.W == 8 else [(self.tiles, width, self.W)]
+        shapes += [(8, 1) if self.W == 8 else (self.tiles, 1, self.W)] * singles
+        return [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
 
-    def read(self, total: Tensor) -> Tensor:
+    def read(self, total: Tensor, width: int) -> Tensor:
+        """Sums [b width] out of this layout."""
+        if self.W == 8:
+            return total[:self.b, :width]
         return total.transpose(1, 2).reshape(self.tiles * self.W, -1)[:self.b]
 
 
@@ -102,19 +115,21 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-def _run(name: str, layer: InfPiLinearReLU, rows: int, tiles: _Tiles, given: list[Tensor], widths: tuple[int, ...]) -> list[Tensor]:
+def _run(name: str, layer: InfPiLinearReLU, rows: int, tiles: _Tiles, given: list[Tensor], width: int,
+         singles: int) -> list[Tensor]:
     """Call a function for every block, a stretch of blocks per thread; the sums of the threads are added in order."""
     function, kind = getattr(_library(), name), KINDS[layer.A.blocks.storage]
 
     def stretch(parts: list[tuple[Part, Part, Part]]) -> list[Tensor]:
-        totals = tiles.totals(*widths)
+        totals = tiles.totals(width, singles)
         for A, Amult, B in parts:
             weight, offset, scale, shift = Amult.dense(torch.float32) / TWO_PI, None, None, None
             if A.shift is not None:
                 weight, offset, scale, shift = weight * A.scale, weight * A.shift, B.scale, B.shift
             elif A.scale != 1 or B.scale != 1:
                 raise RuntimeError("A or B of a π-layer was scaled lazily, which only Amult is; write the rows instead")
-            function(ctypes.c_int(kind), ctypes.c_long(len(weight)), *map(ctypes.c_int, (layer.r, layer.r_out, tiles.tiles, tiles.W)),
+            sizes = layer.r, layer.r_out, tiles.tiles, tiles.W
+            function(ctypes.c_int(kind), ctypes.c_long(len(weight)), *map(ctypes.c_int, sizes),
                      *map(_pointer, (A.values, B.values, weight, offset, scale, shift, *given, *totals)))
         return totals
 
@@ -131,12 +146,13 @@ def _run(name: str, layer: InfPiLinearReLU, rows: int, tiles: _Tiles, given: lis
 def forward(layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bool) -> tuple[Tensor, list[Tensor]]:
     """Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) for directions `unit` [b r]: [b o]; cosines are recomputed, never saved."""
     tiles = _Tiles(len(unit))
-    total, common = _run("pi_rows_forward", layer, rows, tiles, [*tiles.lay(unit)], (layer.r_out, 1))
-    return tiles.read(total + common).to(unit.dtype), []
+    total, common = _run("pi_rows_forward", layer, rows, tiles, [*tiles.lay(unit)], layer.r_out, 1)
+    return tiles.read(total + common, layer.r_out).to(unit.dtype), []
 
 
 def backward(layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: Tensor, saved: list[Tensor]) -> tuple[Tensor, Tensor]:
     """For ∂out `grad` [b o]: Σ_m dγ k'(q) B [b r] and Σ_m dγ (k - q k')(q) [b 1]."""
     tiles = _Tiles(len(unit))
-    total, common, along_unit = _run("pi_rows_backward", layer, rows, tiles, [*tiles.lay(unit), *tiles.lay(grad)], (layer.r, 1, 1))
-    return tiles.read(total + common).to(unit.dtype), tiles.read(along_unit).to(unit.dtype)
+    given = [*tiles.lay(unit), *tiles.lay(grad)]
+    total, common, along_unit = _run("pi_rows_backward", layer, rows, tiles, given, layer.r, 2)
+    return tiles.read(total + common, layer.r).to(unit.dtype), tiles.read(along_unit, 1).to(unit.dtype)

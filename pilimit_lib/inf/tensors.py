@@ -116,7 +116,7 @@ class InfPiParameter(nn.Parameter):
         rows = self.pending.rows()
         if rows is None:
             return True
-        stored = self.pending.layer.row_storage("A").storage
+        stored = self.pending.layer.A.blocks.storage
         # A = ∂out·s, so a bad pre-activation shows here too.
         return bool(torch.isfinite(rows.A.to(stored) if stored == torch.float16 else rows.A).all())
 

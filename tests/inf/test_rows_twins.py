@@ -1,11 +1,12 @@
 """Every implementation of the sums over rows against the formulas in float64, and the switch between them."""
+import re
 import threading
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from pilimit_lib.inf import InfPiLinearReLU, functional, rows_torch
+from pilimit_lib.inf import InfPiLinearReLU, functional, rows_native, rows_torch
 from pilimit_lib.inf.twins import row_twin
 
 STORAGE = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8]
@@ -122,6 +123,67 @@ def test_the_switch_is_no_global():
         assert not said
         filled(3, 3, 2)(torch.randn(2, 3))
     assert told == [["plain runs"]] and said == ["chunked runs"]
+
+
+@pytest.fixture
+def compiled():
+    if isinstance(rows_native._library(), str):
+        pytest.skip(rows_native._library())
+
+
+@pytest.mark.parametrize("m, r, o, b", [(3, 2, 1, 1), (513, 16, 1, 8), (513, 8, 17, 2), (700, 100, 10, 3), (515, 33, 16, 9),
+                                        (520, 8, 40, 17), (130, 48, 3, 70)])
+@pytest.mark.parametrize("row_dtype", STORAGE[1:], ids=str)
+def test_native_sums_at_odd_sizes(m, r, o, b, row_dtype, compiled):
+    """Few and many samples; rows, ranks and samples that fill no vector. Memory beyond the last row may hold anything."""
+    layer = filled(m, r, o, row_dtype, decay=.3, block_rows=128)
+    for parameter in (layer.A, layer.B):
+        last = parameter.blocks._blocks[-1]
+        for tensor in last if row_dtype == torch.int8 else (last,):
+            tensor[m % 128:] = 127 if tensor.dtype == torch.int8 else float("nan")
+    g, weights = torch.randn(b, r), torch.randn(b, o)
+    with row_twin("native"):
+        for got, expected in zip(run(layer, g, weights), dense(layer, g, weights)):
+            assert (got - expected).norm() / expected.norm() < (1e-5 if r < 8 else 1e-6)
+
+
+def test_native_threads_share_the_blocks_and_are_deterministic(compiled):
+    layer = filled(1000, 20, 10, block_rows=128)
+    g, weights = torch.randn(5, 20), torch.randn(5, 10)
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 3, 3):
+            torch.set_num_threads(count)
+            with row_twin("native"):
+                found.append(run(layer, g, weights))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(*pair) for pair in zip(found[1], found[2]))
+    for one, three in zip(found[0], found[1]):
+        torch.testing.assert_close(one, three, rtol=1e-6, atol=1e-6)
+
+
+def test_native_passes_on_what_is_not_a_number(compiled):
+    layer = filled(300, 20, 10)
+    g = torch.randn(3, 20)
+    g[1, 4] = float("nan")
+    with row_twin("native"):
+        out = layer(g)
+    assert out[1].isnan().all() and out[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("compiler, reason", [("no-such-compiler", r"no C\+\+ compiler 'no-such-compiler'"),
+                                              ("false", "false failed")])
+def test_without_a_compiler_the_native_twin_refuses(compiler, reason, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    rows_native._library.cache_clear()
+    try:
+        with row_twin("native", debug=True) as said:
+            filled(3, 3, 2)(torch.randn(2, 3))
+    finally:
+        rows_native._library.cache_clear()
+    assert re.search(reason, said[0]) and said[1] == "chunked runs"
 
 
 def test_an_unknown_twin_is_named():
