@@ -57,6 +57,10 @@ class KernelReadout(nn.Module):
             out += self.kernel(x, B).to(out) @ (Amult[:, None] * A)
         return out
 
+    def row_storage(self, name: str) -> Blocks:
+        """The blocks of "A", "Amult", "B" or "origin"."""
+        return self.origin_blocks if name == "origin" else getattr(self, name).blocks
+
     def _apply(self, fn, recurse: bool = True) -> KernelReadout:
         return convert_rows(self, fn, recurse)
 
