@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .conv_chunks import Chunk, chunks
 from .conv_features import Positions, weights
 from .conv_geometry import Geometry, Phase
-from .feature_linear import _triton
+from .feature_linear import triton_wanted
 from .features import PolynomialFeatures
 from .functional import accumulator, direction
 
@@ -89,7 +89,7 @@ def backward(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geome
 
 def _twin(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry) -> ModuleType | None:
     """The Triton implementation, where `triton_kernels` asks for it and it does not refuse."""
-    if not _triton.get():
+    if not triton_wanted():
         return None
     from . import conv_triton
     return conv_triton if conv_triton.usable(features, g, V, geometry) else None

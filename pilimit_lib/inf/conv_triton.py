@@ -17,7 +17,7 @@ from torch import Tensor
 from .conv_geometry import Geometry
 from .features import PolynomialFeatures
 from .functional import direction
-from .triton_features import _blocks, _numbers, _tile
+from .triton_features import block_sizes, column_numbers, phi_tile
 
 
 def usable(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry) -> bool:
@@ -49,7 +49,7 @@ def _forward(u_ptr, s_ptr, V_ptr, out_ptr, count, o, P, r, h, w, ho, wo, sh, sw,
         s = tl.load(s_ptr + rows, mask=inside, other=0.0)
         for start in range(0, P, BLOCK_P):
             p = start + tl.arange(0, BLOCK_P)
-            phi = _tile(u_ptr, rows, inside, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P) * s[:, None]
+            phi = phi_tile(u_ptr, rows, inside, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P) * s[:, None]
             at = (p[:, None].to(tl.int64) * OFFSETS + offset) * o + columns[None, :]
             V = tl.load(V_ptr + at, mask=(p < P)[:, None] & (columns < o)[None, :], other=0.0).to(tl.float32)
             total += tl.dot(phi, V, input_precision="ieee")
@@ -68,7 +68,7 @@ def _gradient(u_ptr, s_ptr, grad_ptr, dV_ptr, count, o, P, r, h, w, ho, wo, sh, 
         n = start + tl.arange(0, BLOCK_N)
         rows, inside = _source(n, count, offset, h, w, ho, wo, sh, sw, ph, pw, dh, dw, kw)
         s = tl.load(s_ptr + rows, mask=inside, other=0.0)
-        phi = _tile(u_ptr, rows, inside, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P) * s[:, None]
+        phi = phi_tile(u_ptr, rows, inside, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P) * s[:, None]
         at = n[:, None].to(tl.int64) * o + columns[None, :]
         grad = tl.load(grad_ptr + at, mask=(n < count)[:, None] & (columns < o)[None, :], other=0.0)
         total += tl.dot(tl.trans(phi), grad, input_precision="ieee")
@@ -94,10 +94,10 @@ def forward(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geomet
     (ho, wo), o = geometry.output(tuple(g.shape[2:])), V.shape[3]
     count = g.shape[1] * ho * wo
     out = torch.empty(count, o, device=g.device, dtype=torch.float32)
-    block_n, block_o = _blocks(count, o)
+    block_n, block_o = block_sizes(count, o)
     if count:
         _forward[(triton.cdiv(count, block_n), triton.cdiv(o, block_o))](
-            unit, s, V.contiguous(), out, count, o, features.P, features.r, *_sizes(g, geometry), *_numbers(features),
+            unit, s, V.contiguous(), out, count, o, features.P, features.r, *_sizes(g, geometry), *column_numbers(features),
             OFFSETS=geometry.offsets, BLOCK_N=block_n, BLOCK_P=block_p, BLOCK_O=block_o)
     return out.view(-1, ho, wo, o).permute(3, 0, 1, 2)
 
@@ -109,8 +109,8 @@ def gradient(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geome
     flat = grad.permute(1, 2, 3, 0).reshape(-1, len(grad)).contiguous()
     count, o = flat.shape
     dV = torch.empty(V.shape, device=g.device, dtype=torch.float32)
-    block_n, block_o = _blocks(count, o)
+    block_n, block_o = block_sizes(count, o)
     _gradient[(triton.cdiv(features.P, block_p), triton.cdiv(o, block_o), geometry.offsets)](
-        unit, s, flat, dV, count, o, features.P, features.r, *_sizes(g, geometry), *_numbers(features),
+        unit, s, flat, dV, count, o, features.P, features.r, *_sizes(g, geometry), *column_numbers(features),
         OFFSETS=geometry.offsets, BLOCK_N=block_n, BLOCK_P=block_p, BLOCK_O=block_o)
     return dV

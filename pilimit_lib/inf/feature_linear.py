@@ -39,9 +39,14 @@ def triton_kernels(enabled: bool = True) -> Iterator[None]:
         _triton.reset(token)
 
 
+def triton_wanted() -> bool:
+    """Whether a `with triton_kernels()` surrounds the caller."""
+    return _triton.get()
+
+
 def _twin(features: PolynomialFeatures, u: Tensor, V: Tensor) -> ModuleType | None:
     """The Triton implementation, where it was asked for and does not refuse."""
-    if not _triton.get():
+    if not triton_wanted():
         return None
     from . import triton_features
     return triton_features if triton_features.usable(features, u, V) else None

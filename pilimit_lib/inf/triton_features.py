@@ -28,7 +28,7 @@ def usable(features: PolynomialFeatures, u: Tensor, V: Tensor) -> bool:
 
 
 @triton.jit
-def _tile(u_ptr, rows, row_mask, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P: tl.constexpr):
+def phi_tile(u_ptr, rows, row_mask, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P: tl.constexpr):
     """Φ [rows, p]. Columns below `first` are the constant, below `second` those of degree 1."""
     constant = p < first
     linear = (p >= first) & (p < second)
@@ -55,7 +55,7 @@ def _forward(u_ptr, V_ptr, out_ptr, b, o, P, r, first, second, k0, k1, k2_square
     begin = split * per_split
     for start in range(begin, begin + per_split, BLOCK_P):
         p = start + tl.arange(0, BLOCK_P)
-        phi = _tile(u_ptr, rows, rows < b, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P)
+        phi = phi_tile(u_ptr, rows, rows < b, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P)
         at = p[:, None].to(tl.int64) * o + columns[None, :]
         V = tl.load(V_ptr + at, mask=(p < P)[:, None] & (columns < o)[None, :], other=0.0).to(tl.float32)
         total += tl.dot(phi, V, input_precision="ieee")
@@ -71,7 +71,7 @@ def _update(u_ptr, delta_ptr, V_ptr, b, o, P, r, first, second, k0, k1, k2_squar
     total = tl.zeros((BLOCK_P, BLOCK_O), dtype=tl.float32)
     for start in range(0, b, BLOCK_B):
         rows = start + tl.arange(0, BLOCK_B)
-        phi = _tile(u_ptr, rows, rows < b, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P)
+        phi = phi_tile(u_ptr, rows, rows < b, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P)
         at = rows[:, None].to(tl.int64) * o + columns[None, :]
         delta = tl.load(delta_ptr + at, mask=(rows < b)[:, None] & (columns < o)[None, :], other=0.0)
         total += tl.dot(tl.trans(phi), delta, input_precision="ieee")
@@ -81,7 +81,7 @@ def _update(u_ptr, delta_ptr, V_ptr, b, o, P, r, first, second, k0, k1, k2_squar
     tl.store(V_ptr + at, (decay * V + scale * total).to(V_ptr.dtype.element_ty), mask=mask)
 
 
-def _numbers(features: PolynomialFeatures) -> tuple[int, int, float, float, float, float]:
+def column_numbers(features: PolynomialFeatures) -> tuple[int, int, float, float, float, float]:
     """(columns before degree 1, before degree 2, √κ_0, √κ_1, √κ_2, √2κ_2) for the kernels."""
     kappa = [*features.kappa, 0.0, 0.0, 0.0][:3]
     first = int(kappa[0] > 0)
@@ -92,13 +92,14 @@ def _numbers(features: PolynomialFeatures) -> tuple[int, int, float, float, floa
 def forward(features: PolynomialFeatures, u: Tensor, V: Tensor, block_p: int = 64) -> Tensor:
     """Φ(u) V: [b o] in float32, for directions u [b r], V [P o]. Deterministic: partial sums are added in order."""
     u, (b, o, P) = u.contiguous(), (len(u), V.shape[1], features.P)
-    block_b, block_o = _blocks(b, o)
+    block_b, block_o = block_sizes(b, o)
     per_split = triton.cdiv(triton.cdiv(P, SPLITS), block_p) * block_p
     splits = triton.cdiv(P, per_split)
     partial = torch.empty(splits, b, o, device=u.device, dtype=torch.float32)
     if b:
         _forward[(triton.cdiv(b, block_b), triton.cdiv(o, block_o), splits)](
-            u, V, partial, b, o, P, features.r, *_numbers(features), per_split, BLOCK_B=block_b, BLOCK_P=block_p, BLOCK_O=block_o)
+            u, V, partial, b, o, P, features.r, *column_numbers(features), per_split,
+            BLOCK_B=block_b, BLOCK_P=block_p, BLOCK_O=block_o)
     return partial.sum(0)
 
 
@@ -106,12 +107,12 @@ def update_(features: PolynomialFeatures, V: Tensor, u: Tensor, delta: Tensor, s
             block_p: int = 64) -> None:
     """V ← decay·V + scale·Φ(u)ᵀ delta in place: V [P o] is read and written once."""
     u, delta, (b, o) = u.contiguous(), delta.contiguous(), delta.shape
-    block_b, block_o = _blocks(b, o)
+    block_b, block_o = block_sizes(b, o)
     _update[(triton.cdiv(features.P, block_p), triton.cdiv(o, block_o))](
-        u, delta, V, b, o, features.P, features.r, *_numbers(features), float(scale), float(decay),
+        u, delta, V, b, o, features.P, features.r, *column_numbers(features), float(scale), float(decay),
         BLOCK_B=block_b, BLOCK_P=block_p, BLOCK_O=block_o)
 
 
-def _blocks(b: int, o: int) -> tuple[int, int]:
+def block_sizes(b: int, o: int) -> tuple[int, int]:
     """Block sizes of samples and outputs: powers of two from 16, the least that tl.dot takes."""
     return tuple(min(64, max(16, triton.next_power_of_2(size))) for size in (b, o))
