@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from .features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
 from .functional import accumulator, direction
 
-ROWS_AT_ONCE = 8192  # rows that are summed into moments at a time
+ROWS_AT_ONCE = 8192       # rows that are summed into moments at a time
+BLOCK_ELEMENTS = 1 << 18  # of V that an update takes at a time: BLAS scales by the decay and adds in two passes, the second from cache
 
 _triton: ContextVar[bool] = ContextVar("pilimit_triton_features", default=False)
 
@@ -91,11 +92,14 @@ def update_(features: PolynomialFeatures, V: Tensor, u: Tensor, delta: Tensor, s
     if twin is not None:
         return twin.update_(features, V, u, delta, scale, decay)
     pieces = [(basis, part, _space(features, basis)) for basis, part in _pieces(features, u, delta)]
+    rows = max(1, BLOCK_ELEMENTS // V.shape[1])
     for tile in features.tiles(len(u)):
         block = V[tile.start:tile.stop]
         values = block if block.dtype == u.dtype else block.to(u.dtype)
         for number, (basis, part, space) in enumerate(pieces):
-            values.addmm_(features.tile(tile, basis, space[:len(tile)]), part, beta=1.0 if number else decay, alpha=scale)
+            columns = features.tile(tile, basis, space[:len(tile)])
+            for some, their in zip(values.split(rows), columns.split(rows)):
+                some.addmm_(their, part, beta=1.0 if number else decay, alpha=scale)
         if values is not block:
             block.copy_(values)
 
