@@ -22,7 +22,7 @@ from .features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
 from .functional import accumulator, direction
 
 ROWS_AT_ONCE = 8192       # rows that are summed into moments at a time
-BLOCK_ELEMENTS = 1 << 18  # of V that an update takes at a time: BLAS scales by the decay and adds in two passes, the second from cache
+BLOCK_ELEMENTS = 1 << 18  # of V updated at a time: BLAS decays and adds in two passes, the second then from cache
 
 _triton: ContextVar[bool] = ContextVar("pilimit_triton_features", default=False)
 

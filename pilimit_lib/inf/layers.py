@@ -279,6 +279,11 @@ class InfPiLinearReLU(nn.Module):
             self._parameters.update(fronts | others)
 
 
+def row_layers(model: nn.Module) -> list[tuple[str, InfPiLinearReLU]]:
+    """The layers of `model` that keep rows, with their names."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, InfPiLinearReLU)]
+
+
 def check_sizes(r: int, r_out: int) -> None:
     if r < 1 or r_out < 1:
         raise ValueError(f"a layer needs positive sizes, got r={r}, r_out={r_out}")

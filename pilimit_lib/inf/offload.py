@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import in_memory
-from .layers import InfPiLinearReLU
+from .layers import row_layers
 
 
 class HostMemory:
@@ -59,7 +59,7 @@ def pi_offload(model: nn.Module, to: str | os.PathLike = "cpu") -> nn.Module:
     Rows stay there through `model.to(device)`; steps, checkpoints and everything else work as before. Amult (4 bytes per row) and
     origin stay in memory.
     """
-    layers = [module for module in model.modules() if isinstance(module, InfPiLinearReLU)]
+    layers = [layer for _, layer in row_layers(model)]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer that keeps rows (InfPiLinearReLU), so there is nothing to offload")
     if to == "device":

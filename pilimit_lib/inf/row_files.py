@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..core import Blocks, load, restore, save, snapshot
-from .layers import InfPiLinearReLU
+from .layers import InfPiLinearReLU, row_layers
 from .row_state import as_rows, rows_elsewhere
 
 FORMAT = 1
@@ -45,7 +45,7 @@ def save_rows(model: nn.Module, folder: str | os.PathLike, optimizer: Optimizer 
     with rows_elsewhere():
         state = snapshot(model, optimizer, **extras)
     mine, sizes = {}, {}
-    for name, layer in _layers(model):
+    for name, layer in row_layers(model):
         mine[name] = _small(layer)
         momentum = state.get("optimizer", {"state": {}})["state"].get(_amult(name), {}).pop(MOMENTUM, None)
         mine[name] |= {} if momentum is None else {MOMENTUM: momentum}
@@ -80,7 +80,7 @@ def load_rows(model: nn.Module, folder: str | os.PathLike, optimizer: Optimizer 
     found = load(folder / "state.pt")
     if not isinstance(found, dict) or found.get("format") != FORMAT or not {"ranks", "layers", "state"} <= set(found):
         raise ValueError(f"{folder} is not a checkpoint of rows in format {FORMAT}; plain checkpoints are read by core.load")
-    layers = dict(_layers(model))
+    layers = dict(row_layers(model))
     _check(folder, found, layers)
     small = [load(folder / f"rank-{rank}.pt") for rank in range(found["ranks"])]
     state = found["state"]
@@ -117,7 +117,7 @@ class _Group:
     """The ranks that hold the rows of a model: one, where they are not sharded."""
 
     def __init__(self, model: nn.Module) -> None:
-        shards = [layer.shard for _, layer in _layers(model)]
+        shards = [layer.shard for _, layer in row_layers(model)]
         if not shards:
             raise ValueError(f"{type(model).__name__} has no layer that keeps rows; use pilimit_lib.core.save and snapshot")
         if len({shard is None for shard in shards}) > 1:
@@ -131,12 +131,6 @@ class _Group:
     def wait(self) -> None:
         if self.shard is not None:
             dist.barrier(self.shard.group)
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[str, InfPiLinearReLU]]:
-    for name, module in model.named_modules():
-        if isinstance(module, InfPiLinearReLU):
-            yield name, module
 
 
 def _amult(name: str) -> str:

@@ -6,7 +6,6 @@ biases, pending rows) is the same on every rank and stays so. Gloo on CPUs, NCCL
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.optim import Optimizer
 
 from ..core import follow
 from .functional import Rows
-from .layers import InfPiLinearReLU
+from .layers import row_layers
 from .tensors import ROWS
 
 
@@ -103,7 +102,7 @@ def shard_rows(model: nn.Module, group: Any = None, optimizer: Optimizer | None 
     """
     if not dist.is_available() or not dist.is_initialized():
         raise RuntimeError("shard_rows needs a process group: call torch.distributed.init_process_group(...) on every rank first")
-    layers = dict(_row_layers(model))
+    layers = dict(row_layers(model))
     if not layers:
         raise ValueError(f"{type(model).__name__} has no layer that keeps rows (InfPiLinearReLU), so there is nothing to shard")
     for name, layer in layers.items():
@@ -127,7 +126,7 @@ def shard_rows(model: nn.Module, group: Any = None, optimizer: Optimizer | None 
 @torch.no_grad()
 def gather_rows(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     """The opposite of `shard_rows`: every rank holds all rows again, in their order. Call it on every rank."""
-    for _, layer in _row_layers(model):
+    for _, layer in row_layers(model):
         shard = layer.shard
         if shard is None:
             continue
@@ -140,12 +139,6 @@ def gather_rows(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
             velocity["momentum_buffer"] = _gathered(velocity["momentum_buffer"], shard)
         layer.shard = None
     return model
-
-
-def _row_layers(model: nn.Module) -> Iterator[tuple[str, InfPiLinearReLU]]:
-    for name, module in model.named_modules():
-        if isinstance(module, InfPiLinearReLU):
-            yield name, module
 
 
 def _gathered(value: Tensor, shard: Shard) -> Tensor:

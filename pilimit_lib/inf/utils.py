@@ -4,7 +4,7 @@ from __future__ import annotations
 from torch import nn
 
 from .clip import clip_grad_norm_, store_pi_grad_norm_
-from .layers import InfPiInputLinearReLU, InfPiLinearReLU
+from .layers import InfPiInputLinearReLU, InfPiLinearReLU, row_layers
 from .moments import InfPiLinear
 
 __all__ = ["clip_grad_norm_", "pi_init", "stage_grad", "store_pi_grad_norm_", "unstage_grad"]
@@ -12,16 +12,14 @@ __all__ = ["clip_grad_norm_", "pi_init", "stage_grad", "store_pi_grad_norm_", "u
 
 def stage_grad(module: nn.Module) -> None:
     """Put the pending rows of every π-layer aside, where `zero_grad` does not reach them."""
-    for layer in module.modules():
-        if isinstance(layer, InfPiLinearReLU):
-            layer.pending.stage()
+    for _, layer in row_layers(module):
+        layer.pending.stage()
 
 
 def unstage_grad(module: nn.Module) -> None:
     """Take the rows that `stage_grad` put aside back, before those made since."""
-    for layer in module.modules():
-        if isinstance(layer, InfPiLinearReLU):
-            layer.pending.unstage()
+    for _, layer in row_layers(module):
+        layer.pending.unstage()
 
 
 def pi_init(module: nn.Module) -> None:
