@@ -33,3 +33,17 @@ def take_bias_alpha(layer: nn.Module, state: dict, prefix: str, errors: list) ->
     elif layer.bias is None and state.pop(prefix + "bias", None) is not None:
         alpha = 0.0
     layer.bias_alpha = alpha
+
+
+class BiasedLayer(nn.Module):
+    """A layer with a `bias` or None, and its multiplier `bias_alpha`, which checkpoints hold."""
+    bias_alpha: float
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
+                              errors: list) -> None:
+        take_bias_alpha(self, state, prefix, errors)
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)

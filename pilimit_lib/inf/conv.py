@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .bias import bias_parameter, take_bias_alpha
+from .bias import BiasedLayer, bias_parameter
 from .conv_geometry import Geometry, Pair, pair, same_padding
 from .conv_operator import feature_conv2d
 from .feature_linear import moments_of
 from .features import PolynomialFeatures
 from .hermite import hermite_series
 from .layers import check_sizes
-from .moments import check_memory, series_misfit
+from .moments import MomentsLayer, check_memory
 from .truncated import finite_moments
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Size = int | Pair
 
 
-class InfPiInputConv2d(nn.Module):
+class InfPiInputConv2d(BiasedLayer):
     """The first layer of an infinitely wide ConvNet: images [b c h w] to pre-activations [b r h' w'].
 
     Args:
@@ -71,17 +71,8 @@ class InfPiInputConv2d(nn.Module):
     def extra_repr(self) -> str:
         return f"channels={self.channels}, r={self.r_out}, {describe(self.geometry)}, bias_alpha={self.bias_alpha}"
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
 
-    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
-                              errors: list) -> None:
-        take_bias_alpha(self, state, prefix, errors)
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
-
-
-class InfPiConv2d(nn.Module):
+class InfPiConv2d(MomentsLayer):
     """An infinitely wide convolution that learns features: pre-activations [b r h w] to pre-activations [b r_out h' w'].
 
     `V` [P kh kw o] is an ordinary parameter. Each position's activation is that of its direction scaled by its length, see
@@ -141,21 +132,6 @@ class InfPiConv2d(nn.Module):
         flat = ((A.flatten(1), Amult, B) for A, Amult, B in blocks)
         self.V.copy_(moments_of(self.features, flat, self.V[0].numel(), self.V).view_as(self.V))
 
-    @property
-    def truncation(self) -> float:
-        """The largest difference between the dual kernel of the activation and that of this layer, on [-1, 1]."""
-        return self.series.error
-
-    @property
-    def P(self) -> int:
-        """Number of features: rows of each V_δ."""
-        return self.features.P
-
-    @property
-    def row_bytes(self) -> int:
-        """Memory of V in bytes: what takes the place of b·h·w rows for every step."""
-        return self.V.numel() * self.V.element_size()
-
     def forward(self, g: Tensor) -> Tensor:
         check_map(self, g, self.r, "pre-activations", self.geometry)
         batched = g if g.ndim == 4 else g[None]
@@ -177,31 +153,10 @@ class InfPiConv2d(nn.Module):
         from .conv_finite import FinPiConv2d
         return FinPiConv2d(self, n_in, n_out, prev_omega, omega)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.V.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.V.device
-
     def extra_repr(self) -> str:
         return (f"r={self.r}, o={self.r_out}, P={self.P}, {describe(self.geometry)}, activation={self.series.activation}, "
                 f"degree={self.series.degree}, fit={self.series.fit}, truncation={self.truncation:.2g}, "
                 f"bias_alpha={self.bias_alpha}, output_layer={self.output_layer}, layernorm={self.layernorm}")
-
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "kappa"] = torch.tensor(self.series.kappa, dtype=torch.float64)
-        destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
-
-    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
-                              errors: list) -> None:
-        take_bias_alpha(self, state, prefix, errors)
-        problem = series_misfit(self.series, state.pop(prefix + "kappa", None))
-        if problem:
-            errors.append(f"{prefix}V: {problem}")
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
 
 def geometry_of(kernel_size: Size, stride: Size, padding: Size | str, dilation: Size, pool: Size = 1) -> Geometry:

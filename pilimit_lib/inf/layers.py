@@ -16,7 +16,7 @@ from opt_einsum import contract
 from torch import Tensor, nn
 
 from ..core import UNKNOWN, Axis, Blocks
-from .bias import bias_parameter, take_bias_alpha
+from .bias import BiasedLayer, bias_parameter, take_bias_alpha
 from .bounded import FoldedRows, Report, RowLimits, merge
 from .compress import compress
 from .feature_linear import moments_output
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU"]
 
 
-class InfPiInputLinearReLU(nn.Module):
+class InfPiInputLinearReLU(BiasedLayer):
     """The first layer of an infinitely wide network: data x [..., d] to pre-activations g [..., r]. An ordinary linear map.
 
     Args:
@@ -73,15 +73,6 @@ class InfPiInputLinearReLU(nn.Module):
 
     def extra_repr(self) -> str:
         return f"d={self.r}, r={self.r_out}, bias_alpha={self.bias_alpha}, layernorm={self.layernorm}"
-
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
-
-    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
-                              errors: list) -> None:
-        take_bias_alpha(self, state, prefix, errors)
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
 
 class InfPiLinearReLU(nn.Module):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .bias import bias_parameter, take_bias_alpha
+from .bias import BiasedLayer, bias_parameter
 from .feature_linear import FactoredParameter, moments_of, moments_output
 from .features import PolynomialFeatures
 from .finite import FinPiLinearReLU
@@ -29,7 +29,48 @@ if TYPE_CHECKING:
     from .layers import InfPiLinearReLU
 
 
-class InfPiLinear(nn.Module):
+class MomentsLayer(BiasedLayer):
+    """What layers of moments have in common: V [P ...], and the series of the kernel and the features that it belongs to."""
+    V: nn.Parameter
+    series: Series
+    features: PolynomialFeatures
+
+    @property
+    def truncation(self) -> float:
+        """The largest difference between the dual kernel of the activation and that of this layer, on [-1, 1]."""
+        return self.series.error
+
+    @property
+    def P(self) -> int:
+        """Number of features: the length of V."""
+        return self.features.P
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of V in bytes: what takes the place of the rows."""
+        return self.V.numel() * self.V.element_size()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.V.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.V.device
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "kappa"] = torch.tensor(self.series.kappa, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
+                              errors: list) -> None:
+        problem = series_misfit(self.series, state.pop(prefix + "kappa", None))
+        if problem:
+            errors.append(f"{prefix}V: {problem}")
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+
+
+class InfPiLinear(MomentsLayer):
     """An infinitely wide layer of constant size: pre-activations g [..., r] to pre-activations [..., o].
 
     `V` [P o] is an ordinary parameter, so any optimiser, clipping, autocast and wrapper of torch applies. The activation is
@@ -81,21 +122,6 @@ class InfPiLinear(nn.Module):
         """Hold the moments of exactly these rows: an iterable of blocks (A [m o], Amult [m], B [m r] of unit rows)."""
         self.V.copy_(moments_of(self.features, blocks, self.r_out, self.V))
 
-    @property
-    def truncation(self) -> float:
-        """The largest difference between the dual kernel of the activation and that of this layer, on [-1, 1]."""
-        return self.series.error
-
-    @property
-    def P(self) -> int:
-        """Number of features: rows of V."""
-        return self.features.P
-
-    @property
-    def row_bytes(self) -> int:
-        """Memory of V in bytes: what takes the place of the rows."""
-        return self.V.numel() * self.V.element_size()
-
     def forward(self, g: Tensor) -> Tensor:
         if g.shape[-1] != self.r:
             raise ValueError(f"InfPiLinear expects pre-activations [..., {self.r}], got {list(g.shape)}")
@@ -115,14 +141,6 @@ class InfPiLinear(nn.Module):
         """Σ_m Amult_m A_m p(Ω B_m)ᵀ for ω [n r]: [o n], the readout of a finite network before its scaling."""
         return finite_moments(self.features, self.series.coefficients, omega, self.V).T
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.V.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.V.device
-
     def structure(self) -> dict[str, Any]:
         return {"rows": 0}
 
@@ -134,19 +152,9 @@ class InfPiLinear(nn.Module):
                 f"fit={self.series.fit}, truncation={self.truncation:.2g}, bias_alpha={self.bias_alpha}, "
                 f"output_layer={self.output_layer}, layernorm={self.layernorm}, fused={self.fused}")
 
-    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "kappa"] = torch.tensor(self.series.kappa, dtype=torch.float64)
-        destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
-
     def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
                               errors: list) -> None:
         """A checkpoint of rows loads too: its rows are summed into V."""
-        take_bias_alpha(self, state, prefix, errors)
-        kappa = state.pop(prefix + "kappa", None)
-        problem = series_misfit(self.series, kappa)
-        if problem:
-            errors.append(f"{prefix}V: {problem}")
         if prefix + "A" in state and prefix + "V" not in state:
             try:
                 state[prefix + "V"] = self._moments_of_state(state, prefix)
