@@ -1,11 +1,12 @@
 """What every experiment does around its loop: an output folder, an interruptible run, curves, device and precision."""
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,18 @@ def pick_device(cuda: bool) -> torch.device:
     if cuda and not torch.cuda.is_available():
         raise RuntimeError("--cuda was given, but torch finds no CUDA device; leave it out to run on the CPU")
     return torch.device("cuda" if cuda else "cpu")
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, removed: Mapping[str, str]) -> argparse.Namespace:
+    """The arguments; flags that the original had and we don't are refused with the reason given in `removed`."""
+    args, unknown = parser.parse_known_args(argv)
+    for flag in unknown:
+        name = flag.split("=")[0]
+        if name in removed:
+            parser.error(f"{name} is gone: {removed[name]}; leave it out")
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    return args
 
 
 def milestones(text: str) -> list[int]:

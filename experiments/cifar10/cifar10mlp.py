@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments.cifar10.settings import REMOVED, Settings, parser
-from experiments.common import RunFolder, human_bytes, interruptible, milestones, pick_device, seed_everything
+from experiments.common import RunFolder, human_bytes, interruptible, milestones, parse, pick_device, seed_everything
 from experiments.data import FLIPS, SHIFT, Batches, ImageSet, load_images
 from pilimit_lib.core import batch, load, restore, rng_state, save, set_rng_state, snapshot
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
@@ -260,12 +260,7 @@ def test(settings: Settings, model_path: str) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, float]:
     arguments = parser(__doc__)
-    args, unknown = arguments.parse_known_args(argv)
-    for flag in unknown:
-        if flag.split("=")[0] in REMOVED:
-            arguments.error(f"{flag} is gone: {REMOVED[flag.split('=')[0]]}; leave it out")
-    if unknown:
-        arguments.error(f"unknown arguments: {' '.join(unknown)}")
+    args = parse(arguments, argv, REMOVED)
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     if args.resume and not args.save_dir:
         arguments.error("--resume needs the --save-dir of the run to continue")

@@ -30,7 +30,7 @@ from experiments.cifar10.cifar10test import REGS, scores
 from experiments.cifar10.saved import load_network
 from experiments.cifar10.settings import REMOVED, parser
 from experiments.cifar10.settings import Settings as TrainSettings
-from experiments.common import curves, milestones, pick_device, write_text
+from experiments.common import curves, milestones, parse, pick_device, write_text
 from experiments.data import ImageSet, load_images
 from experiments.imagenet.cost import cost, describe_cost
 from experiments.imagenet.imagenet32 import load_imagenet32
@@ -204,12 +204,7 @@ def test(settings: Settings, model_path: str, save_dir: Path, quiet: bool = Fals
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     choices = {"dataset": SOURCES, "save_epochs": ("none", "best", "all")}
     arguments = parser(__doc__, Settings, "imagenet.transfer_imagenet", choices)
-    args, unknown = arguments.parse_known_args(argv)
-    for flag in unknown:
-        if flag.split("=")[0] in REMOVED:
-            arguments.error(f"{flag} is gone: {REMOVED[flag.split('=')[0]]}; leave it out")
-    if unknown:
-        arguments.error(f"unknown arguments: {' '.join(unknown)}")
+    args = parse(arguments, argv, REMOVED)
     if args.test and not (args.model_path and args.transfer):
         arguments.error("--test needs the --model-path of a saved network, and --transfer")
     if args.resume and (args.overwrite or args.model_path or not args.save_dir):

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from experiments.common import RunFolder, curves, human_bytes, interruptible, pick_device
+from experiments.common import RunFolder, curves, human_bytes, interruptible, parse, pick_device
 from experiments.meta.episodes import Batch
 from experiments.meta.learner import (
     build,
@@ -200,12 +200,7 @@ def draw(folder: Path, trainer: Trainer, settings: Settings) -> None:
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parser(__doc__)
-    args, unknown = arguments.parse_known_args(argv)
-    for flag in unknown:
-        if flag.split("=")[0] in REMOVED:
-            arguments.error(f"{flag} is gone: {REMOVED[flag.split('=')[0]]}; leave it out")
-    if unknown:
-        arguments.error(f"unknown arguments: {' '.join(unknown)}")
+    args = parse(arguments, argv, REMOVED)
     settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     if args.resume and (not args.output_folder or args.overwrite_existing or settings.load_model_path):
         arguments.error("--resume needs the --output-folder of the run to continue, and contradicts --overwrite-existing and "
