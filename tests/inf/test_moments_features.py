@@ -83,6 +83,7 @@ def test_columns_are_the_monomials_that_they_are_said_to_be(kappa):
 @pytest.mark.parametrize("batch_chunk", [3, 1024])
 def test_forward_backward_and_update_without_features(kappa, r, batch_chunk, monkeypatch):
     monkeypatch.setattr(fl, "BATCH_CHUNK", batch_chunk)
+    monkeypatch.setattr(fl, "BLOCK_ELEMENTS", 11)
     features = PolynomialFeatures(r, kappa, 60)
     u, V = unit(7, r).requires_grad_(), torch.randn(features.P, 4, dtype=torch.float64, requires_grad=True)
     grad = torch.randn(7, 4, dtype=torch.float64)
