@@ -17,23 +17,20 @@ FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True, "imagenet32": 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images [n c h w], normalised per channel by the training images' mean and deviation, and labels [n]."""
+    """Images [n c h w], normalised per channel by the training images' mean and deviation, and labels [n] below `classes`."""
     name: str
     train_x: Tensor
     train_y: Tensor
     test_x: Tensor
     test_y: Tensor
+    classes: int
 
     @property
     def features(self) -> int:
         return self.train_x[0].numel()
 
-    @property
-    def classes(self) -> int:
-        return int(self.train_y.max()) + 1
-
     def to(self, device: torch.device | str) -> ImageSet:
-        return ImageSet(self.name, *(t.to(device) for t in (self.train_x, self.train_y, self.test_x, self.test_y)))
+        return ImageSet(self.name, *(t.to(device) for t in (self.train_x, self.train_y, self.test_x, self.test_y)), self.classes)
 
 
 def load_images(name: str, root: str | Path = "./dataset", train_size: int | None = None,
@@ -48,10 +45,11 @@ def load_images(name: str, root: str | Path = "./dataset", train_size: int | Non
     for kind, size, have in (("train", train_size, len(train_x)), ("test", test_size, len(test_x))):
         if size is not None and not 0 < size <= have:
             raise ValueError(f"{name} has {have} {kind} images; a subset of {size} was asked for")
+    classes = int(torch.cat([train_y, test_y]).max()) + 1  # of the whole set: a few images may lack some
     train_x, train_y, test_x, test_y = train_x[:train_size], train_y[:train_size], test_x[:test_size], test_y[:test_size]
     mean = train_x.mean((0, 2, 3), keepdim=True)
     deviation = train_x.std((0, 2, 3), keepdim=True)
-    return ImageSet(name, (train_x - mean) / deviation, train_y, (test_x - mean) / deviation, test_y)
+    return ImageSet(name, (train_x - mean) / deviation, train_y, (test_x - mean) / deviation, test_y, classes)
 
 
 def _digits() -> tuple[Tensor, ...]:

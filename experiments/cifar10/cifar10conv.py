@@ -228,10 +228,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         records, stop = [], []
         for run in runs:
             place = folder if run is settings else folder / f"{run.network}{run.width}"
-            # Of several networks some may not have been begun when the command was stopped.
+            # Of several networks some may not have got to their first checkpoint when the command was stopped.
             resume = args.resume and (run is settings or (place / "checkpoint.pt").is_file())
-            records += train(run, place, data=data, resume=resume, overwrite=args.overwrite, save_model=args.save_model,
-                             quiet=args.quiet, verbose=args.verbose, stop=stop)
+            records += train(run, place, data=data, resume=resume, overwrite=args.overwrite or args.resume and not resume,
+                             save_model=args.save_model, quiet=args.quiet, verbose=args.verbose, stop=stop)
             if stop:
                 break
         if len(runs) > 1 and records:

@@ -19,7 +19,7 @@ class ReLUConvNet(nn.Module):
     """An ordinary ConvNet of the shape of an `InfPiConvNet`: as many layers, pools and shortcuts, `width` channels everywhere.
 
     `kind` "batchnorm" normalises every convolution's outputs over the batch; "mup" has the initialisation and the learning rates
-    of the maximal update parametrisation instead (Yang & Hu 2021; Yang et al. 2022, for Adam): hidden and output rates ∝ 1/width.
+    of the maximal update parametrisation instead (Yang & Hu 2021; Yang et al. 2022, table 3), see `groups`.
     """
 
     def __init__(self, channels: int, classes: int, width: int, pools: Sequence[int], shortcuts: Sequence[tuple[int, int]],
@@ -46,12 +46,14 @@ class ReLUConvNet(nn.Module):
             kept[number] = h
         return self.readout(torch.relu(h).mean((2, 3)))
 
-    def groups(self, lr: float, wd: float) -> list[dict[str, Any]]:
-        """Parameter groups with their learning rates."""
-        fixed = [*self.convs[0].parameters(), *self.norms.parameters()]
-        scaled = [*self.convs[1:].parameters(), *self.readout.parameters()]
-        factor = BASE_WIDTH / self.width if self.kind == "mup" else 1.0
-        return [{"params": fixed, "lr": lr, "weight_decay": wd}, {"params": scaled, "lr": lr * factor, "weight_decay": wd}]
+    def groups(self, lr: float, wd: float, optimizer: str) -> list[dict[str, Any]]:
+        """Parameter groups with their learning rates. With "mup" the input layer's is ∝ width, 1 for SGD, Adam; the hidden ones'
+        ∝ 1, 1/width; the readout's ∝ 1/width, 1/width, but for its bias."""
+        ratio = self.width / BASE_WIDTH if self.kind == "mup" else 1.0
+        sgd = optimizer == "sgd"
+        parts = [(self.convs[0].parameters(), ratio if sgd else 1.0), (self.convs[1:].parameters(), 1.0 if sgd else 1 / ratio),
+                 ([self.readout.weight], 1 / ratio), ([self.readout.bias, *self.norms.parameters()], 1.0)]
+        return [{"params": list(params), "lr": lr * factor, "weight_decay": wd} for params, factor in parts]
 
 
 def build(settings: Settings, data: ImageSet) -> nn.Module:
@@ -68,5 +70,5 @@ def build(settings: Settings, data: ImageSet) -> nn.Module:
 
 def groups(net: nn.Module, settings: Settings) -> list[dict[str, Any]]:
     if isinstance(net, ReLUConvNet):
-        return net.groups(settings.lr, settings.wd)
+        return net.groups(settings.lr, settings.wd, settings.optimizer)
     return [{"params": list(net.parameters()), "lr": settings.lr, "weight_decay": settings.wd}]

@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields
 
-from experiments.data import DATASETS
+from experiments.data import DATASETS, FLIPS
 from pilimit_lib.inf.hermite import ACTIVATIONS, FITS
 
 NETWORKS = ("infinite", "twin", "mup", "batchnorm")
@@ -38,7 +38,7 @@ class Settings:
     gclip: float = 1.0
     label_smoothing: float = 0.0
     ema: float = 0.0
-    flips: bool = True
+    flips: bool | None = None  # None: where a mirrored image belongs to the same class
     shift: int = 0
     cutout: int = 0
     batch_size: int = 64
@@ -46,6 +46,10 @@ class Settings:
     epochs: int = 12
     seed: int = 1
     cuda: bool = False
+
+    def __post_init__(self) -> None:
+        if self.flips is None:
+            object.__setattr__(self, "flips", FLIPS.get(self.dataset, False))
 
     def check(self) -> None:
         """Raise on settings that contradict each other or can't be meant."""
@@ -100,8 +104,9 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
                "scheduler": ("none", "onecycle", "cosine"), "network": NETWORKS}
     for field in fields(Settings):
         flag, default = f"--{field.name.replace('_', '-')}", field.default
-        if isinstance(default, bool):
-            result.add_argument(flag, action=argparse.BooleanOptionalAction, default=default)
+        if "bool" in str(field.type):
+            result.add_argument(flag, action=argparse.BooleanOptionalAction, default=default,
+                                help="default: as suits the data" if default is None else f"default {default}")
         else:
             kind = {"int | None": int}.get(str(field.type)) or type(default)
             result.add_argument(flag, type=kind, default=default, choices=choices.get(field.name), help=f"default {default}")

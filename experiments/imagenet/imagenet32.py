@@ -85,12 +85,15 @@ def load_imagenet32(root: str | Path, train_size: int | None = None, test_size: 
             parts.append(read_file(path))
             count += len(parts[-1][1])
     train_x, train_y = (torch.cat(side)[:train_size] for side in zip(*parts))
-    test_x, test_y = (side[:test_size] for side in read_file(files[-1]))
+    test_x, test_y = read_file(files[-1])
+    classes = int(torch.cat([train_y, test_y]).max()) + 1  # of the validation images too: the first training images may lack some
+    test_x, test_y = test_x[:test_size], test_y[:test_size]
     for kind, size, have in (("train", train_size, len(train_y)), ("test", test_size, len(test_y))):
         if size is not None and not 0 < size <= have:
             raise ValueError(f"ImageNet32 has {have} {kind} images there; a subset of {size} was asked for")
     mean, deviation = _channel_statistics(train_x)
-    return ImageSet("imagenet32", ByteImages(train_x, mean, deviation), train_y, ByteImages(test_x, mean, deviation), test_y)
+    return ImageSet("imagenet32", ByteImages(train_x, mean, deviation), train_y, ByteImages(test_x, mean, deviation), test_y,
+                    classes)
 
 
 def read_file(path: Path) -> tuple[Tensor, Tensor]:

@@ -112,7 +112,8 @@ def _classes(data: ImageSet, kept: range, train_size: int | None, test_size: int
         if size is not None and not 0 < size <= len(which):
             raise ValueError(f"these classes of {data.name} have {len(which)} images; a subset of {size} was asked for")
         return x[which[:size]], y[which[:size]] - kept.start
-    return ImageSet(data.name, *side(data.train_x, data.train_y, train_size), *side(data.test_x, data.test_y, test_size))
+    return ImageSet(data.name, *side(data.train_x, data.train_y, train_size), *side(data.test_x, data.test_y, test_size),
+                    len(kept))
 
 
 def regress(kernel: Callable, x: Tensor, x_test: Tensor, data: ImageSet, settings: Settings, quiet: bool) -> list[dict[str, Any]]:

@@ -30,7 +30,8 @@ def take_bias_alpha(layer: nn.Module, state: dict, prefix: str, errors: list) ->
     alpha = float(state.pop(prefix + "bias_alpha", layer.bias_alpha))
     if misfit:
         errors.append(misfit)
-    elif layer.bias is None and state.pop(prefix + "bias", None) is not None:
+        return
+    if layer.bias is None and state.pop(prefix + "bias", None) is not None:
         alpha = 0.0
     layer.bias_alpha = alpha
 

@@ -175,11 +175,16 @@ def check_map(layer: nn.Module, x: Tensor, channels: int, what: str, geometry: G
     if x.ndim not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"{name} expects {what} [b, {channels}, h, w] or [{channels}, h, w], got {list(x.shape)}; its input "
                          f"must have {channels} channels")
-    size = tuple(x.shape[-2:])
+    check_size(name, geometry, tuple(x.shape[-2:]))
+
+
+def check_size(name: str, geometry: Geometry, size: Pair) -> Pair:
+    """Size of the output map of the layer `name` for an input map of `size`; raises ValueError where it would be empty."""
     out = geometry.output(size)
     if min(out) < 1:
         raise ValueError(f"{name}({describe(geometry)}) leaves nothing of a map of {size[0]}x{size[1]}: its output would be "
                          f"{out[0]}x{out[1]}; use larger images, more padding, or less pooling, stride or kernel")
+    return out
 
 
 def convolve(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, bias_alpha: float) -> Tensor:

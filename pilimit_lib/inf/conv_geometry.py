@@ -6,7 +6,7 @@ remainder q mod stride use the same offsets, so they make a `Phase`: a sublattic
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Pair = tuple[int, int]
@@ -28,6 +28,16 @@ class Geometry:
     dilation: Pair = (1, 1)
     pool: Pair = (1, 1)
 
+    @classmethod
+    def of(cls, numbers: Sequence[int]) -> Geometry:
+        """The geometry of these `numbers`."""
+        return cls(*zip(numbers[::2], numbers[1::2]))
+
+    @property
+    def numbers(self) -> list[int]:
+        """All pairs one after the other: what an operator can be handed."""
+        return [*self.kernel, *self.stride, *self.padding, *self.dilation, *self.pool]
+
     @property
     def offsets(self) -> int:
         return self.kernel[0] * self.kernel[1]
@@ -38,7 +48,7 @@ class Geometry:
 
     def output(self, size: Pair) -> Pair:
         """Size of the output map of an input map [h w]; may be 0 or less, where nothing fits."""
-        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 if n else 0 for n, k, s, p, d in  # no padding around nothing
                      zip(self.pooled(size), self.kernel, self.stride, self.padding, self.dilation))
 
     def phases(self) -> Iterator[Phase]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conv import InfPiConv2d, InfPiInputConv2d
+from .conv import InfPiConv2d, InfPiInputConv2d, check_size
+from .misfits import fixed_misfits, recorded_architecture
 
 
 class InfPiConvNet(nn.Module):
@@ -59,10 +60,12 @@ class InfPiConvNet(nn.Module):
         common |= {"activation": activation, "degree": degree, "fit": fit, "layernorm": layernorm, "V_dtype": V_dtype,
                    "chunk_elements": chunk_elements}
         ends = {j for _, j in shortcuts}
-        for number, (r, r_out, pool) in enumerate(zip(ranks, ranks[1:], pools), 1):
-            self.layers.append(InfPiConv2d(r, r_out, kernel_size, padding=padding, pool=pool,
-                                           gain=branch_gain if number in ends else gain, **common))
-        self.layers.append(InfPiConv2d(ranks[-1], classes, 1, output_layer=True, **common))
+        for number, (r, r_out, pool) in enumerate(zip(ranks, (*ranks[1:], classes), (*pools, 1)), 1):
+            how = {"gain": branch_gain if number in ends else gain, "kernel_size": kernel_size, "padding": padding, "pool": pool}
+            try:
+                self.layers.append(InfPiConv2d(r, r_out, **common, **(how if number < len(ranks) else _READOUT)))
+            except MemoryError as error:
+                raise MemoryError(f"layers.{number}: {error}") from None
 
     def forward(self, x: Tensor) -> Tensor:
         return _outputs(self, x)
@@ -86,21 +89,33 @@ class InfPiConvNet(nn.Module):
         known = state.get("_extra_state")
         if not isinstance(known, Mapping):
             raise ValueError("the checkpoint holds no architecture of an InfPiConvNet; build the network, then load_state_dict")
-        net = cls(**known, device=device, dtype=state["layers.0.weight"].dtype, V_dtype=state["layers.1.V"].dtype)
+        net = cls(**recorded_architecture(state), device=device, dtype=state["layers.0.weight"].dtype,
+                  V_dtype=state["layers.1.V"].dtype)
         net.load_state_dict(state)
         return net
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """Load a checkpoint, or raise and stay as before."""
-        known = state_dict.get("_extra_state")
-        if isinstance(known, Mapping):
-            mine = self.architecture()
-            differing = [f"{name} is {known[name]!r} in the checkpoint and {mine[name]!r} here" for name in mine
-                         if name not in _TUNABLE and name in known and known[name] != mine[name]]
-            if differing:
-                raise RuntimeError(f"the checkpoint is of another InfPiConvNet: {'; '.join(differing)}. "
-                                   "InfPiConvNet.from_state_dict builds one that fits")
+        problems = self._differences(state_dict.get("_extra_state")) or fixed_misfits(self, state_dict, strict)
+        if problems:
+            raise RuntimeError(f"the checkpoint is of another InfPiConvNet: {'; '.join(problems)}. "
+                               "InfPiConvNet.from_state_dict builds one that fits")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _differences(self, known: Any) -> list[str]:
+        """What a checkpoint's record of its architecture says otherwise."""
+        mine = self.architecture() if isinstance(known, Mapping) else {}
+        return [f"{name} is {known[name]!r} in the checkpoint and {mine[name]!r} here" for name in mine
+                if name not in _TUNABLE and name in known and known[name] != mine[name]]
+
+    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
+                              errors: list) -> None:
+        """As a part of another module: weights that fit another architecture would make another function."""
+        differing = self._differences(state.get(prefix + "_extra_state"))
+        if differing:
+            errors.append(f"{prefix[:-1]} is another InfPiConvNet: {'; '.join(differing)}")
+            return
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
     def architecture(self) -> dict[str, Any]:
         """The constructor arguments that make a network of this shape."""
@@ -111,7 +126,7 @@ class InfPiConvNet(nn.Module):
         return self.architecture()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        for name in ("first_layer_alpha", "last_layer_alpha"):
+        for name in ("first_layer_alpha", "last_layer_alpha", "bias_alpha"):
             setattr(self, name, state[name])
 
     def extra_repr(self) -> str:
@@ -126,6 +141,8 @@ def InfPiResNet(channels: int, classes: int, ranks: Sequence[int] = (16, 16, 16)
     `how`: further arguments of `InfPiConvNet`.
     """
     counts = (blocks,) * len(ranks) if isinstance(blocks, int) else tuple(blocks)
+    if not ranks:
+        raise ValueError("ranks is empty; the rank of each stage was expected")
     if len(counts) != len(ranks) or min(counts, default=0) < 0 or block_layers < 1:
         raise ValueError(f"blocks is {blocks} for {len(ranks)} stages and block_layers {block_layers}; a count of blocks for "
                          "each stage and at least 1 layer were expected")
@@ -167,7 +184,9 @@ class FinPiConvNetSample(nn.Module):
         return f"n={self.n}, shortcuts={self.shortcuts}"
 
 
-_TUNABLE = ("first_layer_alpha", "last_layer_alpha", "gain", "branch_gain", "chunk_elements")  # no matter for what fits
+_READOUT = {"kernel_size": 1, "output_layer": True}
+# What doesn't matter for whether a checkpoint fits.
+_TUNABLE = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "gain", "branch_gain", "chunk_elements")
 
 
 def _check_plan(ranks: tuple[int, ...], pools: tuple[int, ...], shortcuts: tuple[tuple[int, int], ...], kernel_size: int) -> None:
@@ -175,8 +194,8 @@ def _check_plan(ranks: tuple[int, ...], pools: tuple[int, ...], shortcuts: tuple
         raise ValueError("ranks is empty; the rank after the input layer, and of each hidden layer, was expected")
     if len(pools) != len(ranks) - 1:
         raise ValueError(f"pools has {len(pools)} entries for {len(ranks) - 1} hidden layers; give one for each (1: no pooling)")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}; an odd number was expected, so that maps keep their size")
+    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size!r}; an odd number was expected, so that maps keep their size")
     ends = [j for _, j in shortcuts]
     for i, j in shortcuts:
         if not 0 <= i < j < len(ranks):
@@ -207,4 +226,7 @@ def _hidden(net: InfPiConvNet | FinPiConvNetSample, x: Tensor) -> Tensor:
 def _outputs(net: InfPiConvNet | FinPiConvNetSample, x: Tensor) -> Tensor:
     if x.ndim != 4:
         raise ValueError(f"images [b, c, h, w] were expected, got {list(x.shape)}")
+    size = tuple(x.shape[2:])
+    for number, layer in enumerate(net.layers):
+        size = check_size(f"layers.{number}: {type(layer).__name__}", layer.geometry, size)
     return net.last_layer_alpha * net.layers[-1](_hidden(net, x)).mean((2, 3))

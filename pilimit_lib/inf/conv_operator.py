@@ -177,7 +177,8 @@ def feature_conv2d(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry:
     with torch.autocast(g.device.type, enabled=False):
         wide = g.to(accumulator(V.dtype))
         if torch.compiler.is_compiling():
-            out = plain(features, wide, V, geometry, layernorm)
+            from .compiled import conv2d
+            out = conv2d(wide, V, features.kappa, geometry.numbers, layernorm, chunk_elements)
         elif torch.is_grad_enabled() and (g.requires_grad or V.requires_grad):
             out = FeatureConv2d.apply(wide, V, features, geometry, layernorm, chunk_elements)
         else:

@@ -2,6 +2,7 @@
 
     y_δ(q) = s(q) Σ_m Amult_m A_{m,δ} k(⟨B_m, ĝ(q)⟩) ,    g_out(p) = Σ_δ y_δ(p·stride + δ·dilation - padding)
     one SGD step:  Amult ← (1 - lr·wd)·Amult ;  append  A_δ ← s(q) ∂L/∂y_δ(q) ,  B ← ĝ(q) ,  Amult ← -lr    for every sample and q
+    plus bias_alpha · bias where the layer has one, trained by the same SGD
 
 Written from the definition in plain torch, without anything of the moments' own code. Index legend: b samples, m rows, r rank in,
 o rank out, k offsets, q input positions.
@@ -12,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .conv import InfPiConv2d, check_map
+from .conv import InfPiConv2d, check_map, convolve
 from .functional import direction
 from .hermite import Series
 from .vtransform import relu_k
 
 
 class InfPiConv2dRows(nn.Module):
-    """An infinitely wide convolution as rows A [m k o], Amult [m], B [m r] (unit rows), with the shape of the layer `like`.
+    """An infinitely wide convolution as rows A [m k o], Amult [m], B [m r] (unit rows), with shape and bias of the layer `like`.
 
     `series`: the polynomial kernel to use, default that of `like`; None stands for the exact kernel of ReLU. After a backward
     pass `step` appends the rows that SGD makes.
@@ -37,6 +38,8 @@ class InfPiConv2dRows(nn.Module):
         self.kernel = (like.series if series == "like" else series).kernel if series is not None else relu_k
         for name, value in given.items():
             self.register_buffer(name, value.clone())
+        self.bias_alpha = like.bias_alpha
+        self.bias = None if like.bias is None else nn.Parameter(like.bias.detach().clone())
         self.probes: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __len__(self) -> int:
@@ -45,6 +48,8 @@ class InfPiConv2dRows(nn.Module):
 
     def forward(self, g: Tensor) -> Tensor:
         check_map(self, g, self.r, "pre-activations", self.geometry)
+        if g.ndim == 3:
+            return self(g[None])[0]
         b, _, h, w = g.shape
         unit, s = direction(g.permute(0, 2, 3, 1).reshape(-1, self.r))
         scale = (s > 0).to(s.dtype) if self.layernorm else s
@@ -61,7 +66,7 @@ class InfPiConv2dRows(nn.Module):
         picks = y.new_zeros(o, k, o, kh, kw)
         for offset in range(k):
             picks[:, offset, :, offset // kw, offset % kw] = torch.eye(o).to(y)
-        return F.conv2d(y, picks.flatten(1, 2), None, self.geometry.stride, self.geometry.padding, self.geometry.dilation)
+        return convolve(self.geometry, y, picks.flatten(1, 2), self.bias, self.bias_alpha)
 
     @torch.no_grad()
     def step(self, lr: float, weight_decay: float = 0.0) -> None:
@@ -73,3 +78,6 @@ class InfPiConv2dRows(nn.Module):
                 self.B = torch.cat([self.B, unit])
                 self.Amult = torch.cat([self.Amult, self.Amult.new_full((len(unit),), -lr)])
         self.probes.clear()
+        if self.bias is not None and self.bias.grad is not None:
+            self.bias.mul_(1 - lr * weight_decay).add_(self.bias.grad, alpha=-lr)
+            self.bias.grad = None

@@ -230,8 +230,8 @@ def _taped_backward(ctx, u: Tensor, V: Tensor, grad: Tensor) -> tuple[Tensor | N
 def feature_linear(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
     """Φ(u) V [b o] for directions u [b r] and moments V [P o]; summed in u's dtype, which is float32 or float64."""
     if torch.compiler.is_compiling():
-        # The compiler fuses the plain product by itself; it can't trace through a Function that calls autograd.
-        return features.matrix(u) @ V.to(u.dtype)
+        from .compiled import linear
+        return linear(u, V, features.kappa)
     if torch.is_grad_enabled() and (u.requires_grad or V.requires_grad):
         return FeatureLinear.apply(u, V, features)
     return forward(features, u, V)

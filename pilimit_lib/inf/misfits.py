@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .bias import bias_misfit
-from .moments import InfPiLinear, series_misfit
+from .moments import InfPiLinear, MomentsLayer, series_misfit
 from .row_state import EXTRAS, elsewhere
 from .tensors import ROWS
 
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
 
 
+def recorded_architecture(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor arguments that a checkpoint of ours holds, where they suffice to build the network."""
+    found = dict(state["_extra_state"])
+    if found.get("activation") == "custom":
+        raise ValueError("the checkpoint's activation is a function that only its author has; build the network with it "
+                         "and call load_state_dict")
+    return found
+
+
 def architecture_of(state: Mapping[str, Any], layernorm: bool | None) -> dict[str, Any]:
     """The constructor arguments of the network that `state` came from."""
     if "_extra_state" in state:
-        found = dict(state["_extra_state"])
-        if found.get("activation") == "custom":
-            raise ValueError("the checkpoint's activation is a function that only its author has; build the network with it "
-                             "and call load_state_dict")
+        found = recorded_architecture(state)
         if layernorm not in (None, found["layernorm"]):
             raise ValueError(f"the checkpoint says layernorm={found['layernorm']}, the call says {layernorm}")
         return found
@@ -71,6 +77,21 @@ def misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:
     return problems
 
 
+def fixed_misfits(net: nn.Module, state: Mapping[str, Any], strict: bool) -> list[str]:
+    """What in `state` can't be loaded into `net`, whose `layers` never change size."""
+    problems, known = [], {*net.state_dict(), *(f"layers.{i}.bias" for i in range(len(net.layers)))}
+    for name, parameter in net.named_parameters():
+        if name not in state:
+            problems += [f"{name} is missing"] * strict
+        elif state[name].shape != parameter.shape:
+            problems.append(f"{name} has shape {list(state[name].shape)}; expected {list(parameter.shape)}")
+    for i, layer in enumerate(net.layers):
+        misfit = bias_misfit(layer, state, f"layers.{i}.")
+        problems += ([misfit] if misfit else []) + (_kernel_misfit(layer, state, f"layers.{i}.") if i else [])
+    unknown = sorted(set(state) - known)
+    return problems + ([f"unknown entries: {unknown[:8]}"] if unknown and strict else [])
+
+
 def _entries(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     """What a checkpoint of `layer` must hold, with shapes, and what else it may hold."""
     expected = {name: list(parameter.shape) for name, parameter in layer.named_parameters()}
@@ -89,7 +110,7 @@ def _entries(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> tuple[d
 
 def _kernel_misfit(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> list[str]:
     """Moments mean nothing under another kernel, so say so before anything is loaded."""
-    if isinstance(layer, InfPiLinear):
+    if isinstance(layer, MomentsLayer):
         if f"{prefix}A" in state and layer.series.activation != "relu":
             return [f"{prefix}A holds rows of ReLU units, this layer has activation {layer.series.activation}"]
         found, series = state.get(f"{prefix}kappa", state.get(f"{prefix}folded.kappa")), layer.series

@@ -67,6 +67,7 @@ class MomentsLayer(BiasedLayer):
         problem = series_misfit(self.series, state.pop(prefix + "kappa", None))
         if problem:
             errors.append(f"{prefix}V: {problem}")
+            return  # these moments would mean another function here
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
 
@@ -98,7 +99,7 @@ class InfPiLinear(MomentsLayer):
         self.series = hermite_series(activation, degree, fit)
         self.features = PolynomialFeatures(r, self.series.kappa)
         V_dtype = V_dtype or dtype or torch.get_default_dtype()
-        check_memory(self.features.P, self.r_out, V_dtype, device, r, degree)
+        check_memory(self.features.P, self.r_out, V_dtype, device, r, degree, ", or keep rows")
         V = torch.empty(self.features.P, self.r_out, device=device, dtype=V_dtype)
         self.V = FactoredParameter(V, self.features) if fused else nn.Parameter(V)
         self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
@@ -197,12 +198,13 @@ def series_misfit(series: Series, kappa: Tensor | None) -> str | None:
             f"{[round(value, 6) for value in series.kappa]}; use the same activation, degree and fit")
 
 
-def check_memory(P: int, r_out: int, dtype: torch.dtype, device: torch.device | str | None, r: int, degree: int) -> None:
-    """Raise MemoryError where V [P o] alone would not fit, before anything is allocated."""
+def check_memory(P: int, r_out: int, dtype: torch.dtype, device: torch.device | str | None, r: int, degree: int,
+                 else_do: str = "") -> None:
+    """Raise MemoryError where V [P o] alone would not fit, before anything is allocated. `else_do`: one more remedy."""
     need, free = P * r_out * torch.empty((), dtype=dtype).element_size(), _free_bytes(device)
     if free is not None and need > free:
         raise MemoryError(f"moments of degree {degree} at r={r} are a matrix of P={P:,} x {r_out}: {need / 2**30:,.1f} GiB, and "
-                          f"{free / 2**30:,.1f} GiB are free. Lower the degree or r, use V_dtype=torch.bfloat16, or keep rows")
+                          f"{free / 2**30:,.1f} GiB are free. Lower the degree or r, or use V_dtype=torch.bfloat16{else_do}")
 
 
 def _free_bytes(device: torch.device | str | None) -> int | None:

@@ -104,8 +104,49 @@ def test_networks_are_of_the_same_shape():
         net = build(replace(settings, network=kind, width=12), data)
         assert isinstance(net, ReLUConvNet) and len(net.convs) == len(infinite.layers) - 1
         assert net(data.train_x).shape == infinite(data.train_x).shape
-    rates = [group["lr"] for group in groups(build(replace(settings, network="mup", width=4 * BASE_WIDTH), data), settings)]
-    assert rates == [settings.lr, settings.lr / 4]
+    wide = build(replace(settings, network="mup", width=4 * BASE_WIDTH), data)
+    for kind, factors in (("adam", [1, 1 / 4, 1 / 4, 1]), ("sgd", [4, 1, 1 / 4, 1])):  # input, hidden, readout, its bias
+        assert [group["lr"] for group in groups(wide, replace(settings, optimizer=kind))] == [settings.lr * f for f in factors]
+
+
+@pytest.mark.parametrize("kind, lr", [("sgd", .5), ("adam", .003)])
+def test_features_of_a_mu_network_move_alike_at_every_width(kind, lr):
+    """The definition of μP: a few steps change pre-activations by as much in a wide network as in a narrow one."""
+    data = load_images("digits", train_size=32, test_size=8)
+    moved = []
+    for width in (32, 256):
+        settings = replace(QUICK, network="mup", width=width, optimizer=kind, lr=lr, ranks="4,4", pools="1")
+        torch.manual_seed(0)
+        net = build(settings, data)
+        optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[kind](groups(net, settings), lr)
+        seen = []
+        for _ in range(5):
+            with torch.no_grad():
+                seen.append(net.convs[1](torch.relu(net.convs[0](data.train_x))))
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(data.train_x), data.train_y).backward()
+            optimizer.step()
+        moved.append(((seen[-1] - seen[0]).norm() / seen[0].norm()).item())
+    assert moved[0] > .01 and .5 < moved[1] / moved[0] < 2
+
+
+def test_images_are_mirrored_by_default_only_where_that_is_the_same_class():
+    assert Settings().flips is True and Settings(dataset="digits").flips is False
+    assert Settings(dataset="digits", flips=True).flips is True
+
+
+def test_a_few_images_do_not_change_the_number_of_classes(tmp_path):
+    assert load_images("digits", train_size=1, test_size=8).classes == 10
+    train(replace(QUICK, train_subset_size=2, epochs=1), tmp_path / "run", quiet=True)
+
+
+def test_a_network_beside_that_never_got_to_a_checkpoint_is_begun_again(tmp_path):
+    flags = [*FLAGS, "--epochs", "1", "--beside", "batchnorm:4", "--quiet", "--save-dir", str(tmp_path / "run")]
+    records = main(flags)
+    for name in ("checkpoint.pt", "metrics.jsonl"):  # as after a crash in its first epoch
+        (tmp_path / "run" / "batchnorm4" / name).unlink()
+    again = main([*flags, "--resume"])
+    assert [record["test_acc"] for record in again] == [record["test_acc"] for record in records]
 
 
 def test_cutout_covers_a_square_at_most():

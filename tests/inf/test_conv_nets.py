@@ -16,8 +16,11 @@ from pilimit_lib.inf import (
     InfPiResNet,
     PiSGD,
     clip_grad_norm_,
+    compiled,
     param_groups,
 )
+from pilimit_lib.inf.conv_geometry import Geometry
+from pilimit_lib.inf.features import shared_features
 
 
 def images(b: int = 4, size: int = 4):
@@ -169,13 +172,79 @@ def test_a_checkpoint_knows_its_architecture():
         InfPiConvNet.from_state_dict(other.layers[1].state_dict())
 
 
-def test_layers_copy_convert_and_run_under_torch_compile():
+@pytest.mark.parametrize("how", [{"layernorm": True}, {"pools": (2,)}, {"shortcuts": [(0, 1)]}, {"input_stride": 2}])
+def test_a_network_within_another_module_refuses_the_weights_of_another_architecture(how):
+    other = InfPiConvNet(1, 2, (3, 3), bias_alpha=2.)
+    state = nn.Sequential(other).state_dict()
+    with pytest.raises(RuntimeError, match=f"{next(iter(how))} is .* in the checkpoint"):
+        nn.Sequential(InfPiConvNet(1, 2, (3, 3), bias_alpha=.5, **how)).load_state_dict(state)
+    same = nn.Sequential(InfPiConvNet(1, 2, (3, 3), bias_alpha=.5, chunk_elements=99))
+    same.load_state_dict(state)
+    x = torch.randn(2, 1, 6, 6)
+    assert same[0].bias_alpha == same[0].layers[1].bias_alpha == 2 and torch.equal(same(x), other(x))
+
+
+def test_a_refused_checkpoint_changes_nothing():
+    x = torch.randn(2, 1, 6, 6)
+    good = InfPiConvNet(1, 2, (3, 3), bias_alpha=.5).state_dict()
+    shorter, without = ({**good} for _ in range(2))
+    shorter["layers.2.V"] = good["layers.2.V"][:-1]
+    del without["layers.2.V"]
+    sine = InfPiConvNet(1, 2, (3, 3), bias_alpha=.5, activation=torch.sin)
+    for net, state, message in ((None, shorter, r"layers.2.V has shape \[9, 1, 1, 2\]; expected \[10, 1, 1, 2\]"),
+                                (None, without, "layers.2.V is missing"), (None, good | {"other": x}, "unknown entries"),
+                                (InfPiConvNet(1, 2, (3, 3)), good | {"layers.1.bias": x[0, 0, 0, :3]}, "build the network with"),
+                                (InfPiConvNet(1, 2, (3, 3), bias_alpha=.5, activation=torch.erf), sine.state_dict(),
+                                 "layers.1.: moments with kernel coefficients")):
+        net = net or InfPiConvNet(1, 2, (3, 3), bias_alpha=.5)
+        before = net(x)
+        with pytest.raises(RuntimeError, match=message):
+            net.load_state_dict(state)
+        assert torch.equal(net(x), before)
+    layer = InfPiConv2d(4, fit="hermite")
+    before = layer.V.clone()
+    with pytest.raises(RuntimeError, match="kernel coefficients"):
+        layer.load_state_dict(InfPiConv2d(4, fit="minimax").state_dict())
+    assert torch.equal(layer.V, before)
+    with pytest.raises(ValueError, match="only its author has; build the network with it"):
+        InfPiConvNet.from_state_dict(sine.state_dict())
+
+
+def test_layers_copy_and_convert():
     layer = InfPiConv2d(3, 4, padding=1, bias_alpha=1)
     g = torch.randn(2, 3, 5, 5)
     expected = layer(g)
     assert torch.equal(copy.deepcopy(layer)(g), expected)
     torch.testing.assert_close(copy.deepcopy(layer).double()(g.double()).float(), expected)
-    torch.testing.assert_close(torch.compile(layer, backend="eager")(g), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler of some torch versions warns about itself
+@pytest.mark.parametrize("how", [{"stride": (2, 1), "padding": 1, "layernorm": True}, {"pool": 2, "V_dtype": torch.bfloat16}])
+def test_a_compiled_layer_is_the_same_and_still_makes_its_features_in_chunks(how):
+    layer = InfPiConv2d(3, 4, bias_alpha=1, chunk_elements=64, **how)
+    twin, called, found = copy.deepcopy(layer), [], []
+
+    def backend(graph, _):
+        called.extend(node.target for node in graph.graph.nodes)
+        return graph
+
+    for module in (layer, torch.compile(twin, backend=backend, fullgraph=True)):
+        g = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        out = module(g)
+        out.square().sum().backward()
+        found.append([out, g.grad, *(parameter.grad for parameter in module.parameters())])
+    torch.testing.assert_close(*found)
+    assert torch.ops.pilimit.feature_conv2d.default in called
+
+
+@pytest.mark.filterwarnings("ignore")  # the check itself warns
+@pytest.mark.parametrize("geometry", [Geometry((3, 2), (2, 1), (1, 0), (1, 2)), Geometry((3, 3), pool=(2, 2))])
+def test_the_compilers_operators_are_registered_rightly(geometry):
+    kappa, how = [.2, .5, .3], dict(requires_grad=True)
+    P = shared_features(3, tuple(kappa)).P
+    torch.library.opcheck(compiled.linear, (torch.randn(4, 3, **how), torch.randn(P, 2, **how), kappa))
+    V = torch.randn(P, *geometry.kernel, 4, **how)
+    torch.library.opcheck(compiled.conv2d, (torch.randn(2, 3, 6, 5, **how), V, kappa, geometry.numbers, False, 64))
 
 
 def test_errors_name_the_layer_and_the_remedy():
@@ -185,6 +254,12 @@ def test_errors_name_the_layer_and_the_remedy():
         InfPiInputConv2d(3, 4)(torch.randn(8, 192))
     with pytest.raises(ValueError, match=r"InfPiConv2d\(kernel_size=3, pool=4\) leaves nothing of .* 8x8.*0x0.*less pooling"):
         InfPiConv2d(4, pool=4)(torch.randn(2, 4, 8, 8))
+    with pytest.raises(ValueError, match="leaves nothing of a map of 2x2"):  # though padding would leave an output
+        InfPiConv2d(4, 2, 1, padding=1, pool=4)(torch.randn(2, 4, 2, 2))
+    with pytest.raises(ValueError, match=r"layers\.3: InfPiConv2d\(kernel_size=3, padding=1, pool=2\) leaves nothing of .* 1x1"):
+        InfPiConvNet(3, 2, (4,) * 5, pools=(2,) * 4)(torch.randn(1, 3, 4, 4))
+    with pytest.raises(MemoryError, match=r"layers\.2: InfPiConv2d\(r=4000"):
+        InfPiConvNet(3, 2, (4, 4000, 4), degree=4)
     with pytest.raises(MemoryError, match=r"InfPiConv2d\(r=4000.*degree 4.*Lower the degree or r"):
         InfPiConv2d(4000, degree=4)
     for wrong, message in (({"kernel_size": 0}, "kernel_size is 0"), ({"stride": (1, 0)}, "stride is"),
@@ -192,7 +267,8 @@ def test_errors_name_the_layer_and_the_remedy():
         with pytest.raises(ValueError, match=message):
             InfPiConv2d(4, **wrong)
     for wrong, message in (({"ranks": ()}, "ranks is empty"), ({"pools": (1,)}, "pools has 1 entries for 2"),
-                           ({"kernel_size": 2}, "odd"), ({"shortcuts": [(2, 1)]}, "does not lead"),
+                           ({"kernel_size": 2}, "odd"), ({"kernel_size": (3, 3)}, "odd"),
+                           ({"shortcuts": [(2, 1)]}, "does not lead"),
                            ({"shortcuts": [(0, 1)], "pools": (2, 1)}, "same rank and size"),
                            ({"shortcuts": [(0, 2), (1, 2)]}, "end in the same layer")):
         with pytest.raises(ValueError, match=message):
@@ -206,5 +282,7 @@ def test_errors_name_the_layer_and_the_remedy():
         FinPiConv2d(layer, 16, 16, torch.randn(16, 4), torch.randn(8, 4))
     with pytest.raises(ValueError, match="images have 3 channels"):
         FinPiConv2d(InfPiInputConv2d(3, 4), 5)
+    with pytest.raises(ValueError, match="ranks is empty"):
+        InfPiResNet(3, 2, ())
     with pytest.raises(ValueError, match="blocks is"):
         InfPiResNet(3, 2, (4, 4), blocks=(1,))

@@ -55,10 +55,11 @@ CASES = {
     "pooled": {"padding": 1, "pool": 2},
     "layer norm": {"padding": 1, "layernorm": True},
     "residual": {"padding": "same"},
+    "bias": {"padding": 1, "bias_alpha": .5},
 }
 
 
-@pytest.mark.parametrize("case, degree", [("plain", 2), ("pooled", 4), ("strided", 2),
+@pytest.mark.parametrize("case, degree", [("plain", 2), ("pooled", 4), ("strided", 2), ("bias", 2),
                                           *(pytest.param(case, degree, marks=pytest.mark.slow) for case, degree in (
                                               ("plain", 4), ("pooled", 2), ("strided", 4), ("layer norm", 2), ("layer norm", 4),
                                               ("residual", 2), ("residual", 4)))])
@@ -95,6 +96,15 @@ def test_exact_relu_rows_are_what_higher_degrees_tend_to():
         bound = layer.truncation * A.norm(dim=2).sum() * g.norm(dim=1).max()
         assert gaps[-1] <= bound
     assert gaps[2] < .3 * gaps[1] < .3 * gaps[0]
+
+
+def test_a_single_map_and_a_bias():
+    moments, rows = networks(2, False, padding=1, bias_alpha=.5)
+    for layer, other in zip(moments.layers[:1], rows.layers):
+        layer.bias.data.normal_()
+        other.bias.data.copy_(layer.bias)
+        g = torch.randn(3, 5, 5, dtype=torch.float64)
+        torch.testing.assert_close(other(g), layer(g), rtol=0, atol=1e-12)
 
 
 def test_rows_that_do_not_fit_are_refused():
