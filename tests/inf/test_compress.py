@@ -324,3 +324,30 @@ def test_whole_network_is_compressed():
     gap = (net(x).detach() - expected).norm() / expected.norm()
     assert 0 < float(gap) < .05
     assert [r.action for r in net.merge(.9)] == ["merge", "merge"]
+
+
+@pytest.mark.parametrize("row_dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("spread", [0., 1e-4, 1e-2, 1.])
+def test_bounds_hold_for_rows_as_they_are_stored(row_dtype, spread):
+    """Near copies of a few directions, whose lengths are not 1 after rounding: what epochs of the same samples leave."""
+    torch.manual_seed(0)
+    B = torch.randn(10, 4).repeat(20, 1) + spread * torch.randn(200, 4)
+    g = torch.randn(300, 4, dtype=torch.float64 if row_dtype == torch.float64 else torch.float32)
+    for tol in (0, 1e-3, 1e-1):
+        layer = InfPiLinearReLU(4, 3, bias_alpha=0, row_dtype=row_dtype).requires_grad_(False)
+        layer.set_rows(torch.randn(200, 3), torch.rand(200) - .5, B / torch.linalg.vector_norm(B, dim=1, keepdim=True))
+        before = layer(g)
+        report = layer.compress(tol)
+        moved = (torch.linalg.vector_norm(layer(g) - before, dim=1) / torch.linalg.vector_norm(g, dim=1)).max()
+        assert moved <= report.output_bound and report.rows_after < 200 + (spread == 1)
+        assert float(layer.A.blocks.dense().abs().max()) < 1e3  # no coefficients that cancel each other
+
+
+@pytest.mark.parametrize("row_dtype", [torch.bfloat16, torch.int8])
+def test_a_trained_network_of_few_bits_survives_compression(row_dtype):
+    net = network(row_dtype=row_dtype)
+    train(net)
+    x, _ = task()
+    expected = net(x).detach()
+    net.compress(.01)
+    assert float((net(x).detach() - expected).norm() / expected.norm()) < .1
