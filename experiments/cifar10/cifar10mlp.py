@@ -34,7 +34,9 @@ def build(settings: Settings, data: ImageSet, device: torch.device) -> nn.Module
     """The network that the settings describe, freshly initialised from the seed."""
     seed_everything(settings.seed)
     # On a GPU rows are kept in half precision, as the original does, unless --float is given; sums are float32 always.
-    row_dtype = torch.float16 if device.type == "cuda" and not settings.float else torch.float32
+    # Moments are a sum that goes on growing, in which float16 loses small steps and Adam's overflow.
+    half = device.type == "cuda" and not settings.float and settings.memory == "rows"
+    row_dtype = torch.float16 if half else torch.float32
     net: nn.Module = InfMLP(data.features, data.classes, settings.r, settings.depth, settings.first_layer_alpha,
                             settings.last_layer_alpha, settings.bias_alpha, settings.last_bias_alpha, settings.layernorm,
                             row_dtype=row_dtype, memory=settings.memory, degree=settings.degree, fit=settings.fit,

@@ -71,6 +71,6 @@ def _parts(net_or_params: nn.Module | Tensor | Iterable[Tensor]) -> Iterator[_Pa
                 yield _Part(parameter.pending, rows.norm())
         elif isinstance(parameter, FactoredParameter):
             if parameter.in_factors or parameter.grad is not None:
-                yield _Part(parameter, parameter.norm())
+                yield _Part(parameter, parameter.gradient_norm())
         elif parameter.grad is not None:
             yield _Part(parameter.grad, torch.linalg.vector_norm(parameter.grad))

@@ -9,6 +9,7 @@ V may be float16 or bfloat16: each tile of it is converted, and sums are float32
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,7 @@ from .features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
 from .functional import accumulator, direction
 
 ROWS_AT_ONCE = 8192       # rows that are summed into moments at a time
+LOWER_ELEMENTS = 1 << 22  # 16 MiB of float32: what monomials of lower degrees may take however small V is
 BLOCK_ELEMENTS = 1 << 18  # of V updated at a time: BLAS decays and adds in two passes, the second then from cache
 
 _triton: ContextVar[bool] = ContextVar("pilimit_triton_features", default=False)
@@ -71,18 +73,19 @@ def forward(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
 def backward(features: PolynomialFeatures, u: Tensor, V: Tensor, grad: Tensor, need_u: bool,
              need_V: bool) -> tuple[Tensor | None, Tensor | None]:
     """(∂u [b r], ∂V [P o]) for ∂out `grad` [b o] in u's dtype; None for what is not needed."""
-    pieces = [(basis, part, part.T.contiguous(), Adjoint(features, basis), _space(features, basis))
-              for basis, part in _pieces(features, u, grad)]
     dV = torch.empty_like(V, dtype=u.dtype, requires_grad=False) if need_V else None
-    for tile in features.tiles(len(u)):
-        for number, (basis, part, transposed, adjoint, space) in enumerate(pieces):
+    totals = []
+    for number, (basis, part) in enumerate(_pieces(features, u, grad)):
+        transposed, adjoint, space = part.T.contiguous(), Adjoint(features, basis), _space(features, basis)
+        for tile in features.tiles(basis.u.shape[1]):
             if need_V:
                 dV[tile.start:tile.stop].addmm_(features.tile(tile, basis, space[:len(tile)]), part, beta=int(number > 0))
             if need_u:
                 block = V[tile.start:tile.stop].to(u.dtype)
                 adjoint.add(tile, torch.mm(block, transposed, out=space[:len(tile)]))
-    du = torch.cat([adjoint.total() for _, _, _, adjoint, _ in pieces]) if need_u else None
-    return du, None if dV is None else dV.to(V.dtype)
+        if need_u:
+            totals.append(adjoint.total())
+    return torch.cat(totals) if need_u else None, None if dV is None else dV.to(V.dtype)
 
 
 @torch.no_grad()
@@ -91,17 +94,20 @@ def update_(features: PolynomialFeatures, V: Tensor, u: Tensor, delta: Tensor, s
     twin = _twin(features, u, V)
     if twin is not None:
         return twin.update_(features, V, u, delta, scale, decay)
-    pieces = [(basis, part, _space(features, basis)) for basis, part in _pieces(features, u, delta)]
     rows = max(1, BLOCK_ELEMENTS // V.shape[1])
-    for tile in features.tiles(len(u)):
-        block = V[tile.start:tile.stop]
-        values = block if block.dtype == u.dtype else block.to(u.dtype)
-        for number, (basis, part, space) in enumerate(pieces):
+    total = V if V.dtype == u.dtype or len(u) <= samples_at_once(features, V.shape[1]) else V.to(u.dtype)  # rounded once only
+    for number, (basis, part) in enumerate(_pieces(features, u, delta)):
+        space = _space(features, basis)
+        for tile in features.tiles(basis.u.shape[1]):
+            block = total[tile.start:tile.stop]
+            values = block if block.dtype == u.dtype else block.to(u.dtype)
             columns = features.tile(tile, basis, space[:len(tile)])
             for some, their in zip(values.split(rows), columns.split(rows)):
                 some.addmm_(their, part, beta=1.0 if number else decay, alpha=scale)
-        if values is not block:
-            block.copy_(values)
+            if values is not block:
+                block.copy_(values)
+    if total is not V:
+        V.copy_(total)
 
 
 def factored_norm(features: PolynomialFeatures, u: Tensor, delta: Tensor) -> Tensor:
@@ -109,9 +115,18 @@ def factored_norm(features: PolynomialFeatures, u: Tensor, delta: Tensor) -> Ten
     return (features.kernel(u @ u.T) * (delta @ delta.T)).sum().clamp_min(0).sqrt()
 
 
-def _pieces(features: PolynomialFeatures, u: Tensor, other: Tensor):
-    for part, rest in zip(u.split(BATCH_CHUNK), other.split(BATCH_CHUNK)):
+def _pieces(features: PolynomialFeatures, u: Tensor, other: Tensor) -> Iterator[tuple[Basis, Tensor]]:
+    size = samples_at_once(features, other.shape[1])
+    for part, rest in zip(u.split(size), other.split(size)):
         yield Basis(features, part), rest
+
+
+def samples_at_once(features: PolynomialFeatures, r_out: int) -> int:
+    """How many samples share a pass over V: from degree 3 on, so few that the lower monomials of all stay small beside V."""
+    if features.degree < 3:
+        return BATCH_CHUNK
+    lower = sum(math.comb(features.r + degree - 1, degree) for degree in range(2, features.degree))
+    return min(BATCH_CHUNK, max(1, max(LOWER_ELEMENTS, features.P * r_out // 8) // lower))
 
 
 def _space(features: PolynomialFeatures, basis: Basis) -> Tensor:
@@ -132,6 +147,8 @@ class FactoredParameter(nn.Parameter):
 
     `PiSGD` applies the factors in place and `clip_grad_norm_` of this package measures and scales them. Whatever else reads
     `.grad` (another optimiser, torch's clipping) gets the matrix ∂V [P o], formed on demand, so that no step is ever lost.
+    Every backward pass that reaches V adds to it, also that of `torch.autograd.grad`: wrap such calls in a `zero_grad`, or
+    freeze V with `requires_grad_(False)` around them.
     """
     features: PolynomialFeatures
     pending: list[Factors]
@@ -158,7 +175,7 @@ class FactoredParameter(nn.Parameter):
     def pending_is_finite(self) -> bool:
         return all(bool(torch.isfinite(f.delta).all()) for f in self.pending)  # ∂out·s, so a bad pre-activation shows too
 
-    def norm(self) -> Tensor:
+    def gradient_norm(self) -> Tensor:
         """Frobenius norm of the pending gradient, without forming it where it is in factors."""
         if self.in_factors:
             factors = self.factors()
@@ -194,11 +211,21 @@ class FactoredParameter(nn.Parameter):
         return type(self), (self.detach(), self.features, self.requires_grad)
 
 
+def _refuse_ddp() -> None:
+    """Gradients in factors pass DistributedDataParallel by, and ranks would drift apart without a word."""
+    active = getattr(nn.parallel.DistributedDataParallel, "_get_active_ddp_module", lambda: None)()
+    if active is not None:
+        raise RuntimeError("a fused layer keeps the gradient of V out of DistributedDataParallel's reach, so its ranks would "
+                           "train apart; build it with fused=False")
+
+
 class FeatureLinear(torch.autograd.Function):
     """Puts Φ(u) V on the tape. Differentiable twice: with create_graph the backward pass is that of the plain product."""
 
     @staticmethod
     def forward(ctx, u: Tensor, V: Tensor, features: PolynomialFeatures) -> Tensor:
+        if isinstance(V, FactoredParameter):
+            _refuse_ddp()
         ctx.save_for_backward(u, V)
         ctx.features, ctx.parameter = features, V if isinstance(V, FactoredParameter) else None
         return forward(features, u, V)

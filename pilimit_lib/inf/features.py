@@ -226,7 +226,7 @@ class Adjoint:
             self.u.add_(grad, alpha=root)
         elif segment.degree == 2:
             first, last = segment.rows
-            grad, scale = grad.view(last - first, -1, u.shape[1]), math.sqrt(2) * root
+            grad, scale = grad.view(last - first, len(segment) // (last - first), u.shape[1]), math.sqrt(2) * root
             if first == 0:
                 grad[0] /= math.sqrt(2)
             width = grad.shape[1]
@@ -268,7 +268,7 @@ def diagonal_sums(values: Tensor, factor: Tensor) -> Tensor:
     n, w, b = values.shape
     padded = values.new_zeros(n, w + n, b)
     torch.mul(values, factor, out=padded[:, :w])
-    return padded.view(-1, b)[:n * (n + w - 1)].view(n, n + w - 1, b).sum(0)
+    return padded.flatten(0, 1)[:n * (n + w - 1)].view(n, n + w - 1, b).sum(0)
 
 
 def monomial_indices(r: int, degree: int) -> Tensor:

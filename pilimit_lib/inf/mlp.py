@@ -89,17 +89,21 @@ class InfMLP(nn.Module):
         """A finite network of width `n` that computes the same function as n → ∞."""
         return FinPiMLPSample(self, n)
 
-    def to_moments(self, degree: int = 2, fit: str = "hermite", fused: bool = False) -> InfMLP:
-        """This network with the rows of every layer as one matrix of fixed size; the original stays as it is."""
+    def to_moments(self, degree: int | None = None, fit: str | None = None, fused: bool = False) -> InfMLP:
+        """This network with the rows of every layer as one matrix of fixed size; the original stays as it is.
+
+        `degree` and `fit`: default those of rows that were folded already (`row_budget`), else 2 and "hermite".
+        """
         if not self._rows():
             raise ValueError("this network is made of moments already; to_moments turns rows into moments")
         moments = type(self).__new__(type(self))  # __init__ would draw and allocate every layer only to throw it away
         nn.Module.__init__(moments)
+        layers = [layer.to_moments(degree, fit, fused) for layer in self.layers[1:]]
         settings = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-        moments.__dict__.update(settings | {"memory": "moments", "degree": degree, "fit": fit, "fused": fused, "row_budget": None,
-                                            "merge_cosine": None, "kernel_output": None})
-        moments.layers = nn.ModuleList([copy.deepcopy(self.layers[0])])
-        moments.layers.extend(layer.to_moments(degree, fit, fused) for layer in self.layers[1:])
+        series = layers[0].series
+        moments.__dict__.update(settings | {"memory": "moments", "degree": series.degree, "fit": series.fit, "fused": fused,
+                                            "row_budget": None, "merge_cosine": None, "kernel_output": None})
+        moments.layers = nn.ModuleList([copy.deepcopy(self.layers[0]), *layers])
         return moments
 
     def merge(self, cosine: float = 0.95) -> list[Report]:

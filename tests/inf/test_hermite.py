@@ -78,6 +78,20 @@ def test_a_callable_is_taken_and_kinks_at_half_integers_are_exact():
     assert series.kappa[0] == series.kappa[2] == 0 and series.activation == "custom"
 
 
+@pytest.mark.parametrize("fit", ["hermite", "minimax"])
+def test_an_activation_that_works_in_place_is_the_same(fit):
+    inplace = hermite_series(torch.nn.SiLU(inplace=True), 3, fit)
+    assert inplace.kappa == hermite_series("silu", 3, fit).kappa and inplace.error == hermite_series("silu", 3, fit).error
+
+
+@pytest.mark.parametrize("kink", [.3, 1 / 3, .777])
+def test_kinks_and_jumps_anywhere_are_nearly_exact(kink):
+    """E[relu(z - t)] = φ(t) - t (1 - Φ(t)) and P(z > t) = 1 - Φ(t)."""
+    density, above = math.exp(-kink ** 2 / 2) / math.sqrt(2 * math.pi), math.erfc(kink / math.sqrt(2)) / 2
+    assert hermite_series(lambda z: torch.relu(z - kink), 2).natural[0] == pytest.approx(density - kink * above, abs=1e-5)
+    assert hermite_series(lambda z: (z > kink).double(), 2).natural[0] == pytest.approx(above, abs=1e-3)
+
+
 @pytest.mark.parametrize("arguments, message", [
     ({"activation": "reluu"}, "activation is 'reluu'; a name out of relu"),
     ({"degree": -1}, "degree is -1"),

@@ -326,3 +326,10 @@ def test_bfloat16_moments_train():
     assert net.layers[1].V.dtype == torch.bfloat16 and net(x).dtype == torch.float32
     assert losses[-1] < .7 * losses[0]
     copy.deepcopy(net)
+
+
+def test_a_budget_of_rows_turns_into_moments_of_its_own_degree():
+    net = InfMLP(4, 2, 5, 1, row_budget=6, degree=4, fit="minimax")
+    moments = net.to_moments()
+    assert (moments.degree, moments.fit) == (4, "minimax") and moments.layers[1].series.degree == 4
+    assert InfMLP(4, 2, 5, 1).to_moments().degree == 2

@@ -98,6 +98,25 @@ def test_forward_backward_and_update_without_features(kappa, r, batch_chunk, mon
     torch.testing.assert_close(updated, .9 * V.detach() - .3 * dV, rtol=1e-12, atol=1e-12)
 
 
+def test_lower_monomials_stay_small_beside_the_moments():
+    for r, degree, o in ((100, 2, 100), (64, 4, 8), (100, 4, 100), (10, 3, 10)):
+        features = PolynomialFeatures(r, [.1] * (degree + 1))
+        lower = sum(math.comb(r + d - 1, d) for d in range(2, degree))
+        size = fl.samples_at_once(features, o)
+        assert 1 <= size <= 1024 and size * lower <= max(1 << 22, features.P * o / 8)
+        assert size == 1024 or (size + 1) * lower > 1 << 22
+
+
+def test_a_batch_in_pieces_is_rounded_once(monkeypatch):
+    features, u, delta = PolynomialFeatures(5, [.3, .2, .1]), unit(9, 5).float(), torch.randn(9, 4)
+    V = torch.randn(features.P, 4).bfloat16()
+    whole, pieces = V.clone(), V.clone()
+    fl.update_(features, whole, u, delta, -.1)
+    monkeypatch.setattr(fl, "BATCH_CHUNK", 2)
+    fl.update_(features, pieces, u, delta, -.1)
+    torch.testing.assert_close(pieces, whole, rtol=2 ** -7, atol=0)
+
+
 def test_gradients_to_second_order():
     features = PolynomialFeatures(3, [.2, .3, .1, .2])
     u, V = unit(2, 3).requires_grad_(), torch.randn(features.P, 2, dtype=torch.float64, requires_grad=True)

@@ -43,7 +43,7 @@ def train(net, optimizer, steps=5, clip=None, scheduler=None):
 
 
 OPTIMIZERS = [name for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop",
-                                "ASGD") if hasattr(torch.optim, name)]
+                                "ASGD", "Adafactor") if hasattr(torch.optim, name)]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -165,6 +165,21 @@ def test_gradient_in_factors_reads_clears_and_copies_like_any_gradient():
     assert V.grad is None
 
 
+def test_a_fused_parameter_has_the_methods_of_any_tensor():
+    net = network(True)
+    x, y = data()
+    nn.functional.cross_entropy(net(x), y).backward()
+    V = net.layers[1].V
+    assert torch.equal(V.norm(), torch.linalg.vector_norm(V.detach())) and V.in_factors
+
+
+def test_an_empty_batch_passes_no_gradient():
+    for fused in (False, True):
+        net = network(fused, degree=3)
+        net(torch.randn(0, 6)).sum().backward()
+        assert not any(parameter.grad.any() for parameter in net.parameters())
+
+
 def test_nan_in_a_fused_gradient_changes_nothing():
     net = network(True)
     x, _ = data()
@@ -275,10 +290,11 @@ def test_fused_layers_refuse_second_derivatives():
 
 def _replica(rank, port, path):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    net = network()
+    net, (x, y) = network(), data()
+    with pytest.raises(RuntimeError, match="build it with fused=False"):
+        DistributedDataParallel(network(True))(x)
     model = DistributedDataParallel(net)
     optimizer = torch.optim.SGD(param_groups(net, .2, 1e-3), lr=.2)
-    x, y = data()
     for _ in range(5):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[rank::2]), y[rank::2]).backward()
