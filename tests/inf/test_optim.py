@@ -246,10 +246,54 @@ def test_nonfinite_rows_are_skipped_on_request(bad):
     optimizer = PiSGD(net.parameters(), lr=.1, on_nonfinite="skip")
     backward(net)
     net.layers[2].pending.rows().A[0, 0] = bad
+    before = tensors(net)
     optimizer.step()
-    assert optimizer.nonfinite_skipped == 1 and net.rows == [10, 6] and net.layers[2].A.grad is None
+    assert_unchanged(before, net)
+    assert optimizer.nonfinite_skipped == 1 and all(layer.A.grad is None for layer in net.layers[1:])
     step(net, optimizer)
-    assert optimizer.nonfinite_skipped == 1 and net.rows == [14, 10]
+    assert optimizer.nonfinite_skipped == 1 and net.rows == [10, 10]
+
+
+@pytest.mark.parametrize("settings", [{}, {"memory": "moments"}, {"memory": "moments", "fused": True}], ids=str)
+@pytest.mark.parametrize("how", ["raise", "skip"])
+@pytest.mark.parametrize("place", ["sample", "bias", "moments"])
+def test_a_gradient_that_is_not_finite_stops_the_whole_step(settings, how, place):
+    """Momentum, weight decay, biases and the input layer too: half a step is no step."""
+    net = InfMLP(5, 3, 6, 1, dtype=torch.float64, **settings)
+    optimizer = PiSGD(param_groups(net, .1, .1), momentum=.9, on_nonfinite=how)
+    step(net, optimizer)
+    optimizer.zero_grad()
+    x, y = data()
+    if place == "sample":
+        x[0, 0] = float("nan")
+    cross_entropy(y)(net(x)).backward()
+    if place == "bias":
+        net.layers[0].bias.grad[2] = float("inf")
+    elif place == "moments" and settings:
+        net.layers[2].V.grad[0, 1] = float("nan")
+    elif place == "moments":
+        net.layers[2].pending.rows().A[0, 1] = float("nan")
+    before = tensors(net)
+    momentum = {key: state["momentum_buffer"].clone() for key, state in optimizer.state.items()}
+    if how == "raise":
+        with pytest.raises(FloatingPointError, match="nothing was stepped"):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert optimizer.nonfinite_skipped == 1
+    assert_unchanged(before, net)
+    assert all(torch.equal(value, optimizer.state[key]["momentum_buffer"]) for key, value in momentum.items())
+    step(net, optimizer)
+    assert all(value.isfinite().all() for value in tensors(net).values())
+
+
+def test_large_gradients_are_finite():
+    """Their sum is not."""
+    layer = nn.Linear(4, 2, bias=False)
+    optimizer = PiSGD(layer.parameters(), lr=1e-38)
+    layer.weight.grad = torch.full((2, 4), 3e38)
+    optimizer.step()
+    assert optimizer.nonfinite_skipped == 0 and layer.weight.isfinite().all()
 
 
 def test_nonfinite_losses_of_a_whole_step():
