@@ -112,12 +112,12 @@ class InfPiParameter(nn.Parameter):
         self.pending.clear()
 
     def pending_values(self) -> tuple[Tensor, ...]:
-        """What the next step would append, as it would be stored: nothing, or the pending A."""
+        """What the next step would append: nothing, or A as it would be stored, and B."""
         rows = self.pending.rows()
         if rows is None:
             return ()
-        # A = ∂out·s, so a bad pre-activation shows here too.
-        return (rows.A.to(torch.float16) if self.pending.layer.A.blocks.storage == torch.float16 else rows.A,)
+        # Under layer norm A = ∂out·(s > 0), so a pre-activation that is NaN shows in its direction only.
+        return rows.A.to(torch.float16) if self.pending.layer.A.blocks.storage == torch.float16 else rows.A, rows.B
 
     def refresh(self) -> None:
         """Take over the dtype and device of the blocks after a conversion; the object stays the same."""

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from pilimit_lib.core import follow, load, restore, save, snapshot
-from pilimit_lib.inf import FinPiMLPSample, InfMLP, InfSGD, PiSGD, clip_grad_norm_, param_groups
+from pilimit_lib.inf import FinPiMLPSample, InfMLP, InfPiLinear, InfPiLinearReLU, InfSGD, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.tensors import InfPiParameter
 
 from .nets import assert_unchanged, cross_entropy, data, network, tensors
@@ -285,6 +285,30 @@ def test_a_gradient_that_is_not_finite_stops_the_whole_step(settings, how, place
     assert all(torch.equal(value, optimizer.state[key]["momentum_buffer"]) for key, value in momentum.items())
     step(net, optimizer)
     assert all(value.isfinite().all() for value in tensors(net).values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layernorm", [False, True])
+@pytest.mark.parametrize("row_dtype", [torch.float32, torch.int8], ids=str)
+def test_directions_that_are_not_finite_are_no_rows(bad, layernorm, row_dtype):
+    """With layer norm the size of a bad pre-activation shows nothing, and no other parameter has a gradient here."""
+    layer = InfPiLinearReLU(4, 3, bias_alpha=0, layernorm=layernorm, row_dtype=row_dtype)
+    g = torch.randn(3, 4)
+    g[1, 2] = bad
+    layer(g).nan_to_num()[[0, 2]].sum().backward()
+    with pytest.raises(FloatingPointError):
+        PiSGD(layer.parameters(), lr=.1).step()
+    assert len(layer) == 4
+
+
+def test_fused_moments_with_a_direction_that_is_not_finite():
+    layer = InfPiLinear(4, 3, bias_alpha=0, layernorm=True, fused=True)
+    before = layer.V.detach().clone()
+    g = torch.full((1, 4), float("nan"))
+    layer(g).nan_to_num().sum().backward()
+    with pytest.raises(FloatingPointError):
+        PiSGD(layer.parameters(), lr=.1).step()
+    assert torch.equal(before, layer.V)
 
 
 def test_large_gradients_are_finite():
