@@ -8,7 +8,7 @@ from torch import nn
 
 from .bias import bias_misfit
 from .moments import InfPiLinear, MomentsLayer, series_misfit
-from .row_state import EXTRAS, elsewhere
+from .row_state import EXTRAS, SUFFIXES, codes_misfit, elsewhere
 from .tensors import ROWS
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:
             problems.append(f"layers.{i} has rows of different number: {counts}")
         misfit = bias_misfit(layer, state, prefix)
         problems += ([misfit] if misfit else []) + (_kernel_misfit(layer, state, prefix) if i else [])
+        problems += _codes_misfits(state, prefix) if i else []
     unknown = sorted(set(state) - known)
     if unknown and strict:
         problems.append(f"unknown entries: {unknown[:8]}")
@@ -106,6 +107,16 @@ def _entries(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> tuple[d
     # A checkpoint of rows, which are summed into V.
     del expected["V"]
     return expected | {"A": [0, layer.r_out], "Amult": [0], "B": [0, layer.r]}, of_rows
+
+
+def _codes_misfits(state: Mapping[str, Any], prefix: str) -> list[str]:
+    """Rows in eight bits whose scales or shifts do not fit them."""
+    found = []
+    for name in ("A", "B"):
+        pieces = {suffix: state[key] for suffix in ("", *SUFFIXES[name]) if (key := prefix + name + suffix) in state}
+        misfit = codes_misfit(pieces, prefix + name) if "" in pieces else None
+        found += [misfit] if misfit else []
+    return found
 
 
 def _kernel_misfit(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> list[str]:

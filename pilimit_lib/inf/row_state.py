@@ -6,7 +6,7 @@ training goes on bit for bit.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -83,13 +83,20 @@ def pop_rows(state: dict, prefix: str) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def codes_misfit(pieces: Mapping[str, Tensor], name: str) -> str | None:
+    """What keeps rows in eight bits from being read: their scales and shifts are not there, or of another number."""
+    value = pieces[""]
+    shapes = {suffix: list(pieces[suffix].shape) if suffix in pieces else None for suffix in SUFFIXES["A"]}
+    if value.dtype == torch.int8 and any(shape != [len(value)] for shape in shapes.values()):
+        return f"{name} has {len(value)} rows in eight bits, but scales and shifts of shapes {shapes}"
+    return None
+
+
 def as_rows(pieces: dict[str, Tensor], name: str) -> Tensor:
     """The rows [m, …] that the pieces of a state dict stand for; ValueError where they do not belong together."""
-    value = pieces[""]
-    if value.dtype == torch.int8:
-        lengths = {suffix: len(pieces[suffix]) if suffix in pieces else None for suffix in SUFFIXES["A"]}
-        if set(lengths.values()) != {len(value)}:
-            raise ValueError(f"{name} has {len(value)} rows in eight bits, but of scales and shifts {lengths}")
+    misfit = codes_misfit(pieces, name)
+    if misfit:
+        raise ValueError(misfit)
     return codes_to_rows(pieces)
 
 
