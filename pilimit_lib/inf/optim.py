@@ -82,6 +82,9 @@ class PiSGD(torch.optim.SGD):
         if state is not None and len(state) != len(parameter.blocks):
             raise RuntimeError(f"a π-layer has {len(parameter.blocks)} rows, but its momentum in the optimiser {len(state)}; "
                                "after keep() or rewind() call follow(optimizer, change)")
+        shard = parameter.pending.layer.shard
+        if shard is not None:
+            shard.check(parameter.pending.rows(), len(parameter.blocks))
 
     def _finite(self) -> bool:
         """Whether the step may be made; NaN or Inf in any group raises, or is counted as a step to be skipped."""
@@ -110,7 +113,7 @@ class PiSGD(torch.optim.SGD):
         layer, old = parameter.pending.layer, len(parameter.blocks)
         limits, count = layer.limits, len(rows)
         if layer.shard is not None:
-            rows = layer.shard.share(rows, old)
+            rows = layer.shard.share(rows)
         if momentum:
             coefficient = self._velocity(parameter, group, decay, len(rows))
             parameter.blocks.add_(coefficient[:old], alpha=-lr)

@@ -173,7 +173,7 @@ def _of_rank(name: str, small: list[dict], rows: int, group: _Group) -> dict[str
 
 def _numbers(rows: int, group: _Group, at_once: int) -> Iterator[Tensor]:
     """Numbers of the rows of this rank, among those of all ranks, a block at a time."""
-    for part in torch.arange(group.rank, rows, group.size).split(at_once):
+    for part in torch.arange(min(group.rank, rows), rows, group.size).split(at_once):
         if len(part):
             yield part
 
