@@ -32,7 +32,7 @@ def architecture_of(state: Mapping[str, Any], layernorm: bool | None) -> dict[st
         found = recorded_architecture(state)
         if layernorm not in (None, found["layernorm"]):
             raise ValueError(f"the checkpoint says layernorm={found['layernorm']}, the call says {layernorm}")
-        return found
+        return found | _dtypes(state)
     numbers = [int(key.split(".")[1]) for key in state if key.startswith("layers.") and key.endswith(".A")]
     if not numbers or "layers.0.A" not in state or not set(ALPHAS) <= set(state):
         raise ValueError(f"not a checkpoint of an InfMLP: found {sorted(map(str, state))[:8]}")
@@ -45,6 +45,12 @@ def architecture_of(state: Mapping[str, Any], layernorm: bool | None) -> dict[st
         alphas["bias_alpha"] = 0.0
     return {"d_in": d_in, "d_out": state[f"layers.{max(numbers)}.A"].shape[1], "r": r, "L": max(numbers) - 1,
             "layernorm": layernorm, **alphas}
+
+
+def _dtypes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor arguments for the dtypes of the input layer, and of rows or moments as they are stored."""
+    places = {"dtype": ("layers.0.A",), "row_dtype": ("layers.1.A", "layers.1.V")}
+    return {name: state[key].dtype for name, keys in places.items() for key in keys if key in state}
 
 
 def misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:

@@ -145,6 +145,23 @@ def test_state_dicts_load_across_storages(source, target):
     torch.testing.assert_close(other(x), net(x), rtol=3e-2, atol=3e-2)
 
 
+@pytest.mark.parametrize("dtype, row_dtype, settings", [
+    *[(torch.float32, kind, {}) for kind in (torch.int8, torch.bfloat16, torch.float16, torch.float32, torch.float64)],
+    (torch.float64, None, {}), (torch.float64, torch.int8, {}), (torch.float32, torch.bfloat16, {"memory": "moments"}),
+    (torch.float64, None, {"memory": "moments"}), (torch.float32, torch.int8, {"row_budget": 5})], ids=str)
+def test_a_network_built_from_a_state_dict_has_its_dtypes(dtype, row_dtype, settings):
+    net = InfMLP(5, 3, 6, 1, dtype=dtype, row_dtype=row_dtype, **settings)
+    steps(net, 2)
+    twin = InfMLP.from_state_dict(net.state_dict())
+    x = torch.randn(4, 5, dtype=dtype)
+    assert torch.equal(twin(x), net(x)) and twin(x).dtype == dtype
+    assert [p.dtype for p in twin.parameters()] == [p.dtype for p in net.parameters()]
+    if "memory" not in settings:
+        assert [layer.A.blocks.storage for layer in twin.layers[1:]] == [row_dtype or dtype] * 2
+    for name, value in net.state_dict().items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, twin.state_dict()[name]), name
+
+
 def test_codes_become_moments():
     net = small()
     moments = InfMLP(5, 3, 6, 1, memory="moments", degree=4)
