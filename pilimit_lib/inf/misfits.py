@@ -8,7 +8,7 @@ from torch import nn
 
 from .bias import bias_misfit
 from .moments import InfPiLinear, MomentsLayer, series_misfit
-from .row_state import EXTRAS, SUFFIXES, codes_misfit, elsewhere
+from .row_state import EXTRAS, SUFFIXES, as_rows, codes_misfit, elsewhere, storage_misfit
 from .tensors import ROWS
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:
             problems.append(f"layers.{i} has rows of different number: {counts}")
         misfit = bias_misfit(layer, state, prefix)
         problems += ([misfit] if misfit else []) + (_kernel_misfit(layer, state, prefix) if i else [])
-        problems += _codes_misfits(state, prefix) if i else []
+        problems += _rows_misfits(layer, state, prefix) if i else []
     unknown = sorted(set(state) - known)
     if unknown and strict:
         problems.append(f"unknown entries: {unknown[:8]}")
@@ -115,12 +115,16 @@ def _entries(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> tuple[d
     return expected | {"A": [0, layer.r_out], "Amult": [0], "B": [0, layer.r]}, of_rows
 
 
-def _codes_misfits(state: Mapping[str, Any], prefix: str) -> list[str]:
-    """Rows in eight bits whose scales or shifts do not fit them."""
+def _rows_misfits(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> list[str]:
+    """Rows in eight bits that can't be read, and rows with numbers that the layer's storage can't hold."""
     found = []
     for name in ("A", "B"):
         pieces = {suffix: state[key] for suffix in ("", *SUFFIXES[name]) if (key := prefix + name + suffix) in state}
-        misfit = codes_misfit(pieces, prefix + name) if "" in pieces else None
+        if "" not in pieces:
+            continue
+        misfit = codes_misfit(pieces, prefix + name)
+        if misfit is None and not isinstance(layer, MomentsLayer):
+            misfit = storage_misfit(as_rows(pieces, name), layer.row_storage(name).storage, prefix + name)
         found += [misfit] if misfit else []
     return found
 

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pilimit_lib.core import Blocks, restore, snapshot
-from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD
+from pilimit_lib.core import Blocks, batch, restore, snapshot
+from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, param_groups
 from pilimit_lib.inf.quantized import QuantizedBlocks, quantize
 
 from . import test_rows
-from .nets import cross_entropy, data, network
+from .nets import assert_unchanged, cross_entropy, data, network, tensors
 
 
 def small(row_dtype=torch.int8, **settings):
@@ -199,6 +199,43 @@ def test_rows_too_large_for_float16_are_refused_before_anything_changes():
     skipping = PiSGD(net.parameters(), lr=.1, on_nonfinite="skip")
     skipping.step()
     assert skipping.nonfinite_skipped and min(net.rows) == 6
+
+
+def test_setting_and_loading_rows_too_large_for_float16_changes_nothing():
+    net = small(torch.float16)
+    layer, before = net.layers[2], tensors(net)
+    with pytest.raises(ValueError, match="A has numbers up to 1e.06.*65504"):
+        layer.set_rows(torch.full((2, 3), 1e6), torch.ones(2), torch.eye(6)[:2])
+    for source in (small(torch.float32), small(torch.int8)):
+        source.layers[2].set_rows(torch.randn(6, 3) * 1e7, torch.ones(6), source.layers[2].B.detach())
+        with pytest.raises(RuntimeError, match="layers.2.A has numbers"):
+            net.load_state_dict(source.state_dict())
+    assert_unchanged(before, net)
+    with pytest.raises(RuntimeError, match="A has numbers"):
+        layer.load_state_dict(source.layers[2].state_dict())
+    assert torch.equal(layer.A.detach(), before["layers.2.A"])
+    layer.set_rows(torch.full((2, 3), float("inf")), torch.ones(2), torch.eye(6)[:2])
+    assert layer.A.isinf().all(), "what was Inf before is not refused"
+
+
+@pytest.mark.parametrize("row_dtype", [torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("lr, decay", [(1., .05), (1e-4, 0.)])
+def test_merged_rows_keep_numbers_of_ordinary_size(row_dtype, lr, decay):
+    """A row that goes on absorbing others is given a new multiplier: its own decays, or is as small as the learning rate."""
+    net = InfMLP(5, 3, 6, 1, row_dtype=row_dtype, merge=.9)
+    optimizer = PiSGD(param_groups(net, lr, decay))
+    x, y = data(8, dtype=torch.float32)
+    for _ in range(250 if decay else 20):
+        optimizer.zero_grad()
+        with batch(torch.arange(8)):
+            loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+    assert loss.isfinite() and all(value.isfinite().all() and value.abs().max() < 10 for value in tensors(net).values()
+                                   if value.is_floating_point())
+    assert all(layer.limits.merged > 100 for layer in net.layers[1:])
+    report = net.merge(.5)
+    assert sum(r.rows_after for r in report) <= sum(r.rows_before for r in report) and net(x).isfinite().all()
 
 
 class TestInEightBits(test_rows.TestInfMLP):
