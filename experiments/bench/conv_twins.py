@@ -1,7 +1,7 @@
 """How finite ConvNets trained by projected SGD approach the infinite one: distance of outputs against channels.
 
     python -m experiments.bench.conv_twins --out output/conv_twins
-    python -m experiments.bench.conv_twins --out output/conv_twins --channels 64 256 1024 --draws 5 --steps 10
+    python -m experiments.bench.conv_twins --out output/conv_twins --channels 64 256 1024 --draws 5 --steps 10 --lr .1
 
 Small images (noise, one channel brighter in one of two classes), a chain and a residual network, SGD with momentum and weight
 decay. Each point is the relative root mean square distance of outputs of one finite network from the infinite one after the same
@@ -101,9 +101,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--draws", type=int, default=15)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--lr", type=float, default=.1)
+    parser.add_argument("--lr", type=float, default=.03)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)

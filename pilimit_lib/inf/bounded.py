@@ -144,7 +144,7 @@ class RowLimits(nn.Module):
         new, old = same.unbind(1)
         B = rows.B.to(accumulator(rows.B.dtype))
         cosine = (B[new] * layer.B.blocks.select(old).to(B)).sum(1)
-        usable = (cosine > self.merge) & (layer.Amult.blocks.select(old) != 0)
+        usable = cosine > self.merge
         best = cosine.new_full((len(B),), -2.0).scatter_reduce_(0, new, torch.where(usable, cosine, -2.0), "amax")
         chosen = usable & (cosine == best[new])
         # Of equally good rows only one receives the new one.
@@ -153,12 +153,12 @@ class RowLimits(nn.Module):
         if not bool(hit.any()):
             return rows
         position, member = torch.unique(target[hit], return_inverse=True)
-        amult = layer.Amult.blocks.select(position)
-        a = torch.cat([layer.A.blocks.select(position).to(B) * amult[:, None].to(B), coefficient * rows.A[hit].to(B)])
+        amult = layer.Amult.blocks.select(position).to(B)
+        a = torch.cat([layer.A.blocks.select(position).to(B) * amult[:, None], coefficient * rows.A[hit].to(B)])
         directions = torch.cat([layer.B.blocks.select(position).to(B), B[hit]])
         total, mean, moved = combine(a, directions, torch.cat([torch.arange(len(position), device=member.device), member]))
-        layer.A.blocks.put(position, total / amult[:, None].to(B))
-        layer.B.blocks.put(position, mean)
+        for name, value in zip(("A", "Amult", "B"), (*split(total), mean)):
+            layer.row_storage(name).put(position, value)
         self.error += moved
         self.merged += int(hit.sum())
         return Rows(rows.A[~hit], rows.B[~hit], rows.origin[~hit.to(rows.origin.device)])
@@ -221,8 +221,9 @@ def merge(layer: InfPiLinearReLU, cosine: float = 0.95) -> Report:
     member = torch.unique(leader, return_inverse=True)[1]
     total, mean, bound = combine(A.to(unit) * Amult.to(unit)[:, None], unit, member)
     crowd = torch.bincount(member) > 1
-    layer.set_rows(torch.where(crowd[:, None], total.to(A.dtype), A[heads]),
-                   torch.where(crowd, torch.ones_like(Amult[heads]), Amult[heads]),
+    fresh, multiplier = split(total)
+    layer.set_rows(torch.where(crowd[:, None], fresh.to(A.dtype), A[heads]),
+                   torch.where(crowd, multiplier.to(Amult.dtype), Amult[heads]),
                    torch.where(crowd[:, None], mean.to(B.dtype), B[heads]), origin[heads])
     return Report("merge", m, len(layer), bound, bound)  # k'(1) = k(1), so slopes obey the bound of values
 
@@ -243,6 +244,16 @@ def combine(a: Tensor, B: Tensor, group: Tensor) -> tuple[Tensor, Tensor, float]
     moved = torch.linalg.vector_norm(a.double(), dim=1) * displacement((B * mean[group]).sum(1))
     alone = torch.bincount(group, minlength=count)[group] == 1
     return total, mean, float(moved[~alone].sum()) * math.sqrt(K1)
+
+
+def split(a: Tensor) -> tuple[Tensor, Tensor]:
+    """(A [m o], Amult [m]) of rows a = Amult A: the largest number of A is 1, which any storage holds.
+
+    With the Amult of one of the summed rows, which weight decay has made small, A would grow beyond float16.
+    """
+    size = a.abs().amax(1)
+    size = torch.where(size > 0, size, 1)
+    return a / size[:, None], size
 
 
 def displacement(cosine: Tensor) -> Tensor:

@@ -172,9 +172,6 @@ class FactoredParameter(nn.Parameter):
         if formed is not None:
             formed.mul_(factor.to(formed))
 
-    def pending_is_finite(self) -> bool:
-        return all(bool(torch.isfinite(f.delta).all()) for f in self.pending)  # ∂out·s, so a bad pre-activation shows too
-
     def gradient_norm(self) -> Tensor:
         """Frobenius norm of the pending gradient, without forming it where it is in factors."""
         if self.in_factors:

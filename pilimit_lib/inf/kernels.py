@@ -1,8 +1,9 @@
 """The Triton twin of `functional`: when it can run, and the calls of its kernels (`triton_rows`). Not yet measured on a GPU.
 
 Products are made in the dtype of the rows (float16 for rows in eight bits, whose codes it holds exactly; float32 for float32)
-and summed in float32, partial sums in float64. No array of cosines exists. Rows in bfloat16 are multiplied in float32 under
-Triton's interpreter, whose product of bfloat16 is wrong.
+and summed in float32, partial sums in float64. What float16 rows are multiplied with is divided by its largest number first,
+tile by tile and sample by sample, so that neither small gradients nor small multipliers vanish. No array of cosines exists. Rows
+in bfloat16 are multiplied in float32 under Triton's interpreter, whose product of bfloat16 is wrong.
 """
 from __future__ import annotations
 
@@ -82,14 +83,14 @@ def _settings(layer: InfPiLinearReLU, rows: int, unit: Tensor) -> tuple[tuple[in
     from .triton_rows import INTERPRETED
     storage = layer.A.blocks.storage
     kinds = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.int8: tl.int8}
-    product = tl.float32 if INTERPRETED else {torch.int8: tl.float16}.get(storage, kinds[storage])
+    products = kinds | {torch.int8: tl.float16} | ({torch.bfloat16: tl.float32} if INTERPRETED else {})
     block_r, block_o = (max(16, triton.next_power_of_2(size)) for size in (layer.r, layer.r_out))
     block_b = max(16, min(64, (1 << 14) // max(block_r, block_o), triton.next_power_of_2(max(1, len(unit)))))
     tiles = triton.cdiv(len(unit), block_b)
     wanted = max(1, PROGRAMS // tiles)
     per_split = triton.cdiv(triton.cdiv(rows, wanted), LARGEST_TILE) * LARGEST_TILE
     common = {"b": len(unit), "m": rows, "r": layer.r, "o": layer.r_out, "block_rows": layer.A.blocks.block_rows,
-              "per_split": per_split, "bucket": triton.next_power_of_2(rows), "TYPE": kinds[storage], "DOT": product,
+              "per_split": per_split, "bucket": triton.next_power_of_2(rows), "TYPE": kinds[storage], "DOT": products[storage],
               "EIGHT_BITS": storage == torch.int8, "BLOCK_B": block_b, "BLOCK_R": block_r, "BLOCK_O": block_o}
     if INTERPRETED:
         common["BLOCK_M"] = 64

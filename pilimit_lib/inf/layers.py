@@ -22,7 +22,7 @@ from .compress import compress
 from .feature_linear import moments_output
 from .finite import FinPiInputLinearReLU, FinPiLinearReLU
 from .functional import accumulator, inf_linear
-from .row_state import elsewhere, new_blocks, pop_rows, put_rows, require_whole, take_rows
+from .row_state import check_storage, elsewhere, new_blocks, pop_rows, put_rows, require_whole, take_rows
 from .tensors import ROWS, InfPiParameter, Pending, convert_rows
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ class InfPiLinearReLU(nn.Module):
         given = {"A": A, "Amult": Amult, "B": B, "origin": origin}
         for name, value in given.items():
             self.row_storage(name).check(value, name)
+        check_storage(self, given)
         if len({len(value) for value in given.values()}) != 1:
             raise ValueError(f"rows of different number: { {name: len(value) for name, value in given.items()} }")
         for name, value in given.items():

@@ -8,7 +8,7 @@ from torch import nn
 
 from .bias import bias_misfit
 from .moments import InfPiLinear, MomentsLayer, series_misfit
-from .row_state import EXTRAS, elsewhere
+from .row_state import EXTRAS, SUFFIXES, as_rows, codes_misfit, elsewhere, storage_misfit
 from .tensors import ROWS
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def architecture_of(state: Mapping[str, Any], layernorm: bool | None) -> dict[st
         found = recorded_architecture(state)
         if layernorm not in (None, found["layernorm"]):
             raise ValueError(f"the checkpoint says layernorm={found['layernorm']}, the call says {layernorm}")
-        return found
+        return found | _dtypes(state)
     numbers = [int(key.split(".")[1]) for key in state if key.startswith("layers.") and key.endswith(".A")]
     if not numbers or "layers.0.A" not in state or not set(ALPHAS) <= set(state):
         raise ValueError(f"not a checkpoint of an InfMLP: found {sorted(map(str, state))[:8]}")
@@ -45,6 +45,12 @@ def architecture_of(state: Mapping[str, Any], layernorm: bool | None) -> dict[st
         alphas["bias_alpha"] = 0.0
     return {"d_in": d_in, "d_out": state[f"layers.{max(numbers)}.A"].shape[1], "r": r, "L": max(numbers) - 1,
             "layernorm": layernorm, **alphas}
+
+
+def _dtypes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor arguments for the dtypes of the input layer, and of rows or moments as they are stored."""
+    places = {"dtype": ("layers.0.A",), "row_dtype": ("layers.1.A", "layers.1.V")}
+    return {name: state[key].dtype for name, keys in places.items() for key in keys if key in state}
 
 
 def misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:
@@ -66,6 +72,7 @@ def misfits(net: InfMLP, state: Mapping[str, Any], strict: bool) -> list[str]:
             problems.append(f"layers.{i} has rows of different number: {counts}")
         misfit = bias_misfit(layer, state, prefix)
         problems += ([misfit] if misfit else []) + (_kernel_misfit(layer, state, prefix) if i else [])
+        problems += _rows_misfits(layer, state, prefix) if i else []
     unknown = sorted(set(state) - known)
     if unknown and strict:
         problems.append(f"unknown entries: {unknown[:8]}")
@@ -106,6 +113,20 @@ def _entries(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> tuple[d
     # A checkpoint of rows, which are summed into V.
     del expected["V"]
     return expected | {"A": [0, layer.r_out], "Amult": [0], "B": [0, layer.r]}, of_rows
+
+
+def _rows_misfits(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> list[str]:
+    """Rows in eight bits that can't be read, and rows with numbers that the layer's storage can't hold."""
+    found = []
+    for name in ("A", "B"):
+        pieces = {suffix: state[key] for suffix in ("", *SUFFIXES[name]) if (key := prefix + name + suffix) in state}
+        if "" not in pieces:
+            continue
+        misfit = codes_misfit(pieces, prefix + name)
+        if misfit is None and not isinstance(layer, MomentsLayer):
+            misfit = storage_misfit(as_rows(pieces, name), layer.row_storage(name).storage, prefix + name)
+        found += [misfit] if misfit else []
+    return found
 
 
 def _kernel_misfit(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> list[str]:

@@ -128,7 +128,8 @@ class InfMLP(nn.Module):
                         device: torch.device | str | None = None) -> InfMLP:
         """Build the network that `state` came from and load it.
 
-        Our checkpoints know their architecture. Those of the original library don't know whether they use layer norm: say so.
+        Our checkpoints know their architecture, and dtypes stay those that they hold. Those of the original library don't know
+        whether they use layer norm: say so.
         """
         net = cls(**architecture_of(state, layernorm), device=device)
         net.load_state_dict(state)

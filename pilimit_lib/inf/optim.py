@@ -21,8 +21,8 @@ class PiSGD(torch.optim.SGD):
     themselves, so for them this is torch's SGD.
 
     Args:
-        on_nonfinite: what to do with pending rows that hold NaN or Inf: "raise" before anything changes, or "skip" the step of
-            that layer, counted in `nonfinite_skipped`.
+        on_nonfinite: what to do with a step any of whose gradients or pending rows holds NaN or Inf: "raise" before anything
+            changes, or "skip" the whole of it, counted in `nonfinite_skipped`; pending rows are then dropped.
     """
     nonfinite_skipped = 0
 
@@ -45,10 +45,17 @@ class PiSGD(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        ready = [(group, parameter) for group in self.param_groups for parameter in group["params"]
-                 if isinstance(parameter, InfPiParameter) and parameter.role == "Amult" and self._ready(parameter, group)]
-        factored = [(group, parameter) for group in self.param_groups for parameter in group["params"]
-                    if isinstance(parameter, FactoredParameter) and parameter.in_factors and self._finite(parameter, group)]
+        held = [(group, parameter) for group in self.param_groups for parameter in group["params"]]
+        ready = [(group, parameter) for group, parameter in held if isinstance(parameter, InfPiParameter)
+                 and parameter.role == "Amult" and parameter.pending.rows() is not None]
+        factored = [(group, parameter) for group, parameter in held
+                    if isinstance(parameter, FactoredParameter) and parameter.in_factors]
+        for group, parameter in ready:
+            self._check(parameter, group)
+        if not self._finite():
+            for _, parameter in ready + factored:
+                parameter.pending.clear()
+            return loss
         for group, parameter in ready:
             self._append(parameter, group)
         for group, parameter in factored:
@@ -66,32 +73,28 @@ class PiSGD(torch.optim.SGD):
                 raise ValueError(f"the optimiser was given {parameter.role} of a π-layer but not its Amult, to which the "
                                  "learning rate applies; list layer.A, layer.Amult and layer.B, or use param_groups(net, lr)")
 
-    def _ready(self, parameter: InfPiParameter, group: dict[str, Any]) -> bool:
-        rows = parameter.pending.rows()
-        if rows is None:
-            return False
-        if self._finite(parameter, group):
-            limits = parameter.pending.layer.limits
-            if limits is not None:
-                limits.check(rows, group["momentum"])
-            state = self.state.get(parameter, {}).get("momentum_buffer")
-            if state is not None and len(state) != len(parameter.blocks):
-                raise RuntimeError(f"a π-layer has {len(parameter.blocks)} rows, but its momentum in the optimiser {len(state)}; "
-                                   "after keep() or rewind() call follow(optimizer, change)")
-            return True
-        return False
+    def _check(self, parameter: InfPiParameter, group: dict[str, Any]) -> None:
+        """Raise where the pending rows of a layer could not be appended."""
+        limits = parameter.pending.layer.limits
+        if limits is not None:
+            limits.check(parameter.pending.rows(), group["momentum"])
+        state = self.state.get(parameter, {}).get("momentum_buffer")
+        if state is not None and len(state) != len(parameter.blocks):
+            raise RuntimeError(f"a π-layer has {len(parameter.blocks)} rows, but its momentum in the optimiser {len(state)}; "
+                               "after keep() or rewind() call follow(optimizer, change)")
+        shard = parameter.pending.layer.shard
+        if shard is not None:
+            shard.check(parameter.pending.rows(), len(parameter.blocks))
 
-    def _finite(self, parameter: InfPiParameter | FactoredParameter, group: dict[str, Any]) -> bool:
-        """Whether the pending gradient may be stepped; one with NaN or Inf raises or is dropped and counted."""
-        if parameter.pending_is_finite():
-            return True
-        if group.get("on_nonfinite", "raise") == "raise":
-            raise FloatingPointError("NaN or Inf in the gradient of a π-layer (for rows in float16: more than 65504): rows can't "
-                                     "be taken back, so nothing was stepped. Lower the learning rate or clip, or keep rows in "
-                                     "bfloat16; zero_grad() to go on, or PiSGD(on_nonfinite='skip')")
-        self.nonfinite_skipped += 1
-        parameter.pending.clear()
-        return False
+    def _finite(self) -> bool:
+        """Whether the step may be made; NaN or Inf in any group raises, or is counted as a step to be skipped."""
+        bad = [group for group in self.param_groups if not _all_finite(group["params"])]
+        if any(group.get("on_nonfinite", "raise") == "raise" for group in bad):
+            raise FloatingPointError("NaN or Inf in a gradient or in rows to be appended (for rows in float16: more than 65504); "
+                                     "rows can't be taken back, so nothing was stepped. Lower the learning rate or clip, or keep "
+                                     "rows in bfloat16; zero_grad() to go on, or PiSGD(on_nonfinite='skip')")
+        self.nonfinite_skipped += bool(bad)
+        return not bad
 
     def _update(self, parameter: FactoredParameter, group: dict[str, Any]) -> None:
         """SGD on V from the factors of its gradient, in place. With momentum the gradient is formed and left to torch's SGD."""
@@ -110,7 +113,7 @@ class PiSGD(torch.optim.SGD):
         layer, old = parameter.pending.layer, len(parameter.blocks)
         limits, count = layer.limits, len(rows)
         if layer.shard is not None:
-            rows = layer.shard.share(rows, old)
+            rows = layer.shard.share(rows)
         if momentum:
             coefficient = self._velocity(parameter, group, decay, len(rows))
             parameter.blocks.add_(coefficient[:old], alpha=-lr)
@@ -142,6 +145,28 @@ class PiSGD(torch.optim.SGD):
             velocity.add_(gradient, alpha=1 - group["dampening"])
         state["momentum_buffer"] = velocity
         return gradient.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
+
+
+def _all_finite(parameters: Iterable[Tensor]) -> bool:
+    """Whether no gradient, nor pending row, of `parameters` holds NaN or Inf."""
+    gradients = [gradient for parameter in parameters for gradient in _gradients(parameter)]
+    if not gradients:
+        return True
+    # A sum takes one pass and no memory, and isn't finite where an entry isn't; of large numbers it may overflow by itself.
+    sums = torch.stack([gradient.sum().isfinite().to(gradients[0].device) for gradient in gradients])
+    return bool(sums.all()) or all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+def _gradients(parameter: Tensor) -> Iterable[Tensor]:
+    """The tensors that the gradient of `parameter` consists of; the rows of a π-layer count with its Amult."""
+    if isinstance(parameter, InfPiParameter):
+        return parameter.pending_values() if parameter.role == "Amult" else ()
+    if isinstance(parameter, FactoredParameter) and parameter.in_factors:
+        factors = parameter.factors()
+        return factors.delta, factors.unit
+    if parameter.grad is None:
+        return ()
+    return (parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad,)
 
 
 InfSGD = PiSGD  # the name in the original's experiments

@@ -83,6 +83,7 @@ def load_rows(model: nn.Module, folder: str | os.PathLike, optimizer: Optimizer 
     layers = dict(row_layers(model))
     _check(folder, found, layers)
     small = [load(folder / f"rank-{rank}.pt") for rank in range(found["ranks"])]
+    _check_small(folder, found["layers"], small)
     state = found["state"]
     mine = {name: _of_rank(name, small, found["layers"][name]["rows"], group) for name in layers}
     for name in layers:
@@ -172,7 +173,7 @@ def _of_rank(name: str, small: list[dict], rows: int, group: _Group) -> dict[str
 
 def _numbers(rows: int, group: _Group, at_once: int) -> Iterator[Tensor]:
     """Numbers of the rows of this rank, among those of all ranks, a block at a time."""
-    for part in torch.arange(group.rank, rows, group.size).split(at_once):
+    for part in torch.arange(min(group.rank, rows), rows, group.size).split(at_once):
         if len(part):
             yield part
 
@@ -210,3 +211,20 @@ def _check(folder: Path, found: dict, layers: dict[str, InfPiLinearReLU]) -> Non
     for rank in range(found["ranks"]):
         if not (folder / f"rank-{rank}.pt").is_file():
             raise FileNotFoundError(f"{folder} lacks rank-{rank}.pt; copy the files of all {found['ranks']} ranks into it")
+
+
+def _check_small(folder: Path, layers: dict[str, dict], small: list[dict]) -> None:
+    """Raise unless what each rank wrote per row is there for every row."""
+    for name, sizes in layers.items():
+        needed = ["Amult", "origin"] + [f"{role}_{piece}" for role in ("A", "B") for piece in ("scale", "shift")
+                                        if sizes[role]["dtype"] == torch.int8]
+        if any(MOMENTUM in held.get(name, ()) for held in small):
+            needed.append(MOMENTUM)
+        for rank, held in enumerate(small):
+            expected = len(range(rank, sizes["rows"], len(small)))
+            for key in needed:
+                value = held.get(name, {}).get(key)
+                shape = list(value.shape) if isinstance(value, Tensor) else None
+                if shape != [expected]:
+                    raise ValueError(f"{folder / f'rank-{rank}.pt'} holds {'no' if shape is None else shape} {key} of '{name}', "
+                                     f"{[expected]} were expected: it is damaged, or belongs to another checkpoint")

@@ -6,7 +6,7 @@ training goes on bit for bit.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
@@ -83,28 +83,53 @@ def pop_rows(state: dict, prefix: str) -> dict[str, dict[str, Tensor]]:
     return found
 
 
+def codes_misfit(pieces: Mapping[str, Tensor], name: str) -> str | None:
+    """What keeps rows in eight bits from being read: their scales and shifts are not there, or of another number."""
+    value = pieces[""]
+    shapes = {suffix: list(pieces[suffix].shape) if suffix in pieces else None for suffix in SUFFIXES["A"]}
+    if value.dtype == torch.int8 and any(shape != [len(value)] for shape in shapes.values()):
+        return f"{name} has {len(value)} rows in eight bits, but scales and shifts of shapes {shapes}"
+    return None
+
+
+def storage_misfit(rows: Tensor, storage: torch.dtype, name: str) -> str | None:
+    """What keeps `rows` from being stored so: numbers that would become Inf."""
+    if rows.dtype == storage or not storage.is_floating_point or not bool((rows.isfinite() & rows.to(storage).isinf()).any()):
+        return None
+    return (f"{name} has numbers up to {float(rows[rows.isfinite()].abs().max()):g}, rows in {storage} hold at most "
+            f"{torch.finfo(storage).max:g}; keep rows in bfloat16 or float32")
+
+
 def as_rows(pieces: dict[str, Tensor], name: str) -> Tensor:
     """The rows [m, …] that the pieces of a state dict stand for; ValueError where they do not belong together."""
-    value = pieces[""]
-    if value.dtype == torch.int8:
-        lengths = {suffix: len(pieces[suffix]) if suffix in pieces else None for suffix in SUFFIXES["A"]}
-        if set(lengths.values()) != {len(value)}:
-            raise ValueError(f"{name} has {len(value)} rows in eight bits, but of scales and shifts {lengths}")
+    misfit = codes_misfit(pieces, name)
+    if misfit:
+        raise ValueError(misfit)
     return codes_to_rows(pieces)
+
+
+def check_storage(layer: InfPiLinearReLU, given: Mapping[str, Tensor]) -> None:
+    """Raise where A or B, among the tensors `given` by name, has numbers that the layer's storage can't hold."""
+    for name in ("A", "B"):
+        misfit = storage_misfit(given[name], layer.row_storage(name).storage, name)
+        if misfit:
+            raise ValueError(misfit)
 
 
 def take_rows(layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origin: Tensor | None) -> None:
     """Hold the rows that `pop_rows` found; nothing is changed where they do not fit."""
     require_whole(layer, "load_state_dict")
-    lengths = {name: len(as_rows(pieces, name)) for name, pieces in found.items()}
+    rows = {name: as_rows(pieces, name) for name, pieces in found.items()}
+    lengths = {name: len(values) for name, values in rows.items()}
     origin = torch.full((lengths["A"],), UNKNOWN) if origin is None else origin
     for name, pieces in found.items():
         layer.row_storage(name).check(pieces[""], name)
+    check_storage(layer, rows)
     layer.row_storage("origin").check(origin, "origin")
     if len(set(lengths.values())) != 1 or len(origin) != lengths["A"]:
         raise ValueError(f"rows of different number: {lengths | {'origin': len(origin)} }")
     for name, pieces in found.items():
         if pieces[""].dtype == torch.int8 and layer.row_storage(name).storage != torch.int8:
-            pieces = {"": as_rows(pieces, name)}
+            pieces = {"": rows[name]}
         layer.row_storage(name).load_state(pieces)
     layer.row_storage("origin").set(origin)

@@ -111,14 +111,13 @@ class InfPiParameter(nn.Parameter):
             raise RuntimeError(_REMEDY)
         self.pending.clear()
 
-    def pending_is_finite(self) -> bool:
-        """Whether no pending row holds NaN or Inf, nor would once it is stored."""
+    def pending_values(self) -> tuple[Tensor, ...]:
+        """What the next step would append: nothing, or A as it would be stored, and B."""
         rows = self.pending.rows()
         if rows is None:
-            return True
-        stored = self.pending.layer.A.blocks.storage
-        # A = ∂out·s, so a bad pre-activation shows here too.
-        return bool(torch.isfinite(rows.A.to(stored) if stored == torch.float16 else rows.A).all())
+            return ()
+        # Under layer norm A = ∂out·(s > 0), so a pre-activation that is NaN shows in its direction only.
+        return rows.A.to(torch.float16) if self.pending.layer.A.blocks.storage == torch.float16 else rows.A, rows.B
 
     def refresh(self) -> None:
         """Take over the dtype and device of the blocks after a conversion; the object stays the same."""

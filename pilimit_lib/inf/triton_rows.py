@@ -60,12 +60,22 @@ def _dot(left, right, DOT: tl.constexpr):
 
 
 @triton.jit
+def _size(values, DOT: tl.constexpr):
+    """By what each line of `values` is divided for a product: its largest number, since float16 would lose small ones."""
+    size = tl.full((values.shape[0], 1), 1.0, tl.float32)
+    if DOT == tl.float16:
+        largest = tl.max(tl.abs(values), 1)[:, None]
+        size = tl.where(largest > 0, largest, size)
+    return size
+
+
+@triton.jit
 def _cosines(u, B, u_sum, scale_ptr, shift_ptr, rows, mask, EIGHT_BITS: tl.constexpr, DOT: tl.constexpr):
     q = _dot(u, tl.trans(B), DOT)
     if EIGHT_BITS:
         scale, shift = tl.load(scale_ptr + rows, mask=mask, other=0.0), tl.load(shift_ptr + rows, mask=mask, other=0.0)
         q = q * scale[None, :] + u_sum[:, None] * shift[None, :]
-    return tl.minimum(tl.maximum(q, -1.0), 1.0)
+    return tl.where(q > 1.0, 1.0, tl.where(q < -1.0, -1.0, q))  # minimum and maximum would drop NaN
 
 
 @_tuned
@@ -93,7 +103,9 @@ def forward_kernel(u_ptr, A_table, B_table, weight_ptr, offset_ptr, scale_ptr, s
             common += tl.sum(kernel * tl.load(offset_ptr + rows, mask=mask, other=0.0)[None, :], 1)
         weight = tl.load(weight_ptr + rows, mask=mask, other=0.0)
         A = _rows(A_table, start, block_rows, rows, at_o, mask, o, TYPE)
-        total += _dot(kernel * weight[None, :], A, DOT)
+        weighted = kernel * weight[None, :]
+        size = _size(weighted, DOT)
+        total += _dot(weighted / size, A, DOT) * size
     at = (split * b + samples[:, None]) * o + at_o[None, :]
     tl.store(out_ptr + at, total + common[:, None], mask=(samples < b)[:, None] & (at_o < o)[None, :])
 
@@ -108,7 +120,7 @@ def backward_kernel(u_ptr, grad_ptr, A_table, B_table, weight_ptr, offset_ptr, s
     here = samples[:, None].to(tl.int64)
     u = tl.load(u_ptr + here * r + at_r[None, :], mask=(samples < b)[:, None] & (at_r < r)[None, :], other=0.0)
     grad = tl.load(grad_ptr + here * o + at_o[None, :], mask=(samples < b)[:, None] & (at_o < o)[None, :], other=0.0)
-    u_sum, grad_sum = tl.sum(u, 1), tl.sum(grad, 1)
+    u_sum, grad_sum, grad_size = tl.sum(u, 1), tl.sum(grad, 1), _size(grad, DOT)
     along_rows = tl.zeros((BLOCK_B, BLOCK_R), dtype=tl.float32)
     along_unit = tl.zeros((BLOCK_B,), dtype=tl.float32)
     common = tl.zeros((BLOCK_B,), dtype=tl.float32)
@@ -119,7 +131,7 @@ def backward_kernel(u_ptr, grad_ptr, A_table, B_table, weight_ptr, offset_ptr, s
         B = _rows(B_table, start, block_rows, rows, at_r, mask, r, TYPE)
         q = _cosines(u, B, u_sum, scale_ptr, shift_ptr, rows, mask, EIGHT_BITS, DOT)
         A = _rows(A_table, start, block_rows, rows, at_o, mask, o, TYPE)
-        dgamma = _dot(grad, tl.trans(A), DOT) * tl.load(weight_ptr + rows, mask=mask, other=0.0)[None, :]
+        dgamma = _dot(grad / grad_size, tl.trans(A), DOT) * grad_size * tl.load(weight_ptr + rows, mask=mask, other=0.0)[None, :]
         if EIGHT_BITS:
             dgamma += grad_sum[:, None] * tl.load(offset_ptr + rows, mask=mask, other=0.0)[None, :]
         x = tl.abs(q)
@@ -130,7 +142,8 @@ def backward_kernel(u_ptr, grad_ptr, A_table, B_table, weight_ptr, offset_ptr, s
         if EIGHT_BITS:
             common += tl.sum(slope * tl.load(shift_ptr + rows, mask=mask, other=0.0)[None, :], 1)
             slope = slope * tl.load(scale_ptr + rows, mask=mask, other=0.0)[None, :]
-        along_rows += _dot(slope, B, DOT)
+        size = _size(slope, DOT)
+        along_rows += _dot(slope / size, B, DOT) * size
     at = (split * b + samples[:, None]) * r + at_r[None, :]
     tl.store(rows_ptr + at, along_rows + common[:, None], mask=(samples < b)[:, None] & (at_r < r)[None, :])
     tl.store(unit_ptr + split * b + samples, along_unit, mask=samples < b)

@@ -280,6 +280,25 @@ BROKEN = {
 }
 
 
+EIGHT_BITS = {
+    "no scales": lambda s: s.pop("layers.2.B_scale"), "no shifts": lambda s: s.pop("layers.2.A_shift"),
+    "short scales": lambda s: s.update({"layers.2.A_scale": s["layers.2.A_scale"][:-1]}),
+    "scales in columns": lambda s: s.update({"layers.2.B_scale": s["layers.2.B_scale"][:, None]}),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("memory", ["rows", "moments"])
+@pytest.mark.parametrize("name", EIGHT_BITS)
+def test_b4_rows_in_eight_bits_that_can_not_be_read_change_nothing(name, memory, strict):
+    net, source = InfMLP(5, 3, 6, 1, memory=memory), InfMLP(5, 3, 6, 1, row_dtype=torch.int8)
+    before, state = tensors(net), source.state_dict()
+    EIGHT_BITS[name](state)
+    with pytest.raises(RuntimeError, match="layers.2.*eight bits"):
+        net.load_state_dict(state, strict=strict)
+    assert_unchanged(before, net)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_b4_a_broken_state_is_refused_and_changes_nothing(name):
     change, message = BROKEN[name]

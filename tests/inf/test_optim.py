@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from pilimit_lib.core import follow, load, restore, save, snapshot
-from pilimit_lib.inf import FinPiMLPSample, InfMLP, InfSGD, PiSGD, clip_grad_norm_, param_groups
+from pilimit_lib.inf import FinPiMLPSample, InfMLP, InfPiLinear, InfPiLinearReLU, InfSGD, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.tensors import InfPiParameter
 
 from .nets import assert_unchanged, cross_entropy, data, network, tensors
@@ -246,10 +246,78 @@ def test_nonfinite_rows_are_skipped_on_request(bad):
     optimizer = PiSGD(net.parameters(), lr=.1, on_nonfinite="skip")
     backward(net)
     net.layers[2].pending.rows().A[0, 0] = bad
+    before = tensors(net)
     optimizer.step()
-    assert optimizer.nonfinite_skipped == 1 and net.rows == [10, 6] and net.layers[2].A.grad is None
+    assert_unchanged(before, net)
+    assert optimizer.nonfinite_skipped == 1 and all(layer.A.grad is None for layer in net.layers[1:])
     step(net, optimizer)
-    assert optimizer.nonfinite_skipped == 1 and net.rows == [14, 10]
+    assert optimizer.nonfinite_skipped == 1 and net.rows == [10, 10]
+
+
+@pytest.mark.parametrize("settings", [{}, {"memory": "moments"}, {"memory": "moments", "fused": True}], ids=str)
+@pytest.mark.parametrize("how", ["raise", "skip"])
+@pytest.mark.parametrize("place", ["sample", "bias", "moments"])
+def test_a_gradient_that_is_not_finite_stops_the_whole_step(settings, how, place):
+    """Momentum, weight decay, biases and the input layer too: half a step is no step."""
+    net = InfMLP(5, 3, 6, 1, dtype=torch.float64, **settings)
+    optimizer = PiSGD(param_groups(net, .1, .1), momentum=.9, on_nonfinite=how)
+    step(net, optimizer)
+    optimizer.zero_grad()
+    x, y = data()
+    if place == "sample":
+        x[0, 0] = float("nan")
+    cross_entropy(y)(net(x)).backward()
+    if place == "bias":
+        net.layers[0].bias.grad[2] = float("inf")
+    elif place == "moments" and settings:
+        net.layers[2].V.grad[0, 1] = float("nan")
+    elif place == "moments":
+        net.layers[2].pending.rows().A[0, 1] = float("nan")
+    before = tensors(net)
+    momentum = {key: state["momentum_buffer"].clone() for key, state in optimizer.state.items()}
+    if how == "raise":
+        with pytest.raises(FloatingPointError, match="nothing was stepped"):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert optimizer.nonfinite_skipped == 1
+    assert_unchanged(before, net)
+    assert all(torch.equal(value, optimizer.state[key]["momentum_buffer"]) for key, value in momentum.items())
+    step(net, optimizer)
+    assert all(value.isfinite().all() for value in tensors(net).values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layernorm", [False, True])
+@pytest.mark.parametrize("row_dtype", [torch.float32, torch.int8], ids=str)
+def test_directions_that_are_not_finite_are_no_rows(bad, layernorm, row_dtype):
+    """With layer norm the size of a bad pre-activation shows nothing, and no other parameter has a gradient here."""
+    layer = InfPiLinearReLU(4, 3, bias_alpha=0, layernorm=layernorm, row_dtype=row_dtype)
+    g = torch.randn(3, 4)
+    g[1, 2] = bad
+    layer(g).nan_to_num()[[0, 2]].sum().backward()
+    with pytest.raises(FloatingPointError):
+        PiSGD(layer.parameters(), lr=.1).step()
+    assert len(layer) == 4
+
+
+def test_fused_moments_with_a_direction_that_is_not_finite():
+    layer = InfPiLinear(4, 3, bias_alpha=0, layernorm=True, fused=True)
+    before = layer.V.detach().clone()
+    g = torch.full((1, 4), float("nan"))
+    layer(g).nan_to_num().sum().backward()
+    with pytest.raises(FloatingPointError):
+        PiSGD(layer.parameters(), lr=.1).step()
+    assert torch.equal(before, layer.V)
+
+
+def test_large_gradients_are_finite():
+    """Their sum is not."""
+    layer = nn.Linear(4, 2, bias=False)
+    optimizer = PiSGD(layer.parameters(), lr=1e-38)
+    layer.weight.grad = torch.full((2, 4), 3e38)
+    optimizer.step()
+    assert optimizer.nonfinite_skipped == 0 and layer.weight.isfinite().all()
 
 
 def test_nonfinite_losses_of_a_whole_step():

@@ -136,7 +136,25 @@ def test_folded_rows_are_part_of_it(tmp_path):
     assert_same(net, other)
 
 
+def change_rank_file(change):
+    def damage(folder):
+        small = torch.load(folder / "rank-0.pt", weights_only=True)
+        change(small)
+        torch.save(small, folder / "rank-0.pt")
+    return damage
+
+
+def shortened(layer, key):
+    return change_rank_file(lambda small: small[layer].update({key: small[layer][key][:-2]}))
+
+
 DAMAGE = {
+    "short multipliers": (shortened("layers.1", "Amult"), ValueError, r"\[14\] Amult of 'layers.1', \[16\]"),
+    "short origin": (shortened("layers.2", "origin"), ValueError, r"origin of 'layers.2'"),
+    "short momentum": (shortened("layers.2", "momentum_buffer"), ValueError, "momentum_buffer"),
+    "short scales": (shortened("layers.2", "A_scale"), ValueError, r"A_scale of 'layers.2'"),
+    "no shifts": (change_rank_file(lambda small: small["layers.1"].pop("B_shift")), ValueError, "no B_shift of 'layers.1'"),
+    "rank without a layer": (change_rank_file(lambda small: small.pop("layers.2")), ValueError, "no Amult of 'layers.2'"),
     "truncated rows": (lambda f: (f / "A.0.layers.1").write_bytes(b"1234"), ValueError, "4 bytes"),
     "missing rows": (lambda f: (f / "B.0.layers.2").unlink(), ValueError, "no bytes"),
     "missing rank": (lambda f: (f / "rank-0.pt").unlink(), FileNotFoundError, "rank-0"),
@@ -148,7 +166,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_found_before_anything_changes(damage, tmp_path):
-    net, optimizer = build()
+    net, optimizer = build(torch.int8)
     train(net, optimizer, 2)
     save_rows(net, tmp_path / "saved", optimizer)
     act, error, message = DAMAGE[damage]
@@ -157,6 +175,21 @@ def test_damage_is_found_before_anything_changes(damage, tmp_path):
     before = tensors(other)
     with pytest.raises(error, match=message):
         load_rows(other, tmp_path / "saved", its_optimizer)
+    assert tensors(other).keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in tensors(other).items())
+
+
+@pytest.mark.parametrize("row_dtype", [torch.float32, torch.int8], ids=str)
+def test_the_rank_file_of_another_checkpoint_is_refused(row_dtype, tmp_path):
+    net, optimizer = build(row_dtype)
+    save_rows(net, tmp_path / "old", optimizer)
+    train(net, optimizer, 2)
+    save_rows(net, tmp_path / "new", optimizer)
+    (tmp_path / "old" / "rank-0.pt").replace(tmp_path / "new" / "rank-0.pt")
+    other, its_optimizer = build(row_dtype, seed=4)
+    before = tensors(other)
+    with pytest.raises(ValueError, match="another checkpoint"):
+        load_rows(other, tmp_path / "new", its_optimizer)
     assert all(torch.equal(value, before[name]) for name, value in tensors(other).items())
 
 

@@ -7,7 +7,9 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
+from pilimit_lib.core import follow
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_
+from pilimit_lib.inf.row_files import load_rows, save_rows
 from pilimit_lib.inf.shard import gather_rows, shard_rows
 
 
@@ -129,6 +131,7 @@ def refusals(rank):
     with pytest.raises(RuntimeError, match="different rows"):
         optimizer.step()
     assert rows == [len(layer) for layer in net.layers[1:]]
+    other_labels(rank)
     optimizer.zero_grad()
     x, y = batch(0)
     F.cross_entropy(net(x), y).backward()
@@ -146,6 +149,49 @@ def refusals(rank):
         net, _ = build()
         net(x).sum().backward()
         shard_rows(net)
+
+
+def other_labels(rank):
+    """Of one sample: inputs are the same, and gradients sum to zero with any labels."""
+    net, optimizer = build()
+    step(net, optimizer, 0)  # a fresh readout passes no gradient on
+    shard_rows(net, optimizer=optimizer)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    x, y = batch(0)
+    y[2] = rank
+    optimizer.zero_grad()
+    F.cross_entropy(net(x), y).backward()
+    for layer in net.layers[1:-1]:
+        layer.zero_grad()  # so that the readout, which comes last, is the only one to see it
+    with pytest.raises(RuntimeError, match="different rows"):
+        optimizer.step()
+    assert all(torch.equal(*pair) for pair in zip(before, net.parameters()))
+
+
+def small_layers(rank, size, folder):
+    """Ranks that have no row of a layer at first."""
+    torch.manual_seed(3)
+    net = InfMLP(5, 3, 1, 1, row_dtype=torch.int8)
+    optimizer = PiSGD(net.parameters(), lr=.2, momentum=.5)
+    step(net, optimizer, 0)
+    for layer in net.layers[1:]:
+        follow(optimizer, layer.axis.keep(torch.arange(1)))
+    shard_rows(net, optimizer=optimizer)
+    assert net.rows == [int(rank == 0)] * 2
+    save_rows(net, f"{folder}/saved", optimizer)
+    torch.manual_seed(4)
+    other = InfMLP(5, 3, 1, 1, row_dtype=torch.int8)
+    its_optimizer = PiSGD(other.parameters(), lr=.2, momentum=.5)
+    shard_rows(other)
+    load_rows(other, f"{folder}/saved", its_optimizer)
+    losses = [[step(each, its, number) for number in (1, 2)] for each, its in ((net, optimizer), (other, its_optimizer))]
+    assert losses[0] == losses[1]
+    gather_rows(net, optimizer)
+    assert net.rows == [11, 11]
+
+
+def test_a_layer_with_fewer_rows_than_ranks(tmp_path):
+    assert started(small_layers, 3, tmp_path) == [0, 0, 0]
 
 
 def test_two_processes_train_one_network_and_refuse_what_can_not_be_sharded(tmp_path):

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pilimit_lib.core import Blocks, restore, snapshot
-from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD
+from pilimit_lib.core import Blocks, batch, restore, snapshot
+from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, param_groups
 from pilimit_lib.inf.quantized import QuantizedBlocks, quantize
 
 from . import test_rows
-from .nets import cross_entropy, data, network
+from .nets import assert_unchanged, cross_entropy, data, network, tensors
 
 
 def small(row_dtype=torch.int8, **settings):
@@ -145,6 +145,23 @@ def test_state_dicts_load_across_storages(source, target):
     torch.testing.assert_close(other(x), net(x), rtol=3e-2, atol=3e-2)
 
 
+@pytest.mark.parametrize("dtype, row_dtype, settings", [
+    *[(torch.float32, kind, {}) for kind in (torch.int8, torch.bfloat16, torch.float16, torch.float32, torch.float64)],
+    (torch.float64, None, {}), (torch.float64, torch.int8, {}), (torch.float32, torch.bfloat16, {"memory": "moments"}),
+    (torch.float64, None, {"memory": "moments"}), (torch.float32, torch.int8, {"row_budget": 5})], ids=str)
+def test_a_network_built_from_a_state_dict_has_its_dtypes(dtype, row_dtype, settings):
+    net = InfMLP(5, 3, 6, 1, dtype=dtype, row_dtype=row_dtype, **settings)
+    steps(net, 2)
+    twin = InfMLP.from_state_dict(net.state_dict())
+    x = torch.randn(4, 5, dtype=dtype)
+    assert torch.equal(twin(x), net(x)) and twin(x).dtype == dtype
+    assert [p.dtype for p in twin.parameters()] == [p.dtype for p in net.parameters()]
+    if "memory" not in settings:
+        assert [layer.A.blocks.storage for layer in twin.layers[1:]] == [row_dtype or dtype] * 2
+    for name, value in net.state_dict().items():
+        assert not isinstance(value, torch.Tensor) or torch.equal(value, twin.state_dict()[name]), name
+
+
 def test_codes_become_moments():
     net = small()
     moments = InfMLP(5, 3, 6, 1, memory="moments", degree=4)
@@ -182,6 +199,43 @@ def test_rows_too_large_for_float16_are_refused_before_anything_changes():
     skipping = PiSGD(net.parameters(), lr=.1, on_nonfinite="skip")
     skipping.step()
     assert skipping.nonfinite_skipped and min(net.rows) == 6
+
+
+def test_setting_and_loading_rows_too_large_for_float16_changes_nothing():
+    net = small(torch.float16)
+    layer, before = net.layers[2], tensors(net)
+    with pytest.raises(ValueError, match="A has numbers up to 1e.06.*65504"):
+        layer.set_rows(torch.full((2, 3), 1e6), torch.ones(2), torch.eye(6)[:2])
+    for source in (small(torch.float32), small(torch.int8)):
+        source.layers[2].set_rows(torch.randn(6, 3) * 1e7, torch.ones(6), source.layers[2].B.detach())
+        with pytest.raises(RuntimeError, match="layers.2.A has numbers"):
+            net.load_state_dict(source.state_dict())
+    assert_unchanged(before, net)
+    with pytest.raises(RuntimeError, match="A has numbers"):
+        layer.load_state_dict(source.layers[2].state_dict())
+    assert torch.equal(layer.A.detach(), before["layers.2.A"])
+    layer.set_rows(torch.full((2, 3), float("inf")), torch.ones(2), torch.eye(6)[:2])
+    assert layer.A.isinf().all(), "what was Inf before is not refused"
+
+
+@pytest.mark.parametrize("row_dtype", [torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("lr, decay", [(1., .05), (1e-4, 0.)])
+def test_merged_rows_keep_numbers_of_ordinary_size(row_dtype, lr, decay):
+    """A row that goes on absorbing others is given a new multiplier: its own decays, or is as small as the learning rate."""
+    net = InfMLP(5, 3, 6, 1, row_dtype=row_dtype, merge=.9)
+    optimizer = PiSGD(param_groups(net, lr, decay))
+    x, y = data(8, dtype=torch.float32)
+    for _ in range(250 if decay else 20):
+        optimizer.zero_grad()
+        with batch(torch.arange(8)):
+            loss = F.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+    assert loss.isfinite() and all(value.isfinite().all() and value.abs().max() < 10 for value in tensors(net).values()
+                                   if value.is_floating_point())
+    assert all(layer.limits.merged > 100 for layer in net.layers[1:])
+    report = net.merge(.5)
+    assert sum(r.rows_after for r in report) <= sum(r.rows_before for r in report) and net(x).isfinite().all()
 
 
 class TestInEightBits(test_rows.TestInfMLP):
