@@ -118,10 +118,10 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def pick_device(cuda: bool) -> torch.device:
+def pick_device(cuda: bool, flag: str = "--cuda") -> torch.device:
     """The GPU where one was asked for; an error, not the CPU, where there is none."""
     if cuda and not torch.cuda.is_available():
-        raise RuntimeError("--cuda was given, but torch finds no CUDA device; leave it out to run on the CPU")
+        raise RuntimeError(f"{flag} was given, but torch finds no CUDA device; leave it out to run on the CPU")
     return torch.device("cuda" if cuda else "cpu")
 
 

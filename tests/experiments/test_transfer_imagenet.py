@@ -99,6 +99,11 @@ def test_what_is_missing_or_wrong_is_named_before_anything_is_read(imagenet, tmp
     (tmp_path / "file").write_bytes((imagenet / "val_data").read_bytes()[:-50])
     with pytest.raises(ValueError, match="damaged"):
         read_file(tmp_path / "file")
+    for content in (b"\x80\x02X\xff\xff\xff\x7f", b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x04\0\0\0nope\x86R.",
+                    b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f"):
+        (tmp_path / "file").write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            read_file(tmp_path / "file")
     with pytest.raises(FileNotFoundError, match="lacks train_data_batch_1, .*val_data.*image-net.org"):
         load_imagenet32(tmp_path)
     other = write_set(tmp_path / "set")
