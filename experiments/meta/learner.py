@@ -170,7 +170,7 @@ def nilmax(net: nn.Module, batch: Batch, regression: bool, reg: float = 1e-6) ->
 
 def evaluate(settings: Settings, net: nn.Module, batches: Iterable[Batch], count: int, device: torch.device, quiet: bool = True,
              steps: int | None = None, without_steps: bool = False) -> dict[str, Any]:
-    """Mean query loss and accuracy over `count` batches of tasks, with half the width of a 95 % interval over tasks (None of one)."""
+    """Mean query loss and accuracy over `count` batches of tasks, and half the width of a 95 % interval (of one task None)."""
     per_task: dict[str, list[Tensor]] = {"loss": [], "acc": []}
     for batch in tqdm(islice(batches, count), total=count, desc="testing", leave=False, disable=quiet):
         batch = placed(batch, device, DTYPES[settings.dtype])

@@ -159,9 +159,11 @@ def train(settings: Settings, output_folder: str | Path, *, resume: bool = False
         print("on the CPU everything is float32")
     trainer = Trainer(settings, device, quiet)
     folder = RunFolder(output_folder, settings.as_dict(), resume, overwrite, "config.json", "--output-folder",
-                       "--overwrite-existing", "num_epochs")
+                       "--overwrite-existing", ("num_epochs",))
     if resume:
-        trainer.load_state(folder.load())
+        state = folder.load()
+        folder.check_schedule(*(each["extras"]["scheduler"] for each in (state, trainer.state())), flag="--num-epochs")
+        trainer.load_state(state)
     else:
         for stale in ("model.th", *(f"{name}.jsonl" for name in TABLES)):
             (folder.path / stale).unlink(missing_ok=True)

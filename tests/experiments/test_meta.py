@@ -365,6 +365,15 @@ def test_a_test_of_one_task_has_no_interval(tmp_path, capsys):
     assert "nan" not in capsys.readouterr().out and '"loss_ci95": null' in (tmp_path / "test.jsonl").read_text()
 
 
+@pytest.mark.parametrize("scheduler", ["cosine", "linear"])
+def test_a_schedule_is_not_continued_beyond_its_end(tmp_path, capsys, scheduler):
+    flags = [*SINUSOID, "--scheduler", scheduler, "--output-folder", str(tmp_path)]
+    meta_train.main(flags)
+    with pytest.raises(SystemExit):
+        meta_train.main([*flags, "--num-epochs", "3", "--resume"])
+    assert "schedule of 12 steps, which can't be continued for more --num-epochs" in capsys.readouterr().err
+
+
 def test_the_flag_of_a_missing_gpu_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
