@@ -21,13 +21,15 @@ class RunFolder:
     """The output folder of one run: settings.json, metrics.jsonl (one line per epoch), checkpoint.pt, curves.png.
 
     A folder that already holds a run is only written to again when the run is resumed, or overwritten on request. A command whose
-    flags and files have other names says so; `more_of` is the setting that a resumed run may raise.
+    flags and files have other names says so; `may_differ` are the settings that a resumed run may have otherwise.
     """
+    written = ("checkpoint.pt", "metrics.jsonl", "curves.png", "model.th", "model_best.th", "model_epoch_*.th", "transfer.png",
+               "transfers.jsonl")  # what an overwritten run may have left
 
     def __init__(self, path: str | Path, settings: dict[str, Any], resume: bool = False, overwrite: bool = False,
                  named: str = "settings.json", folder_flag: str = "--save-dir", overwrite_flag: str = "--overwrite",
-                 more_of: str = "epochs") -> None:
-        self.path, self.settings, self.more_of = Path(path), settings, more_of
+                 may_differ: Sequence[str] = ("epochs",)) -> None:
+        self.path, self.settings, self.may_differ = Path(path), settings, may_differ
         self.checkpoint = self.path / "checkpoint.pt"
         self.metrics = self.path / "metrics.jsonl"
         known = self.path / named
@@ -42,16 +44,24 @@ class RunFolder:
                                   f"{overwrite_flag}, or choose another {folder_flag}")
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
+            for stale in [path for pattern in self.written for path in self.path.glob(pattern)] if known.exists() else []:
+                stale.unlink()
             write_text(known, json.dumps(settings, indent=2) + "\n")
-            for stale in (self.checkpoint, self.metrics):
-                stale.unlink(missing_ok=True)
 
     def _check_same(self, known: dict[str, Any]) -> None:
-        differing = {key: (known.get(key), value) for key, value in self.settings.items() if known.get(key) != value}
-        differing.pop(self.more_of, None)  # a finished run may be continued for more epochs
+        differing = {key: (known.get(key), value) for key, value in self.settings.items()
+                     if known.get(key) != value and key not in self.may_differ}
         if differing:
             described = ", ".join(f"{key}: {old!r} then, {new!r} now" for key, (old, new) in differing.items())
             raise ValueError(f"the run in {self.path} had other settings ({described}); repeat its command line with --resume")
+
+    def check_schedule(self, saved: dict[str, Any] | None, now: dict[str, Any] | None, flag: str = "--epochs") -> None:
+        """Raise where the schedule of a checkpoint ends elsewhere than that of this run: beyond its end it would turn back."""
+        ends = [next((state[name] for name in ("total_steps", "T_max", "total_iters") if name in state), None)
+                for state in (saved or {}, now or {})]
+        if ends[0] != ends[1]:
+            raise ValueError(f"the run in {self.path} has a schedule of {ends[0]} steps, which can't be continued for more "
+                             f"{flag}; give the number it was started with")
 
     def rewrite_metrics(self, records: list[dict[str, Any]]) -> None:
         """The metrics so far; written whole, so that a resumed run never repeats or tears a line."""
@@ -118,10 +128,10 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def pick_device(cuda: bool) -> torch.device:
+def pick_device(cuda: bool, flag: str = "--cuda") -> torch.device:
     """The GPU where one was asked for; an error, not the CPU, where there is none."""
     if cuda and not torch.cuda.is_available():
-        raise RuntimeError("--cuda was given, but torch finds no CUDA device; leave it out to run on the CPU")
+        raise RuntimeError(f"{flag} was given, but torch finds no CUDA device; leave it out to run on the CPU")
     return torch.device("cuda" if cuda else "cpu")
 
 

@@ -34,14 +34,15 @@ class ImageSet:
 
 
 def load_images(name: str, root: str | Path = "./dataset", train_size: int | None = None,
-                test_size: int | None = None) -> ImageSet:
+                test_size: int | None = None, flag: str = "--data") -> ImageSet:
     """Load an image set. `digits` ships inside scikit-learn; the others lie under `root` or are downloaded there.
 
     `train_size` and `test_size` keep that many images, the first ones of the published order (of a fixed shuffle for digits).
+    `flag` names `root` in errors.
     """
     if name not in DATASETS:
         raise ValueError(f"there is no data set '{name}'; choose one of {', '.join(DATASETS)}")
-    train_x, train_y, test_x, test_y = _digits() if name == "digits" else _torchvision(name, Path(root))
+    train_x, train_y, test_x, test_y = _digits() if name == "digits" else _torchvision(name, Path(root), flag)
     for kind, size, have in (("train", train_size, len(train_x)), ("test", test_size, len(test_x))):
         if size is not None and not 0 < size <= have:
             raise ValueError(f"{name} has {have} {kind} images; a subset of {size} was asked for")
@@ -62,7 +63,7 @@ def _digits() -> tuple[Tensor, ...]:
     return x[train], y[train], x[test], y[test]
 
 
-def _torchvision(name: str, root: Path) -> tuple[Tensor, ...]:
+def _torchvision(name: str, root: Path, flag: str) -> tuple[Tensor, ...]:
     try:
         from torchvision import datasets
     except ImportError as error:
@@ -77,7 +78,7 @@ def _torchvision(name: str, root: Path) -> tuple[Tensor, ...]:
                 data = kind(root, train=train, download=True)
             except Exception as error:
                 raise FileNotFoundError(f"{name} is not under {root.resolve()} and could not be downloaded ({error}); "
-                                        "pass the folder that holds it with --data") from error
+                                        f"pass the folder that holds it with {flag}") from error
         images = torch.tensor(np.asarray(data.data), dtype=torch.float32)
         images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images.unsqueeze(1)
         parts += [images.contiguous(), torch.tensor(np.asarray(data.targets))]

@@ -7,6 +7,8 @@
     python -m experiments.plots output/* --against seed                      # distribution over seeds, one per kind of network
 
 A run is a folder of `cifar10mlp`, `transfer_imagenet` or `experiments.meta.train`; folders without results are named and refused.
+A figure shows one kind of accuracy, the first of these that all runs have: of transfer to CIFAR-10 (kernel regression, the best
+ridge), on test data (without --nilmax and with the inner steps of training), on validation tasks.
 """
 from __future__ import annotations
 
@@ -17,26 +19,66 @@ from typing import Any
 
 import pandas as pd
 
-# What a run wrote: (settings, table of a record per epoch, column of accuracies); the first that is there counts.
-SOURCES = (("config.json", "test.jsonl", "acc"), ("config.json", "val.jsonl", "acc"),
-           ("settings.json", "metrics.jsonl", "test_acc"))
+# What runs write: (kind of accuracy, settings, table, column, whether a record is of an epoch).
+SOURCES = (("transfer", "settings.json", "transfers.jsonl", "test_acc", True),
+           ("test", "config.json", "test.jsonl", "acc", False), ("test", "settings.json", "metrics.jsonl", "test_acc", True),
+           ("validation", "config.json", "val.jsonl", "acc", True))
+FIXED = {"width": float("inf"), "r": float("nan")}  # of kernels, which have neither
 AGAINST = ("epoch", "width", "r", "seed")
 
 
-def read_run(folder: Path, per_epoch: bool) -> list[dict[str, Any]]:
-    """Records of one run: network, width, r, seed, epoch, accuracy in %. Without `per_epoch` the last; tests count first."""
-    for settings_name, table, column in SOURCES:
-        if per_epoch and table == "test.jsonl":
-            continue
-        if (folder / settings_name).is_file() and (folder / table).is_file():
+def read_run(folder: Path, per_epoch: bool) -> dict[str, list[dict[str, Any]]]:
+    """Records of one run by kind of accuracy, the preferred kind first: network, width, r, seed, run, epoch, accuracy in %.
+
+    Without `per_epoch` the last of each network only.
+    """
+    found = {}
+    for kind, settings_name, table, column, of_epochs in SOURCES:
+        if (of_epochs or not per_epoch) and (folder / settings_name).is_file() and (folder / table).is_file():
             settings = json.loads((folder / settings_name).read_text())
             lines = [json.loads(line) for line in (folder / table).read_text().splitlines()]
-            lines = [line for line in lines if column in line]
-            if lines:
-                about = {**_about(settings), "run": folder.name}
-                return [{**about, "epoch": line.get("epoch"), "accuracy": 100 * line[column]}
-                        for line in (lines if per_epoch else lines[-1:])]
-    raise ValueError(f"{folder} holds no results of a run: config.json or settings.json with a table of accuracies was expected")
+            lines = [line for line in lines if column in line and (kind != "test" or _counts(line, settings))]
+            records = [{**_about(settings), "run": folder.name, "epoch": line.get("epoch"), "accuracy": 100 * line[column]}
+                       for line in (lines if per_epoch else lines[-1:])]
+            if kind == "transfer":
+                records = _transfers(lines, {**_about(settings), "run": folder.name}, per_epoch)
+            if records:
+                found[kind] = records
+    if not found:
+        what = "a table of accuracies per epoch" if per_epoch else "a table of accuracies"
+        raise ValueError(f"{folder} holds no results of a run: config.json or settings.json with {what} was expected")
+    return found
+
+
+def _counts(line: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether a record is of the run as it was trained: tests can be of other tasks, of other inner steps, or of none."""
+    return (line.get("split", "test") == "test" and not line.get("nilmax")
+            and line.get("num_steps") in (None, settings.get("num_steps")))
+
+
+def _transfers(lines: list[dict[str, Any]], about: dict[str, Any], per_epoch: bool) -> list[dict[str, Any]]:
+    """The best accuracy over the ridges at each epoch, and that of the control, which learns nothing and is the same at all."""
+    features, control = {}, [line["test_acc"] for line in lines if line["what"] == "NNGP"]
+    for line in lines:
+        if line["what"] == "features":
+            features[line["epoch"]] = max(line["test_acc"], features.get(line["epoch"], 0))
+    records = []
+    for epoch in sorted(features) if per_epoch else sorted(features)[-1:]:
+        records.append({**about, "epoch": epoch, "accuracy": 100 * features[epoch]})
+        if control:
+            records.append({**about, **FIXED, "network": "NNGP", "epoch": epoch, "accuracy": 100 * max(control)})
+    return records
+
+
+def read_runs(runs: list[Path], per_epoch: bool) -> tuple[str, pd.DataFrame]:
+    """(kind of accuracy, records of all runs): the first kind that all have. Raises ValueError where there is none."""
+    found = [read_run(run, per_epoch) for run in runs]
+    kind = next((kind for kind in found[0] if all(kind in records for records in found)), None)
+    if kind is None:
+        held = "; ".join(f"{run}: {', '.join(records)}" for run, records in zip(runs, found))
+        raise ValueError(f"these runs have no kind of accuracy in common ({held}), and different ones don't belong into one "
+                         "figure; draw them apart")
+    return kind, pd.DataFrame([record for records in found for record in records[kind]])
 
 
 def _about(settings: dict[str, Any]) -> dict[str, Any]:
@@ -46,19 +88,19 @@ def _about(settings: dict[str, Any]) -> dict[str, Any]:
     infinite = width in (-1, 0)
     mu = settings.get("mu_init") or settings.get("gaussian_init")
     kind = "infinite π" if infinite else "finite μ" if mu else "finite π"
-    if meta:
-        kernels = {"gp": "NNGP", "gp1lp": "NNGP", "ntk": "NTK", "ntk1lp": "NTK"}
-        kind = next((name for flag, name in kernels.items() if settings[flag]), kind)
-    elif settings.get("memory") == "moments" and infinite:
+    if infinite and settings.get("memory") == "moments":
         kind = "infinite π, moments"
-    return {"network": kind, "width": float("inf") if infinite else width, "r": settings["infnet_r" if meta else "r"],
-            "seed": settings["seed"]}
+    about = {"network": kind, "width": float("inf") if infinite else width, "r": settings["infnet_r" if meta else "r"],
+             "seed": settings["seed"]}
+    kernels = {"gp": "NNGP", "gp1lp": "NNGP", "ntk": "NTK", "ntk1lp": "NTK"}
+    kernel = next((name for flag, name in kernels.items() if settings.get(flag)), None)
+    return about if kernel is None else {**about, **FIXED, "network": kernel}
 
 
-def figure_of(frame: pd.DataFrame, against: str, by: str = "network"):
+def figure_of(frame: pd.DataFrame, against: str, by: str = "network", kind: str = ""):
     """A figure of accuracy against `against`; lines are means over seeds, bands and bars their standard deviation.
 
-    `by`: the column that tells the lines against epoch or r apart.
+    `by`: the column that tells the lines against epoch or r apart; `kind`: of accuracy, for the label.
     """
     import seaborn as sns
     from matplotlib.figure import Figure
@@ -83,7 +125,7 @@ def figure_of(frame: pd.DataFrame, against: str, by: str = "network"):
             if by == "run":  # folder names may be long, and lines many
                 figure.set_size_inches(8, 3.6)
                 sns.move_legend(axis, "center left", bbox_to_anchor=(1, .5), title=None)
-        axis.set(ylabel="accuracy, %")
+        axis.set(ylabel=f"{kind} accuracy, %".strip())
     return figure
 
 
@@ -91,9 +133,11 @@ def plot(runs: list[Path], against: str, out: Path, by: str = "network") -> pd.D
     """Draw the figure into `out`; returns the numbers behind it."""
     if against not in AGAINST:
         raise ValueError(f"there is no figure against '{against}'; choose one of {', '.join(AGAINST)}")
-    frame = pd.DataFrame([record for run in runs for record in read_run(run, against == "epoch")])
+    kind, frame = read_runs(runs, against == "epoch")
+    if against == "r" and frame.r.isna().all():
+        raise ValueError("kernels have no rank, so there is nothing to draw against r")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure_of(frame, against, by).savefig(out, dpi=120)
+    figure_of(frame, against, by, kind).savefig(out, dpi=120)
     return frame
 
 

@@ -168,9 +168,7 @@ def train(settings: Settings, save_dir: str | Path, *, data: ImageSet | None = N
     folder = RunFolder(save_dir, asdict(settings), resume, overwrite)
     if resume:
         state = folder.load()
-        if trainer.scheduler is not None and (total := _steps(state)) is not None and total != _steps(trainer.state()):
-            raise ValueError(f"the run in {folder.path} has a schedule of {total} steps, which can't be continued for more "
-                             "--epochs; give the number it was started with")
+        folder.check_schedule(*(each["extras"]["scheduler"] for each in (state, trainer.state())))
         trainer.load_state(state)
     if verbose:
         print(trainer.net)
@@ -190,11 +188,6 @@ def train(settings: Settings, save_dir: str | Path, *, data: ImageSet | None = N
     elif save_model:
         save((trainer.net if trainer.ema is None else trainer.ema.module).state_dict(), folder.path / "model.th")
     return trainer.records
-
-
-def _steps(state: dict[str, Any]) -> int | None:
-    scheduler = state["extras"]["scheduler"]
-    return None if scheduler is None else scheduler.get("total_steps", scheduler.get("T_max"))
 
 
 def beside(text: str, settings: Settings, lr: float | None, epochs: int | None) -> list[Settings]:

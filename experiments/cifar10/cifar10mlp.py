@@ -216,9 +216,11 @@ def train(settings: Settings, save_dir: str | Path, *, resume: bool = False, ove
     trainer = Trainer(settings, data, device)
     if model_path:
         trainer.net.load_state_dict(load(model_path))
-    folder = RunFolder(save_dir, asdict(settings), resume, overwrite)
+    folder = RunFolder(save_dir, asdict(settings), resume, overwrite, may_differ=settings.may_differ)
     if resume:
-        trainer.load_state(folder.load())
+        state = folder.load()
+        folder.check_schedule(*(each["extras"]["scheduler"] for each in (state, trainer.state())))
+        trainer.load_state(state)
     if verbose:
         print(trainer.net)
     if not quiet:
@@ -282,7 +284,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, f
         if not args.quiet:
             print(f"results in {save_dir}")
         return records
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, RuntimeError, MemoryError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         arguments.error(str(error))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from pilimit_lib.core import load
 from pilimit_lib.inf import FinPiMLPSample, InfMLP
 
+UNITS = ("memory", "degree", "fit", "activation", "row_budget")
 ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
 
 
@@ -43,7 +44,10 @@ def load_network(path: str, given: Mapping[str, Any], from_pilimit_orig: bool = 
 
 
 def _finite(path: str, state: Mapping[str, Any], given: Mapping[str, Any]) -> FinPiMLPSample:
-    """A finite network: its sizes are those of its tensors, its multipliers are in the settings.json of its training run."""
+    """A finite network: its sizes are those of its tensors, all else is in the settings.json of its training run.
+
+    That is its multipliers, and the truncated activation of a network sampled from moments; without the file units are ReLU.
+    """
     beside = Path(path).parent / "settings.json"
     known = json.loads(beside.read_text()) if beside.is_file() else {}
     alphas = {name: known.get(name) if given.get(name) is None else given[name] for name in ALPHAS}
@@ -55,7 +59,7 @@ def _finite(path: str, state: Mapping[str, Any], given: Mapping[str, Any]) -> Fi
     width, d_in = state["layers.0.weight"].shape
     layernorm = known.get("layernorm", False) if given.get("layernorm") is None else given["layernorm"]
     inf = InfMLP(d_in, len(state[f"layers.{count - 1}.weight"]), state["layers.0.omega"].shape[1], count - 2, **alphas,
-                 layernorm=layernorm)
+                 layernorm=layernorm, **{name: known[name] for name in UNITS if name in known})
     net = FinPiMLPSample(inf, width)
     net.load_state_dict(state)
     return net

@@ -21,6 +21,7 @@ REMOVED = {  # flags that did nothing in the original's library, or named what i
 @dataclass(frozen=True)
 class Settings:
     """One training run. The defaults train digits; the README lists those of the paper for CIFAR-10."""
+    may_differ = ("epochs",)  # of a run that is resumed
     dataset: str = "digits"
     data: str = "./dataset"
     train_subset_size: int | None = None

@@ -101,7 +101,8 @@ def read_file(path: Path) -> tuple[Tensor, Tensor]:
     try:
         with open(path, "rb") as file:
             found = _Unpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError, ImportError) as error:
+    except (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError, ImportError,
+            MemoryError) as error:  # damaged lengths ask for any memory, damaged names for any encoding
         raise ValueError(f"{path} is damaged or no file of ImageNet32 ({error}); {GET}") from error
     if not isinstance(found, dict) or not {"data", "labels"} <= set(found):
         held = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__

@@ -44,6 +44,7 @@ HALF = 5  # classes 0-4 of CIFAR-10 (two vehicles, three animals) are pretrained
 @dataclass(frozen=True)
 class Settings(TrainSettings):
     """Pretraining as in `cifar10mlp`, with the original's defaults, and what to transfer when."""
+    may_differ = ("epochs", "transfer_train_size", "transfer_test_size")  # the sizes don't influence training
     dataset: str = "imagenet32"
     imagenet_data: str = "experiments/imagenet/data"
     cifar_data: str = "./dataset"
@@ -70,9 +71,9 @@ class Settings(TrainSettings):
         problems = []
         if not self.transfer and (self.transfer_milestones or self.solve_kernel):
             problems.append("--transfer-milestones and --solve-kernel say when and how to transfer: they need --transfer")
-        late = [m for m in milestones(self.transfer_milestones) if not 0 <= m <= self.epochs]
-        if late:
-            problems.append(f"--transfer-milestones are epochs from 0 (untrained) to {self.epochs}, got {late}")
+        early = [m for m in milestones(self.transfer_milestones) if m < 0]
+        if early:
+            problems.append(f"--transfer-milestones are epochs from 0 (untrained) on, got {early}")
         if self.kernel_reg < 0:
             problems.append(f"--kernel-reg must not be negative, got {self.kernel_reg}")
         if problems:
@@ -82,6 +83,11 @@ class Settings(TrainSettings):
     def when(self) -> list[int]:
         """Epochs after which to transfer; where none are named, after the last."""
         return (milestones(self.transfer_milestones) or [self.epochs]) if self.transfer else []
+
+    @property
+    def late(self) -> list[int]:
+        """Milestones that the run never reaches."""
+        return [m for m in self.when if m > self.epochs]
 
     @property
     def regs(self) -> list[float]:
@@ -94,15 +100,19 @@ def pretraining_data(settings: Settings, quiet: bool = False) -> ImageSet:
     s = settings
     if s.dataset == "imagenet32":
         return load_imagenet32(s.imagenet_data, s.train_subset_size, s.test_subset_size, quiet)
-    return _classes(load_images("cifar10", s.cifar_data), range(HALF), s.train_subset_size, s.test_subset_size)
+    return _classes(_cifar(s), range(HALF), s.train_subset_size, s.test_subset_size)
 
 
 def transfer_data(settings: Settings) -> ImageSet:
     """What to transfer to: CIFAR-10, or the half of its classes that was not pretrained on. Normalised by its own statistics."""
     s, sizes = settings, (settings.transfer_train_size, settings.transfer_test_size)
     if s.dataset == "imagenet32":
-        return load_images("cifar10", s.cifar_data, *sizes)
-    return _classes(load_images("cifar10", s.cifar_data), range(HALF, 10), *sizes)
+        return _cifar(s, *sizes)
+    return _classes(_cifar(s), range(HALF, 10), *sizes)
+
+
+def _cifar(settings: Settings, *sizes: int | None) -> ImageSet:
+    return load_images("cifar10", settings.cifar_data, *sizes, flag="--cifar-data")
 
 
 def _classes(data: ImageSet, kept: range, train_size: int | None, test_size: int | None) -> ImageSet:
@@ -116,11 +126,17 @@ def _classes(data: ImageSet, kept: range, train_size: int | None, test_size: int
                     len(kept))
 
 
+def require_regression(settings: Settings, samples: int) -> None:
+    """Raise MemoryError where the regression on so many samples does not fit into memory."""
+    dtype = torch.float32 if settings.float else torch.float64
+    require_memory(memory_needed(samples, dtype, "auto", len(settings.regs)), "--transfer-train-size, --transfer-test-size")
+
+
 def regress(kernel: Callable, x: Tensor, x_test: Tensor, data: ImageSet, settings: Settings, quiet: bool) -> list[dict[str, Any]]:
     """Accuracy of ridge regression with a kernel, for each ridge; one that fails is recorded so."""
     dtype = torch.float32 if settings.float else torch.float64
     targets = F.one_hot(data.train_y, data.classes).double() - 1 / data.classes
-    require_memory(memory_needed(len(x), dtype, "auto", len(settings.regs)))
+    require_regression(settings, len(x))
     records = []
     for reg in settings.regs:
         try:
@@ -137,13 +153,14 @@ class Transfers:
     def __init__(self, settings: Settings, quiet: bool) -> None:
         self.settings, self.quiet = settings, quiet
         self.data = transfer_data(settings) if settings.transfer else None
+        if self.data is not None:  # now, not after epochs of training
+            require_regression(settings, len(self.data.train_y))
 
     def __call__(self, trainer: Trainer, folder: Path) -> None:
         self._save_epoch(trainer, folder)
         path = folder / "transfers.jsonl"
-        fresh = trainer.epoch == 0 and not trainer.batches.position
-        if fresh:
-            path.unlink(missing_ok=True)  # of a run that this one replaces
+        if trainer.epoch == 0 and not trainer.batches.position:
+            path.unlink(missing_ok=True)  # of a test in this folder
         known = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         if trainer.epoch in self.settings.when and all(record.get("epoch") != trainer.epoch for record in known):
             self.measure(trainer.net, trainer.epoch, known, folder)
@@ -153,19 +170,19 @@ class Transfers:
         path = folder / "transfers.jsonl"
         if net.d_in != self.data.features:
             raise ValueError(f"the network takes {net.d_in} numbers, images of {self.data.name} have {self.data.features}")
-        started = time.perf_counter()
+        sizes, started = {"train": len(self.data.train_y), "test": len(self.data.test_y)}, time.perf_counter()
         x, x_test = (embed(net, part, progress=not self.quiet) for part in (self.data.train_x, self.data.test_x))
         found = [{"what": "features", "epoch": epoch, **record}
                  for record in regress(features_of(net), x, x_test, self.data, self.settings, self.quiet)]
-        if not any(record["what"] == "NNGP" for record in known):
-            kernel = ReLUKernel(self.settings.depth + 1, varw=2.0, varb=0.0)
+        if not any(record["what"] == "NNGP" and sizes.items() <= record.items() for record in known):
+            kernel = ReLUKernel(net.L + 1, varw=2.0, varb=0.0)
             found += [{"what": "NNGP", **record} for record in regress(
                 kernel, self.data.train_x.flatten(1), self.data.test_x.flatten(1), self.data, self.settings, self.quiet)]
-        sizes = {"train": len(self.data.train_y), "test": len(self.data.test_y),
-                 "seconds": round(time.perf_counter() - started, 1)}
-        records = known + [record | sizes for record in found]
+        seconds = round(time.perf_counter() - started, 1)
+        records = known + [record | sizes | {"seconds": seconds} for record in found]
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-        draw(records, folder, f"{self.settings.dataset} to {self.data.name}")
+        comparable = [record for record in records if sizes.items() <= record.items()]
+        draw(comparable, folder, f"{self.settings.dataset} to {self.data.name}")
         if not self.quiet:
             for record in found:
                 result = record.get("failed") or f"{100 * record['test_acc']:.2f} %"
@@ -194,8 +211,13 @@ def draw(records: list[dict[str, Any]], folder: Path, title: str) -> None:
     curves(best, {"transfer accuracy": ("features", "NNGP")}, title).savefig(folder / "transfer.png", dpi=110)
 
 
-def test(settings: Settings, model_path: str, save_dir: Path, quiet: bool = False) -> list[dict[str, Any]]:
+def test(settings: Settings, model_path: str, save_dir: Path, quiet: bool = False,
+         overwrite: bool = False) -> list[dict[str, Any]]:
     """Transfer the features of a saved network, whose architecture its file knows, without training; returns the records."""
+    if (save_dir / "settings.json").exists():
+        raise FileExistsError(f"{save_dir} holds a training run, with transfers of its own; choose another --save-dir")
+    if (save_dir / "transfers.jsonl").exists() and not overwrite:
+        raise FileExistsError(f"{save_dir} already holds a transfer; replace it with --overwrite, or choose another --save-dir")
     net = load_network(model_path, {}, device=pick_device(settings.cuda))
     transfers = Transfers(settings, quiet)
     save_dir.mkdir(parents=True, exist_ok=True)
@@ -216,13 +238,15 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     try:
         settings.check()
         if args.test:
-            return test(settings, args.model_path, Path(save_dir), args.quiet)
+            return test(settings, args.model_path, Path(save_dir), args.quiet, args.overwrite)
         transfers, data = Transfers(settings, args.quiet), pretraining_data(settings, args.quiet)
+        if settings.late:
+            print(f"the run ends after epoch {settings.epochs}; of --transfer-milestones it never reaches {settings.late}")
         print(describe_cost(cost(settings, len(data.train_y), data.features, data.classes)), flush=True)
         records = cifar10mlp.train(settings, save_dir, resume=args.resume, overwrite=args.overwrite, model_path=args.model_path,
                                    save_model=args.save_model, quiet=args.quiet, human=args.human, verbose=args.verbose,
                                    data=data, at_epoch=transfers)
-    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         arguments.error(str(error))
     if not args.quiet:
         print(f"results in {save_dir}")

@@ -118,7 +118,7 @@ def adapted_to(settings: Settings, net: nn.Module, batch: Batch, learn: bool, st
     s = settings
     return adapt(net, *batch["train"], step_size=s.step_size, steps=s.num_steps if steps is None else steps,
                  loss=losses_of(s)[0], readout_only=s.adapt_readout_only, body_only=s.no_adapt_readout,
-                 second_order=learn and not s.first_order, project=s.Gproj_inner)
+                 second_order=learn and not s.first_order, project=s.Gproj_inner and not s.mu_init)
 
 
 def placed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -131,6 +131,7 @@ def meta_step(settings: Settings, net: nn.Module, optimizer: torch.optim.Optimiz
     """One step of the meta-optimiser on the mean query loss of a batch; that loss and the accuracy before the step."""
     outputs = adapted_to(settings, net, batch, learn=True)(batch["test"][0])
     loss = losses_of(settings)[1](outputs, batch["test"][1]).mean()
+    require_finite(loss.item(), "the training loss")
     if loss.requires_grad:  # a kernel learner whose readout is fixed has nothing to learn
         optimizer.zero_grad()
         loss.backward()
@@ -138,6 +139,13 @@ def meta_step(settings: Settings, net: nn.Module, optimizer: torch.optim.Optimiz
             clip_grad_norm_(net, settings.grad_clip, settings.gclip_per_param)
         optimizer.step()
     return {"loss": loss.item(), **accuracy(settings, outputs, batch["test"][1])}
+
+
+def require_finite(loss: float, what: str) -> None:
+    """Raise where a run has diverged: what would follow is NaN."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"{what} became {loss}; lower --meta-lr or --step-size, or bound the meta-gradient with "
+                                 "--grad-clip")
 
 
 def accuracy(settings: Settings, outputs: Tensor, y: Tensor) -> dict[str, float]:
@@ -162,7 +170,7 @@ def nilmax(net: nn.Module, batch: Batch, regression: bool, reg: float = 1e-6) ->
 
 def evaluate(settings: Settings, net: nn.Module, batches: Iterable[Batch], count: int, device: torch.device, quiet: bool = True,
              steps: int | None = None, without_steps: bool = False) -> dict[str, Any]:
-    """Mean query loss and accuracy over `count` batches of tasks, with half the width of a 95 % interval over tasks."""
+    """Mean query loss and accuracy over `count` batches of tasks, and half the width of a 95 % interval (of one task None)."""
     per_task: dict[str, list[Tensor]] = {"loss": [], "acc": []}
     for batch in tqdm(islice(batches, count), total=count, desc="testing", leave=False, disable=quiet):
         batch = placed(batch, device, DTYPES[settings.dtype])
@@ -180,8 +188,8 @@ def evaluate(settings: Settings, net: nn.Module, batches: Iterable[Batch], count
     for name, parts in per_task.items():
         if parts:
             values = torch.cat(parts).double()
-            found |= {name: values.mean().item(), f"{name}_ci95": 1.96 * values.std().item() / math.sqrt(len(values)),
-                      "tasks": len(values)}
+            found |= {name: values.mean().item(), "tasks": len(values),
+                      f"{name}_ci95": 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None}
     return found
 
 

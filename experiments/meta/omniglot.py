@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -77,7 +78,8 @@ def _files(source: Path) -> Iterator[tuple[tuple[str, ...], bytes]]:
         with zipfile.ZipFile(source) as archive:
             for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
                 yield tuple(name.split("/"))[-3:], archive.read(name)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    # zlib.error, NotImplementedError and RuntimeError: a damaged stream, compression method or encryption flag.
+    except (zipfile.BadZipFile, EOFError, OSError, zlib.error, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{source} is damaged ({error}); get it again from {WHERE}") from error
 
 
@@ -93,7 +95,7 @@ def _read(sources: list[Path], quiet: bool) -> dict[str, np.ndarray]:
             for where, content in _files(source):
                 try:
                     image = Image.open(io.BytesIO(content)).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-                except (UnidentifiedImageError, OSError) as error:
+                except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
                     raise ValueError(f"{'/'.join(where)} in {source} is no image ({error}); get the file again from "
                                      f"{WHERE}") from error
                 drawings[part, *where[-3:-1]].append(np.asarray(image))

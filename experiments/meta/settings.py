@@ -120,8 +120,6 @@ class Settings:
             problems.append("give one of --gp, --ntk, --gp1lp and --ntk1lp")
         if self.mu_init and (self.infinite or self.kernel):
             problems.append("--mu-init makes a finite μ-network: give its width with --hidden-size")
-        if self.mu_init and (self.Gproj_inner or self.Gproj_outer):
-            problems.append("gradients of a μ-network are not projected: leave --Gproj-inner and --Gproj-outer out")
         if self.adapt_readout_only and self.no_adapt_readout:
             problems.append("--adapt-readout-only and --no-adapt-readout leave nothing to adapt")
         if self.kernel and self.no_adapt_readout:
@@ -149,6 +147,8 @@ CHOICES = {"dataset": ("sinusoid", "omniglot", "miniimagenet"), "normalize": ("B
            "fit": FITS, "optimizer": ("sgd", "adam"), "scheduler": ("None", "cosine", "multistep", "linear", "exp"),
            "train_loss_function": ("None", "SmoothL1Loss"), "test_dataset_split": ("test", "val"), "dtype": tuple(DTYPES)}
 HELPS = {
+    "Gproj_inner": "project inner gradients of the finite π-network; nothing for any other",
+    "Gproj_outer": "project meta-gradients of the finite π-network; nothing for any other",
     "hidden_size": "width of a finite network; -1: infinite (default 64)",
     "depth": "hidden layers of ReLU units: InfMLP's L plus 1 (default 2)",
     "memory": "of the infinite network; moments for second order through all layers (default rows)",

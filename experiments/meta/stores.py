@@ -5,6 +5,7 @@ Table names: metadata (one row, the settings), train (one row per epoch), val (o
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ def _write_cox(folder: Path, tables: dict[str, Records]) -> None:
             if not records:
                 continue
             frame = pd.DataFrame([{key: _plain(value) for key, value in record.items()} for record in records])
+            for column in frame:
+                if frame[column].map(lambda value: isinstance(value, float)).any():
+                    frame[column] = frame[column].replace("", math.nan).astype(float)  # nothing among numbers
             schema = {column: _kind(frame[column]) for column in frame}
             texts = {column: int(frame[column].str.len().max()) + 1 for column, kind in schema.items() if kind is str}
             if name in store.store:

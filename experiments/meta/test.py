@@ -4,7 +4,7 @@
     python -m experiments.meta.test --config results/config.json --num-steps 5     # with other inner steps than in training
     python -m experiments.meta.test --config results/config.json --nilmax          # no inner steps: the nearest class
 
-The result is printed and added to test.jsonl beside the config.
+The result is printed and added to test.jsonl beside the config, and to the cox store there if the run has one.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from experiments.common import pick_device
 from experiments.meta.learner import build, evaluate, hold_fixed, tasks
 from experiments.meta.settings import Settings
-from experiments.meta.stores import write_tables
+from experiments.meta.stores import require_cox, write_tables
 from pilimit_lib.core import load
 
 TEST_SEED = 2_000_003  # apart from the seeds of training and validation
@@ -46,10 +46,13 @@ def test(config: str | Path, *, folder: str | None = None, split: str = "test", 
     config = Path(config)
     settings = settings_from(config, folder)
     settings.check()
+    has_cox = (config.parent / "cox").is_dir()
+    if has_cox:
+        require_cox()
     model = config.parent / "model.th"
     if not model.is_file():
         raise FileNotFoundError(f"there is no {model}: the training run that wrote {config} has not finished an epoch")
-    device = pick_device(cuda)
+    device = pick_device(cuda, "--use-cuda")
     net = build(settings, device)
     net.load_state_dict(load(model))
     hold_fixed(settings, net)
@@ -62,8 +65,13 @@ def test(config: str | Path, *, folder: str | None = None, split: str = "test", 
               "nilmax": without_steps, "seed": seed, **found}
     path = config.parent / "test.jsonl"
     earlier = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    write_tables(config.parent, {"test": [*earlier, record]})
+    write_tables(config.parent, {"test": [*earlier, record]}, cox=has_cox)
     return record
+
+
+def _interval(half: float | None, times: float, digits: int) -> str:
+    """± half the width of an interval; nothing of a single task."""
+    return "" if half is None else f" ± {times * half:.{digits}f}"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -87,8 +95,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                       cuda=args.use_cuda, quiet=args.quiet, verbose=args.verbose)
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
         arguments.error(str(error))
-    accuracy = f"accuracy {100 * record['acc']:.2f} ± {100 * record['acc_ci95']:.2f} %, " if "acc" in record else ""
-    print(f"{accuracy}loss {record['loss']:.4f} ± {record['loss_ci95']:.4f} over {record['tasks']} tasks of the "
+    accuracy = f"accuracy {100 * record['acc']:.2f}{_interval(record['acc_ci95'], 100, 2)} %, " if "acc" in record else ""
+    print(f"{accuracy}loss {record['loss']:.4f}{_interval(record['loss_ci95'], 1, 4)} over {record['tasks']} tasks of the "
           f"{record['split']} split (95 % interval)")
     return record
 

@@ -11,6 +11,7 @@ model.th into --output-folder after every epoch. Ctrl-C stops after the current 
 """
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import fields
@@ -30,6 +31,7 @@ from experiments.meta.learner import (
     meta_step,
     optimizer_of,
     placed,
+    require_finite,
     scheduler_of,
     size_of,
     tasks,
@@ -106,6 +108,7 @@ class Trainer:
         s = self.settings
         self.val_tasks.restart()
         found = evaluate(s, self.net, self.val_tasks, s.num_test_batches, self.device, quiet)
+        require_finite(found["loss"], "the validation loss")
         self.val_records.append({"epoch": self.epoch, "split": s.test_dataset_split, **found})
         return self.val_records[-1]
 
@@ -134,7 +137,7 @@ class Trainer:
 
 def table_row(train: dict[str, Any] | None, val: dict[str, Any]) -> str:
     def percent(record: dict[str, Any] | None, name: str) -> str:
-        return f"{100 * record[name]:.2f}" if record and name in record else "-"
+        return f"{100 * record[name]:.2f}" if record and record.get(name) is not None else "-"
     rows, used, seconds = (train["rows"], human_bytes(train["bytes"]), train["seconds"]) if train else ("-", "-", 0)
     loss = f"{train['loss']:.4f}" if train else "-"
     return (f"{val['epoch']:>5} {loss:>10} {percent(train, 'acc'):>8} {val['loss']:>10.4f} {percent(val, 'acc'):>7} "
@@ -151,17 +154,20 @@ def train(settings: Settings, output_folder: str | Path, *, resume: bool = False
     settings.check()
     if store == "cox":
         require_cox()
-    device = pick_device(settings.use_cuda)
+    device = pick_device(settings.use_cuda, "--use-cuda")
     if settings.dtype == "float16" and device.type == "cpu" and not quiet:
         print("on the CPU everything is float32")
     trainer = Trainer(settings, device, quiet)
     folder = RunFolder(output_folder, settings.as_dict(), resume, overwrite, "config.json", "--output-folder",
-                       "--overwrite-existing", "num_epochs")
+                       "--overwrite-existing", ("num_epochs",))
     if resume:
-        trainer.load_state(folder.load())
+        state = folder.load()
+        folder.check_schedule(*(each["extras"]["scheduler"] for each in (state, trainer.state())), flag="--num-epochs")
+        trainer.load_state(state)
     else:
         for stale in ("model.th", *(f"{name}.jsonl" for name in TABLES)):
             (folder.path / stale).unlink(missing_ok=True)
+        shutil.rmtree(folder.path / "cox", ignore_errors=True)
     if verbose:
         print(trainer.net)
     if not quiet:
@@ -209,7 +215,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     try:
         records = train(settings, folder, resume=args.resume, overwrite=args.overwrite_existing, store=args.store,
                         validate_only=args.validate_only, quiet=args.quiet, verbose=args.verbose)
-    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, MemoryError, FloatingPointError) as error:
         arguments.error(str(error))
     if not args.quiet:
         print(f"results in {folder}")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .conv import InfPiConv2d, InfPiInputConv2d, check_map, convolve, describe
 from .finite import ProjectGradient
-from .functional import accumulator
+from .functional import accumulator, direction
 from .truncated import TruncatedActivation
 
 
@@ -83,8 +83,7 @@ class FinPiConv2d(nn.Module):
         if self.nonlin is not None:
             h = h.movedim(-3, -1)
             if self.layernorm:
-                s = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-                h = h / torch.where(s > 0, s, 1)
+                h = direction(h)[0]
             h = self.nonlin(h).movedim(-1, -3)
             if self.geometry.pool != (1, 1):
                 h = F.avg_pool2d(h, self.geometry.pool)

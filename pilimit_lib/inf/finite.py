@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .functional import accumulator
+from .functional import accumulator, direction
 
 if TYPE_CHECKING:
     from .layers import InfPiInputLinearReLU, InfPiLinearReLU
@@ -149,8 +149,7 @@ class FinPiLinearReLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         if self.layernorm:
-            s = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-            h = h / torch.where(s > 0, s, 1)
+            h = direction(h)[0]
         return _linear(self, self.nonlin(h))
 
     def extra_repr(self) -> str:

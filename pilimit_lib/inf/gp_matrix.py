@@ -28,12 +28,12 @@ def memory_needed(samples: int, dtype: torch.dtype = torch.float64, method: str 
     return matrix + 3 * samples * CHOLESKY_PANEL * 8
 
 
-def require_memory(needed: int) -> None:
-    """Raise MemoryError where `needed` bytes are not available now."""
+def require_memory(needed: int, fewer: str = "--train-subset-size") -> None:
+    """Raise MemoryError where `needed` bytes are not available now. `fewer`: what takes fewer samples."""
     available = _available_memory()
     if available is not None and needed > available:
         raise MemoryError(f"the kernel regression needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available. "
-                          "Use fewer samples (--train-subset-size), float32, or method 'cholesky'")
+                          f"Use fewer samples ({fewer}), float32, or method 'cholesky'")
 
 
 def _available_memory() -> int | None:

@@ -80,7 +80,7 @@ class Adapted:
                              f"got {list(x.shape)}")
         return self._run(x, None)
 
-    def step(self, x: Tensor, y: Tensor, loss: TaskLoss, rate: float, bias_rate: float, project: bool,
+    def step(self, x: Tensor, y: Tensor, loss: TaskLoss, rate: float, bias_rate: float, project: bool | None,
              second_order: bool) -> None:
         """One inner step of every task."""
         taps: dict[int, tuple[Keys, Tensor]] = {}
@@ -91,8 +91,7 @@ class Adapted:
         deltas = torch.autograd.grad(losses.sum(), [out for _, out in taps.values()], create_graph=second_order)
         for (number, (seen, _)), delta in zip(taps.items(), deltas):
             layer, shift = self.net.layers[number], None
-            if project:
-                delta = projected(layer, delta)
+            delta = projected(layer, delta, project)
             if layer.bias is not None:
                 shift = -bias_rate * layer.bias_alpha ** 2 * delta.sum(1, keepdim=True)
             self.fast[number].add(seen, delta, rate, shift, not second_order)
@@ -113,7 +112,7 @@ class Adapted:
 
 
 def adapt(net: nn.Module, x: Tensor, y: Tensor, *, step_size: float, steps: int = 1, loss: TaskLoss = cross_entropy,
-          readout_only: bool = False, body_only: bool = False, second_order: bool = True, project: bool = True,
+          readout_only: bool = False, body_only: bool = False, second_order: bool = True, project: bool | None = None,
           bias_lr_mult: float = 1) -> Adapted:
     """Take inner steps of plain SGD on the support sets of all tasks; returns the adapted network, and leaves `net` alone.
 
@@ -124,7 +123,8 @@ def adapt(net: nn.Module, x: Tensor, y: Tensor, *, step_size: float, steps: int 
         readout_only: adapt the readout; body_only: everything else. Default: all layers.
         second_order: keep the inner steps on the tape. False holds what they add constant (and builds no graph), which is what
             first-order MAML and evaluation need.
-        project: project inner gradients of finite π-layers onto the range of Ω, as the infinite limit demands.
+        project: project inner gradients of finite layers onto the range of Ω, as the infinite limit demands. Default: where the
+            layer projects its own (`layer.project`), so in π-networks, not in μ-networks.
         bias_lr_mult: multiplies the step size for biases.
     Raises:
         ValueError: second order through adapted layers of rows (or fused moments) below the readout. The meta-gradient is then

@@ -61,10 +61,15 @@ def kernel(layer: nn.Module, left: Tensor, right: Tensor) -> Tensor:
     return left @ right.mT
 
 
-def projected(layer: nn.Module, delta: Tensor) -> Tensor:
-    """The part of output gradients `delta` [t b o] that a finite π-layer learns from; all of it for every other layer."""
+def projected(layer: nn.Module, delta: Tensor, project: bool | None = None) -> Tensor:
+    """The part of output gradients `delta` [t b o] that a finite layer learns from, all of it for every other layer.
+
+    `project`: whether that is its part along the range of Ω; None: as the layer's own gradients are.
+    """
     basis = getattr(layer, "basis", None)
-    return delta if basis is None else (delta @ basis) @ basis.T
+    if basis is None or not (layer.project if project is None else project):
+        return delta
+    return (delta @ basis) @ basis.T
 
 
 @keys.register(InfPiInputLinearReLU)

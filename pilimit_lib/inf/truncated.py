@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .features import PolynomialFeatures, column_indices
-from .functional import accumulator
+from .functional import accumulator, length
 
 _COLUMNS = 4096  # columns of Ψ made at a time
 
@@ -21,7 +21,7 @@ class TruncatedActivation(nn.Module):
         self.coefficients = tuple(coefficients)
 
     def forward(self, h: Tensor) -> Tensor:
-        scale = torch.linalg.vector_norm(h, dim=-1, keepdim=True) / math.sqrt(h.shape[-1])
+        scale = length(h) / math.sqrt(h.shape[-1])
         z = h / torch.where(scale > 0, scale, 1)
         before, now = torch.zeros_like(z), torch.ones_like(z)
         result = self.coefficients[0] * now

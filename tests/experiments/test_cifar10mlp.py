@@ -153,6 +153,14 @@ def test_a_run_is_not_overwritten_or_resumed_with_other_settings(capsys, tmp_pat
     assert (tmp_path / "run" / "metrics.jsonl").read_text() != before
 
 
+def test_a_cosine_schedule_is_not_continued_beyond_its_end(capsys, tmp_path):
+    flags = [*SMALL, "--scheduler", "cosine", "--save-dir", str(tmp_path)]
+    main([*flags, "--epochs", "1"])
+    with pytest.raises(SystemExit):
+        main([*flags, "--epochs", "2", "--resume"])
+    assert "schedule of 1 steps" in capsys.readouterr().err
+
+
 def test_a_file_in_the_place_of_the_folder_is_left_alone(capsys, tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(SystemExit):

@@ -1,6 +1,7 @@
 """Meta-learning end to end: episodes, the seed's command, resuming bit for bit, tables, tests of what was learned, errors."""
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -164,6 +165,49 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         load_omniglot(tmp_path, "all")
 
 
+def test_damage_inside_of_a_zip_names_the_file(tmp_path):
+    """Every fault of the stream itself and of the headers around it is one kind of error."""
+    image = pytest.importorskip("PIL.Image")
+    drawn = io.BytesIO()
+    image.fromarray(np.random.default_rng(0).integers(0, 256, (105, 105), np.uint8)).save(drawn, "png")
+    path = tmp_path / "images_background.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images_background/Greek/character01/0001_01.png", drawn.getvalue())
+        header = archive.start_dir
+    (tmp_path / "images_evaluation.zip").write_bytes(path.read_bytes())
+    whole, body = path.read_bytes(), 30 + len("images_background/Greek/character01/0001_01.png")
+    damages = {"stream": (body, 0xff), "method": (header + 10, 99), "encrypted": (header + 8, 1)}
+    for where, value in damages.values():
+        broken = bytearray(whole)
+        broken[where] = value
+        if where == header + 10:
+            broken[8] = value
+        path.write_bytes(bytes(broken))
+        with pytest.raises(ValueError, match="images_background.zip is damaged"):
+            load_omniglot(tmp_path, "train", quiet=True)
+    bad = bytearray(drawn.getvalue())
+    bad[25] = 77  # a colour type that no image has
+    for content in (bytes(bad), drawn.getvalue()[:40]):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("images_background/Greek/character01/0001_01.png", content)
+        with pytest.raises(ValueError, match="0001_01.png in .* is no image"):
+            load_omniglot(tmp_path, "train", quiet=True)
+
+
+@pytest.mark.parametrize("error", [SyntaxError, ValueError])
+def test_whatever_pillow_says_of_a_damaged_image_names_the_file(tmp_path, monkeypatch, error):
+    image = pytest.importorskip("PIL.Image")
+
+    def refuse(*args):
+        raise error("broken PNG file")
+    monkeypatch.setattr(image, "open", refuse)
+    for part in ("background", "evaluation"):
+        with zipfile.ZipFile(tmp_path / f"images_{part}.zip", "w") as archive:
+            archive.writestr(f"images_{part}/Greek/character01/0001_01.png", b"")
+    with pytest.raises(ValueError, match="0001_01.png in .* is no image"):
+        load_omniglot(tmp_path, "train", quiet=True)
+
+
 @pytest.mark.slow
 def test_the_published_files_are_read_whole_once_and_then_kept(omniglot, tmp_path):
     images = {split: load_omniglot(omniglot, split, quiet=True) for split in COUNTS}
@@ -225,7 +269,7 @@ def test_the_printed_command_means_what_it_says():
     (["--gp", "--ntk"], "one of --gp"), (["--mu-init", "--hidden-size", "-1"], "--mu-init"),
     (["--hidden-size", "-1"], "no sum of rows"), (["--scheduler", "multistep"], "belong together"),
     (["--hidden-size", "-1", "--optimizer", "adam", "--adapt-readout-only"], "appended by SGD only"),
-    (["--mu-init", "--Gproj-outer"], "not projected"), (["nowhere"], "Omniglot is not in"),
+    (["nowhere"], "Omniglot is not in"),
     (["--resume"], "--output-folder")])
 def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
@@ -280,6 +324,61 @@ def test_a_run_is_written_resumed_bit_for_bit_and_tested(tmp_path, monkeypatch, 
     assert len((whole / "test.jsonl").read_text().splitlines()) == 3
     meta_train.main([*SINUSOID, "--num-epochs", "1", "--num-batches", "1", "--overwrite-existing", "--output-folder", str(whole)])
     assert not (whole / "test.jsonl").exists() and len((whole / "val.jsonl").read_text().splitlines()) == 1
+
+
+def test_flags_of_projection_change_nothing_of_a_mu_network():
+    """The seed's command with a finite width and --mu-init."""
+    nets = []
+    for flags in ([], ["--Gproj-inner", "--Gproj-outer"]):
+        mu = [*SINUSOID, "--hidden-size", "12", "--memory", "rows", "--mu-init", *flags]
+        settings = Settings(**{name: value for name, value in vars(parser().parse_args(mu)).items() if name in SETTINGS})
+        settings.check()
+        trainer = meta_train.Trainer(settings, torch.device("cpu"), quiet=True)
+        trainer.run_epoch([], quiet=True)
+        nets.append(trainer.net.state_dict())
+    assert all(torch.equal(nets[0][name], nets[1][name]) for name in nets[0])
+
+
+@pytest.mark.parametrize("memory", ["rows", "moments"])
+def test_a_run_that_diverges_ends_with_an_error_and_writes_no_nan(tmp_path, capsys, memory):
+    flags = ["--memory", memory, "--first-order", "--meta-lr", "1e30", "--grad-clip", "-1", "--output-folder", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        meta_train.main([*SINUSOID, *flags])
+    assert "lower --meta-lr" in capsys.readouterr().err or memory == "rows"
+    assert not any("NaN" in path.read_text() for path in tmp_path.glob("*.jsonl"))
+
+
+def test_rows_that_would_overflow_are_reported(tmp_path, monkeypatch, capsys):
+    def refuse(*args):
+        raise FloatingPointError("rows can't be taken back")
+    monkeypatch.setattr(meta_train, "meta_step", refuse)
+    with pytest.raises(SystemExit):
+        meta_train.main([*SINUSOID, "--output-folder", str(tmp_path)])
+    assert "rows can't be taken back" in capsys.readouterr().err
+
+
+def test_a_test_of_one_task_has_no_interval(tmp_path, capsys):
+    meta_train.main([*SINUSOID, "--batch-size", "1", "--num-epochs", "1", "--output-folder", str(tmp_path)])
+    capsys.readouterr()
+    record = meta_test.main(["--config", str(tmp_path / "config.json"), "--num-batches", "1"])
+    assert record["tasks"] == 1 and record["loss_ci95"] is None
+    assert "nan" not in capsys.readouterr().out and '"loss_ci95": null' in (tmp_path / "test.jsonl").read_text()
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear"])
+def test_a_schedule_is_not_continued_beyond_its_end(tmp_path, capsys, scheduler):
+    flags = [*SINUSOID, "--scheduler", scheduler, "--output-folder", str(tmp_path)]
+    meta_train.main(flags)
+    with pytest.raises(SystemExit):
+        meta_train.main([*flags, "--num-epochs", "3", "--resume"])
+    assert "schedule of 12 steps, which can't be continued for more --num-epochs" in capsys.readouterr().err
+
+
+def test_the_flag_of_a_missing_gpu_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        meta_train.main([*SINUSOID, "--use-cuda", "--output-folder", str(tmp_path)])
+    assert "--use-cuda was given" in capsys.readouterr().err
 
 
 def test_a_broken_config_is_named(tmp_path, capsys):
@@ -386,6 +485,17 @@ frame = store["val"].df
 assert frame.note.tolist() == ["a", "b" * 500] and frame.acc.tolist() == [.5, 1.0] and frame.epoch.tolist() == [1, 2]
 assert frame["left"].tolist() == ["", "x"]
 store.close()
+from experiments.meta import test, train
+from tests.experiments.test_meta import SINUSOID
+run = [*SINUSOID, "--num-epochs", "1", "--output-folder", str(folder / "run")]
+train.main([*run, "--store", "cox"])
+for count in ("1", "2"):
+    test.main(["--config", str(folder / "run" / "config.json"), "--num-batches", count])
+store = cox.store.Store(str(folder / "run"), "cox", mode="r")
+assert len(store["test"].df) == 2 and len(store["train"].df) == 1
+store.close()
+train.main([*run, "--overwrite-existing"])
+assert not (folder / "run" / "cox").exists()
 from cox.readers import CollectionReader
 read = CollectionReader(str(folder)).df("val")
 assert read.note.str.len().tolist() == [1, 500]

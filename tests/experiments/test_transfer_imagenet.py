@@ -14,6 +14,7 @@ from experiments.imagenet.cost import cost
 from experiments.imagenet.imagenet32 import BATCHES, load_imagenet32, read_file
 from experiments.imagenet.transfer_imagenet import Settings, main
 from pilimit_lib.core import load
+from pilimit_lib.inf.gp import ReLUKernel
 
 SEED_COMMAND = """--save-dir=./output/ --save-model --cuda --r 200 --lr=0.01 --batch-size=16 --gclip=0  --epochs=40 --human
     --wd=0.0001 --bias-alpha=0.5 --first-layer-lr-mult=1.0 --last-layer-lr-mult=1.0 --gclip-per-param""".split()
@@ -99,6 +100,11 @@ def test_what_is_missing_or_wrong_is_named_before_anything_is_read(imagenet, tmp
     (tmp_path / "file").write_bytes((imagenet / "val_data").read_bytes()[:-50])
     with pytest.raises(ValueError, match="damaged"):
         read_file(tmp_path / "file")
+    for content in (b"\x80\x02X\xff\xff\xff\x7f", b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x04\0\0\0nope\x86R.",
+                    b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f"):
+        (tmp_path / "file").write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            read_file(tmp_path / "file")
     with pytest.raises(FileNotFoundError, match="lacks train_data_batch_1, .*val_data.*image-net.org"):
         load_imagenet32(tmp_path)
     other = write_set(tmp_path / "set")
@@ -200,7 +206,104 @@ def test_an_interrupted_run_goes_on_bit_for_bit_and_transfers_once(imagenet, sma
     assert lines[0] == lines[1] and len(lines[0]) == 4
 
 
+def test_labels_of_validation_images_alone_and_of_later_training_images_are_classes(imagenet, small_cifar, tmp_path):
+    beyond = tmp_path / "beyond"
+    write_set(beyond)
+    val = pickle.loads((beyond / "val_data").read_bytes())
+    val["labels"][0] = 13
+    (beyond / "val_data").write_bytes(pickle.dumps(val, protocol=2))
+    assert load_imagenet32(beyond, quiet=True).classes == 13
+    first = pickle.loads((imagenet / "train_data_batch_1").read_bytes())["labels"]
+    few = next(size for size in range(1, 12) if max(first[1:size + 1]) < 10)
+    for k in range(1, BATCHES + 1):  # the first images of every batch lack the last class
+        held = pickle.loads((beyond / f"train_data_batch_{k}").read_bytes())
+        held["labels"][0] = 1
+        (beyond / f"train_data_batch_{k}").write_bytes(pickle.dumps(held, protocol=2))
+    for folder, flags in ((beyond, []), (beyond, ["--train-subset-size", str(few)])):
+        records = main([*SMALL, *flags, "--epochs", "1", "--imagenet-data", str(folder), "--cifar-data", str(small_cifar),
+                        "--save-dir", str(tmp_path / "out"), "--overwrite"])
+        assert np.isfinite(records[0]["test_loss"])
+
+
+def test_memory_for_the_regression_is_asked_for_before_training(imagenet, small_cifar, tmp_path, monkeypatch, capsys):
+    from pilimit_lib.inf import gp_matrix
+    monkeypatch.setattr(gp_matrix, "_available_memory", lambda: 1000)
+    with pytest.raises(SystemExit):
+        main([*SMALL, "--imagenet-data", str(imagenet), "--cifar-data", str(small_cifar), "--transfer", "--save-dir",
+              str(tmp_path / "run")])
+    assert "--transfer-train-size, --transfer-test-size" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_run_is_resumed_with_other_sizes_of_the_transfer(imagenet, small_cifar, tmp_path):
+    flags = [*SMALL, "--imagenet-data", str(imagenet), "--cifar-data", str(small_cifar), "--transfer", "--save-dir",
+             str(tmp_path)]
+    main([*flags, "--epochs", "1"])
+    main([*flags, "--epochs", "2", "--resume", "--transfer-train-size", "50", "--transfer-test-size", "10"])
+    found = [json.loads(line) for line in (tmp_path / "transfers.jsonl").read_text().splitlines()]
+    assert [(record["what"], record["train"], record["test"]) for record in found] == [
+        ("features", 100, 20), ("NNGP", 100, 20), ("features", 50, 10), ("NNGP", 50, 10)]
+
+
+def test_a_cosine_schedule_is_not_continued_beyond_its_end(imagenet, tmp_path, capsys):
+    flags = [*SMALL, "--imagenet-data", str(imagenet), "--scheduler", "cosine", "--save-dir", str(tmp_path)]
+    main(flags)
+    with pytest.raises(SystemExit):
+        main([*flags, "--epochs", "4", "--resume"])
+    assert "schedule of 2 steps" in capsys.readouterr().err
+    assert len(main([*flags, "--resume"])) == 2
+
+
+def test_what_an_overwritten_run_left_is_removed(imagenet, small_cifar, tmp_path):
+    flags = [*SMALL, "--imagenet-data", str(imagenet), "--cifar-data", str(small_cifar), "--save-dir", str(tmp_path)]
+    main([*flags, "--transfer", "--save-model", "--save-epochs", "all"])
+    (tmp_path / "model_of_mine.th").write_text("kept")
+    main([*flags, "--overwrite", "--epochs", "1"])
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "metrics.jsonl", "curves.png", "checkpoint.pt",
+                                                          "model_of_mine.th"}
+
+
+def test_a_finite_twin_of_moments_is_loaded_with_its_own_activation(imagenet, small_cifar, tmp_path, monkeypatch):
+    seen = []
+    original = transfer_imagenet.Transfers.measure
+    monkeypatch.setattr(transfer_imagenet.Transfers, "measure",
+                        lambda self, net, *rest: seen.append(net) or original(self, net, *rest))
+    depths = []
+    monkeypatch.setattr(transfer_imagenet, "ReLUKernel", lambda depth, **how: depths.append(depth) or ReLUKernel(depth, **how))
+    main([*SMALL, "--memory", "moments", "--degree", "3", "--width", "16", "--imagenet-data", str(imagenet), "--cifar-data",
+          str(small_cifar), "--transfer", "--save-dir", str(tmp_path / "run"), "--save-model"])
+    how = ["--cifar-data", str(small_cifar), "--test", "--transfer", "--kernel-reg", "0.1", "--quiet", "--model-path",
+           str(tmp_path / "run" / "model.th"), "--save-dir"]
+    main([*how, str(tmp_path / "test")])  # --depth is 2 by default, the network's is 1
+    x = torch.randn(5, 3072)
+    assert torch.allclose(seen[0](x), seen[1](x)) and depths == [2, 2]
+    trained = (tmp_path / "run" / "transfers.jsonl").read_text()
+    for folder, message in (("run", "holds a training run"), ("test", "already holds a transfer")):
+        with pytest.raises(FileExistsError, match=message):
+            transfer_imagenet.test(Settings(cifar_data=str(small_cifar), transfer=True), how[-2], tmp_path / folder)
+    assert (tmp_path / "run" / "transfers.jsonl").read_text() == trained
+    main([*how, str(tmp_path / "test"), "--overwrite"])
+
+
 # ---- the command line
+
+
+def test_milestones_beyond_the_last_epoch_are_named_and_the_run_goes_on(imagenet, small_cifar, tmp_path, capsys):
+    main([*SMALL, "--epochs", "1", "--transfer", "--transfer-milestones=0,5,10", "--imagenet-data", str(imagenet),
+          "--cifar-data", str(small_cifar), "--save-dir", str(tmp_path)])
+    assert "never reaches [5, 10]" in capsys.readouterr().out
+    found = [json.loads(line) for line in (tmp_path / "transfers.jsonl").read_text().splitlines()]
+    assert [record.get("epoch") for record in found] == [0, None]
+
+
+def test_the_flag_of_missing_images_is_named(imagenet, tmp_path, monkeypatch, capsys):
+    datasets = pytest.importorskip("torchvision.datasets")
+
+    def refuse(*args, **how):
+        raise RuntimeError("no network here")
+    monkeypatch.setattr(datasets, "CIFAR10", refuse)
+    with pytest.raises(SystemExit):
+        main([*SMALL, "--transfer", "--imagenet-data", str(imagenet), "--cifar-data", str(tmp_path)])
+    assert "the folder that holds it with --cifar-data" in capsys.readouterr().err
 
 
 def test_the_printed_command_means_what_it_says_and_what_it_costs(capsys):
@@ -229,7 +332,7 @@ def test_costs_are_those_of_real_networks():
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--transfer-milestones", "3"], "they need --transfer"), (["--transfer", "--transfer-milestones", "0,30"], "got [30]"),
+    (["--transfer-milestones", "3"], "they need --transfer"), (["--transfer", "--transfer-milestones=-1,30"], "got [-1]"),
     (["--init-from-data"], "is gone"), (["--kernel-reg", "-1"], "--kernel-reg must not be negative"),
     (["--resume"], "--save-dir"),
     (["--test"], "--test needs the --model-path"), (["--epochs", "0"], "--epochs must be at least 1"),

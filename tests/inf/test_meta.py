@@ -7,6 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
+from pilimit_lib.inf.functional import direction, length
 from pilimit_lib.inf.gp import ReLUKernel
 from pilimit_lib.inf.meta import adapt, cross_entropy, mse
 from pilimit_lib.inf.meta_kernel import KernelMLP
@@ -184,6 +185,53 @@ def test_outer_and_inner_projection_are_separate():
     for inner in (True, False):
         assert torch.allclose(grads[True, inner], basis @ basis.T @ grads[False, inner])
     assert (grads[True, True] - grads[True, False]).norm() > 1e-3 * grads[True, True].norm()
+
+
+def test_by_default_inner_gradients_are_projected_where_the_layers_own_are():
+    support, query = tasks()
+    for mu in (False, True):
+        net = finite()
+        net = net.gaussian_init_() if mu else net
+        losses = {project: meta_loss(net, support, query, project=project) for project in (None, True, False)}
+        assert torch.equal(losses[None], losses[not mu]) and not torch.isclose(losses[True], losses[False])
+        assert torch.isclose(losses[None], explicit(net, support, query, 1, slice(None), True), rtol=1e-10)
+
+
+# ---- samples that are zero
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["infinite", "finite"])
+@pytest.mark.parametrize("layernorm", [False, True], ids=["", "LN"])
+def test_a_support_sample_of_zeros_has_finite_second_derivatives(kind, degree, layernorm):
+    net, (support, query) = moments(degree=degree, layernorm=layernorm), tasks()
+    net = net.sample(7) if kind == "finite" else net
+    for layer in net.layers:
+        nn.init.zeros_(layer.bias)
+    support[0][0, 0] = 0
+    loss = meta_loss(net, support, query, steps=2)
+    grads = torch.autograd.grad(loss, list(net.parameters()))
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_a_support_sample_of_zeros_under_layer_norm_of_relu_networks():
+    net, (support, query) = finite(layernorm=True), tasks()
+    for layer in net.layers:
+        nn.init.zeros_(layer.bias)
+    support[0][0, 0] = 0
+    grads = torch.autograd.grad(meta_loss(net, support, query), list(net.parameters()))
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_lengths_are_those_of_torch_and_those_of_zero_are_differentiable_twice():
+    g = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    for found, expected in zip(direction(g), (nn.functional.normalize(g), g.norm(dim=1, keepdim=True))):
+        assert torch.equal(found, expected)
+    assert torch.autograd.gradgradcheck(length, g)
+    zero = torch.zeros(2, 4, requires_grad=True)
+    first, = torch.autograd.grad(length(zero).sum(), zero, create_graph=True)
+    second, = torch.autograd.grad(first.sum(), zero)
+    assert not first.any() and not second.any()
 
 
 # ---- (b) finite differences
