@@ -6,6 +6,7 @@ They are handed tensors and numbers only, and differentiate once.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from . import conv_operator, feature_linear
 from .conv_geometry import Geometry
-from .features import shared_features
+from .features import PolynomialFeatures
+
+
+@functools.lru_cache(maxsize=64)
+def shared_features(r: int, kappa: tuple[float, ...]) -> PolynomialFeatures:
+    """The same object for the same arguments, with the tables that it has made."""
+    return PolynomialFeatures(r, kappa)
 
 
 @torch.library.custom_op("pilimit::feature_linear", mutates_args=(), schema="(Tensor u, Tensor V, float[] kappa) -> Tensor")

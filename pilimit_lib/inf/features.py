@@ -13,7 +13,6 @@ the products with V [P o] need no transposed copy, which is what small batches s
 """
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -197,12 +196,6 @@ class PolynomialFeatures:
         return isinstance(other, PolynomialFeatures) and (self.r, self.kappa) == (other.r, other.kappa)
 
     __hash__ = None
-
-
-@functools.lru_cache(maxsize=64)
-def shared_features(r: int, kappa: tuple[float, ...]) -> PolynomialFeatures:
-    """The same object for the same arguments, with the tables that it has made: for operators, which are handed numbers only."""
-    return PolynomialFeatures(r, kappa)
 
 
 class Adjoint:

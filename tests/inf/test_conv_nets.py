@@ -20,7 +20,6 @@ from pilimit_lib.inf import (
     param_groups,
 )
 from pilimit_lib.inf.conv_geometry import Geometry
-from pilimit_lib.inf.features import shared_features
 
 
 def images(b: int = 4, size: int = 4):
@@ -241,7 +240,7 @@ def test_a_compiled_layer_is_the_same_and_still_makes_its_features_in_chunks(how
 @pytest.mark.parametrize("geometry", [Geometry((3, 2), (2, 1), (1, 0), (1, 2)), Geometry((3, 3), pool=(2, 2))])
 def test_the_compilers_operators_are_registered_rightly(geometry):
     kappa, how = [.2, .5, .3], dict(requires_grad=True)
-    P = shared_features(3, tuple(kappa)).P
+    P = compiled.shared_features(3, tuple(kappa)).P
     torch.library.opcheck(compiled.linear, (torch.randn(4, 3, **how), torch.randn(P, 2, **how), kappa))
     V = torch.randn(P, *geometry.kernel, 4, **how)
     torch.library.opcheck(compiled.conv2d, (torch.randn(2, 3, 6, 5, **how), V, kappa, geometry.numbers, False, 64))
