@@ -103,7 +103,11 @@ def hermite_coefficients(function: Callable[[Tensor], Tensor], terms: int) -> tu
     half = 0.5 / _PANELS_PER_UNIT
     z = (edges[:, None] + half * (1 + node)).ravel()
     root = np.exp(-z * z / 4) / (2 * math.pi) ** .25  # √ of the density: Hermite *functions* h_j·root stay bounded for any j
-    value = function(torch.from_numpy(z.copy()))  # a copy, because nn.SiLU(inplace=True) and its like write into it
+    try:
+        value = function(torch.from_numpy(z.copy()))  # a copy, because nn.SiLU(inplace=True) and its like write into it
+    except RuntimeError as error:
+        raise TypeError(f"the activation failed on a float64 tensor ({error}); it must take one, as a module with parameters "
+                        "does after .double()") from error
     if not isinstance(value, Tensor) or value.shape != z.shape:
         raise TypeError(f"the activation must map a tensor to one of the same shape, got {type(value).__name__} "
                         f"{list(getattr(value, 'shape', []))} for {list(z.shape)}")

@@ -106,6 +106,12 @@ def test_what_can_not_be_a_series_is_said_to_be_so(arguments, message):
         hermite_series(**arguments)
 
 
+def test_a_module_of_float32_is_told_to_become_double():
+    with pytest.raises(TypeError, match=r"float64 tensor .*\.double\(\)"):
+        hermite_series(torch.nn.PReLU(), 2)
+    assert hermite_series(torch.nn.PReLU().double(), 2).kappa[1] == pytest.approx((1.25 / 2) ** 2)
+
+
 def test_a_function_that_changes_shape_is_refused():
     with pytest.raises(TypeError, match="same shape"):
         hermite_series(lambda z: z.sum(), 2)
