@@ -1,4 +1,6 @@
-"""Every implementation of the sums over rows against the formulas in float64, and the switch between them."""
+"""Every implementation of the sums over rows against the formulas in float64, and the switch
+between them."""
+
 import re
 import threading
 
@@ -10,7 +12,13 @@ from pilimit_lib.inf import InfPiLinearReLU, functional, rows_native, rows_torch
 from pilimit_lib.inf.twins import row_twin
 
 STORAGE = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8]
-EPS = {torch.float64: 1e-15, torch.float32: 2e-7, torch.bfloat16: 2e-7, torch.float16: 2e-7, torch.int8: 2e-7}
+EPS = {
+    torch.float64: 1e-15,
+    torch.float32: 2e-7,
+    torch.bfloat16: 2e-7,
+    torch.float16: 2e-7,
+    torch.int8: 2e-7,
+}
 
 
 def filled(m, r, o, row_dtype=torch.float32, decay=1.0, block_rows=None):
@@ -34,7 +42,12 @@ def dense(layer, g, weights):
 
 
 def run(layer, g, weights):
-    g = g.detach().clone().to(torch.float64 if layer.A.dtype == torch.float64 else torch.float32).requires_grad_()
+    g = (
+        g.detach()
+        .clone()
+        .to(torch.float64 if layer.A.dtype == torch.float64 else torch.float32)
+        .requires_grad_()
+    )
     out = layer(g)
     out.backward(weights.to(out))
     return out.detach().double(), g.grad.double()
@@ -43,15 +56,24 @@ def run(layer, g, weights):
 @pytest.mark.parametrize("row_dtype", STORAGE, ids=str)
 @pytest.mark.parametrize("twin", ["plain", "chunked", "native"])
 def test_twins_agree_with_the_formulas_on_the_rows_that_are_stored(twin, row_dtype):
-    """Scales and shifts of eight bits, lazy factors, and rows that are converted all meet in one coefficient per row."""
-    layer = filled(9000, 7, 3, row_dtype, decay=.3)
+    """Scales and shifts of eight bits, lazy factors, and rows that are converted all meet in one
+    coefficient per row.
+
+    A term costs a few roundings of its own. One sum over all m rows adds one rounding per partial
+    sum, and partial sums of random signs are as large as the result: √m roundings where their signs
+    are random too. Chunked and native sums are short ones of short ones, and stay at the terms'."""
+    m = 9000
+    layer = filled(m, 7, 3, row_dtype, decay=0.3)
     g, weights = torch.randn(5, 7), torch.randn(5, 3)
+    roundings = 8 + (m**0.5 if twin == "plain" else 0)
     with row_twin(twin, debug=True) as said:
         for got, expected in zip(run(layer, g, weights), dense(layer, g, weights)):
-            assert (got - expected).norm() / expected.norm() < 8 * EPS[row_dtype]
+            assert (got - expected).norm() / expected.norm() < roundings * EPS[row_dtype]
     if said[0].startswith("native refuses: there is no"):
         pytest.skip(said[0])
-    assert said[-1] == f"{'chunked' if (twin, row_dtype) == ('native', torch.float64) else twin} runs"
+    assert (
+        said[-1] == f"{'chunked' if (twin, row_dtype) == ('native', torch.float64) else twin} runs"
+    )
 
 
 @pytest.mark.parametrize("b", [1, 31, 1030])
@@ -115,6 +137,7 @@ def test_the_switch_is_no_global():
         with row_twin("plain", debug=True) as said:
             filled(3, 3, 2)(torch.randn(2, 3))
         told.append(said)
+
     told = []
     with row_twin("chunked", debug=True) as said:
         thread = threading.Thread(target=elsewhere)
@@ -131,16 +154,27 @@ def compiled():
         pytest.skip(rows_native._library())
 
 
-@pytest.mark.parametrize("m, r, o, b", [(3, 2, 1, 1), (513, 16, 1, 8), (513, 8, 17, 2), (700, 100, 10, 3), (515, 33, 16, 9),
-                                        (520, 8, 40, 17), (130, 48, 3, 70)])
+@pytest.mark.parametrize(
+    "m, r, o, b",
+    [
+        (3, 2, 1, 1),
+        (513, 16, 1, 8),
+        (513, 8, 17, 2),
+        (700, 100, 10, 3),
+        (515, 33, 16, 9),
+        (520, 8, 40, 17),
+        (130, 48, 3, 70),
+    ],
+)
 @pytest.mark.parametrize("row_dtype", STORAGE[1:], ids=str)
 def test_native_sums_at_odd_sizes(m, r, o, b, row_dtype, compiled):
-    """Few and many samples; rows, ranks and samples that fill no vector. Memory beyond the last row may hold anything."""
-    layer = filled(m, r, o, row_dtype, decay=.3, block_rows=128)
+    """Few and many samples; rows, ranks and samples that fill no vector. Memory beyond the last row
+    may hold anything."""
+    layer = filled(m, r, o, row_dtype, decay=0.3, block_rows=128)
     for parameter in (layer.A, layer.B):
         last = parameter.blocks._blocks[-1]
         for tensor in last if row_dtype == torch.int8 else (last,):
-            tensor[m % 128:] = 127 if tensor.dtype == torch.int8 else float("nan")
+            tensor[m % 128 :] = 127 if tensor.dtype == torch.int8 else float("nan")
     g, weights = torch.randn(b, r), torch.randn(b, o)
     with row_twin("native"):
         for got, expected in zip(run(layer, g, weights), dense(layer, g, weights)):
@@ -172,8 +206,10 @@ def test_native_passes_on_what_is_not_a_number(compiled):
     assert out[1].isnan().all() and out[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("compiler, reason", [("no-such-compiler", r"no C\+\+ compiler 'no-such-compiler'"),
-                                              ("false", "false failed")])
+@pytest.mark.parametrize(
+    "compiler, reason",
+    [("no-such-compiler", r"no C\+\+ compiler 'no-such-compiler'"), ("false", "false failed")],
+)
 def test_without_a_compiler_the_native_twin_refuses(compiler, reason, monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
