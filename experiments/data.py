@@ -1,4 +1,6 @@
-"""Image sets in memory as normalised vectors, and batches whose order can be resumed in the middle of an epoch."""
+"""Image sets in memory as normalised vectors, and batches whose order can be resumed in the middle
+of an epoch."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -11,13 +13,17 @@ import torch
 from torch import Tensor
 
 DATASETS = ("digits", "cifar10", "fashion_mnist")
-SHIFT = {"digits": 1, "cifar10": 4, "fashion_mnist": 2, "imagenet32": 4}  # pixels that augmentation moves an image at most
-FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True, "imagenet32": True}  # a mirrored digit is another sign
+# pixels that augmentation moves an image at most
+SHIFT = {"digits": 1, "cifar10": 4, "fashion_mnist": 2, "imagenet32": 4}
+# a mirrored digit is another sign
+FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True, "imagenet32": True}
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images [n c h w], normalised per channel by the training images' mean and deviation, and labels [n] below `classes`."""
+    """Images [n c h w], normalised per channel by the training images' mean and deviation, and
+    labels [n] below `classes`."""
+
     name: str
     train_x: Tensor
     train_y: Tensor
@@ -30,36 +36,57 @@ class ImageSet:
         return self.train_x[0].numel()
 
     def to(self, device: torch.device | str) -> ImageSet:
-        return ImageSet(self.name, *(t.to(device) for t in (self.train_x, self.train_y, self.test_x, self.test_y)), self.classes)
+        return ImageSet(
+            self.name,
+            *(t.to(device) for t in (self.train_x, self.train_y, self.test_x, self.test_y)),
+            self.classes,
+        )
 
 
-def load_images(name: str, root: str | Path = "./dataset", train_size: int | None = None,
-                test_size: int | None = None, flag: str = "--data") -> ImageSet:
-    """Load an image set. `digits` ships inside scikit-learn; the others lie under `root` or are downloaded there.
+def load_images(
+    name: str,
+    root: str | Path = "./dataset",
+    train_size: int | None = None,
+    test_size: int | None = None,
+    flag: str = "--data",
+) -> ImageSet:
+    """Load an image set. `digits` ships inside scikit-learn; the others lie under `root` or are
+    downloaded there.
 
-    `train_size` and `test_size` keep that many images, the first ones of the published order (of a fixed shuffle for digits).
-    `flag` names `root` in errors.
+    `train_size` and `test_size` keep that many images, the first ones of the published order (of a
+    fixed shuffle for digits). `flag` names `root` in errors.
     """
     if name not in DATASETS:
         raise ValueError(f"there is no data set '{name}'; choose one of {', '.join(DATASETS)}")
-    train_x, train_y, test_x, test_y = _digits() if name == "digits" else _torchvision(name, Path(root), flag)
+    train_x, train_y, test_x, test_y = (
+        _digits() if name == "digits" else _torchvision(name, Path(root), flag)
+    )
     for kind, size, have in (("train", train_size, len(train_x)), ("test", test_size, len(test_x))):
         if size is not None and not 0 < size <= have:
             raise ValueError(f"{name} has {have} {kind} images; a subset of {size} was asked for")
-    classes = int(torch.cat([train_y, test_y]).max()) + 1  # of the whole set: a few images may lack some
-    train_x, train_y, test_x, test_y = train_x[:train_size], train_y[:train_size], test_x[:test_size], test_y[:test_size]
+    # of the whole set: a few images may lack some
+    classes = int(torch.cat([train_y, test_y]).max()) + 1
+    train_x, train_y, test_x, test_y = (
+        train_x[:train_size],
+        train_y[:train_size],
+        test_x[:test_size],
+        test_y[:test_size],
+    )
     mean = train_x.mean((0, 2, 3), keepdim=True)
     deviation = train_x.std((0, 2, 3), keepdim=True)
-    return ImageSet(name, (train_x - mean) / deviation, train_y, (test_x - mean) / deviation, test_y, classes)
+    return ImageSet(
+        name, (train_x - mean) / deviation, train_y, (test_x - mean) / deviation, test_y, classes
+    )
 
 
 def _digits() -> tuple[Tensor, ...]:
     """1,797 8x8 images, of which a fixed fifth is for testing."""
     from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8), torch.tensor(labels)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    test, train = order[:len(x) // 5], order[len(x) // 5:]
+    test, train = order[: len(x) // 5], order[len(x) // 5 :]
     return x[train], y[train], x[test], y[test]
 
 
@@ -67,7 +94,9 @@ def _torchvision(name: str, root: Path, flag: str) -> tuple[Tensor, ...]:
     try:
         from torchvision import datasets
     except ImportError as error:
-        raise ImportError(f"the data set {name} needs torchvision: pip install 'pilimit[images]'") from error
+        raise ImportError(
+            f"the data set {name} needs torchvision: pip install 'pilimit[images]'"
+        ) from error
     kind = {"cifar10": datasets.CIFAR10, "fashion_mnist": datasets.FashionMNIST}[name]
     parts = []
     for train in (True, False):
@@ -77,8 +106,10 @@ def _torchvision(name: str, root: Path, flag: str) -> tuple[Tensor, ...]:
             try:
                 data = kind(root, train=train, download=True)
             except Exception as error:
-                raise FileNotFoundError(f"{name} is not under {root.resolve()} and could not be downloaded ({error}); "
-                                        f"pass the folder that holds it with {flag}") from error
+                raise FileNotFoundError(
+                    f"{name} is not under {root.resolve()} and could not be downloaded ({error}); "
+                    f"pass the folder that holds it with {flag}"
+                ) from error
         images = torch.tensor(np.asarray(data.data), dtype=torch.float32)
         images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images.unsqueeze(1)
         parts += [images.contiguous(), torch.tensor(np.asarray(data.targets))]
@@ -86,9 +117,12 @@ def _torchvision(name: str, root: Path, flag: str) -> tuple[Tensor, ...]:
 
 
 class Batches:
-    """Batches (ids [b], images [b c h w], labels [b]) in a new order each epoch; `state` resumes anywhere in an epoch."""
+    """Batches (ids [b], images [b c h w], labels [b]) in a new order each epoch; `state` resumes
+    anywhere in an epoch."""
 
-    def __init__(self, x: Tensor, y: Tensor, size: int, seed: int, shift: int = 0, flips: bool = False) -> None:
+    def __init__(
+        self, x: Tensor, y: Tensor, size: int, seed: int, shift: int = 0, flips: bool = False
+    ) -> None:
         if size < 1:
             raise ValueError(f"the batch size must be positive, got {size}")
         self.x, self.y, self.size, self.shift, self.flips = x, y, size, shift, flips
@@ -104,28 +138,40 @@ class Batches:
         if self.order is None:
             self.order, self.position = torch.randperm(len(self.x), generator=self.generator), 0
         while self.position < len(self):
-            ids = self.order[self.position * self.size:(self.position + 1) * self.size]
+            ids = self.order[self.position * self.size : (self.position + 1) * self.size]
             self.position += 1
             yield ids, self._augmented(self.x[ids.to(self.x.device)]), self.y[ids.to(self.y.device)]
         self.order = None
 
     def state(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
+        return {
+            "generator": self.generator.get_state(),
+            "order": self.order,
+            "position": self.position,
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
         self.order, self.position = state["order"], state["position"]
 
     def _augmented(self, x: Tensor) -> Tensor:
-        """Each image flipped with probability ½ and moved by up to `shift` pixels, the border filled with the mean (0)."""
+        """Each image flipped with probability ½ and moved by up to `shift` pixels, the border
+        filled with the mean (0)."""
         if self.flips:
-            flip = torch.rand(len(x), generator=self.generator).to(x.device) < .5
+            flip = torch.rand(len(x), generator=self.generator).to(x.device) < 0.5
             x = torch.where(flip[:, None, None, None], x.flip(3), x)
         if self.shift:
             b, c, h, w = x.shape
             padded = torch.nn.functional.pad(x, [self.shift] * 4)
-            top, left = torch.randint(0, 2 * self.shift + 1, (2, b), generator=self.generator).to(x.device)
-            sample, channel, row, column = (torch.arange(count, device=x.device) for count in (b, c, h, w))
-            rows, columns = (top[:, None] + row)[:, None, :, None], (left[:, None] + column)[:, None, None, :]
+            top, left = torch.randint(0, 2 * self.shift + 1, (2, b), generator=self.generator).to(
+                x.device
+            )
+            sample, channel, row, column = (
+                torch.arange(count, device=x.device) for count in (b, c, h, w)
+            )
+            rows, columns = (
+                (top[:, None] + row)[:, None, :, None],
+                (left[:, None] + column)[:, None, None, :],
+            )
             x = padded[sample[:, None, None, None], channel[:, None, None], rows, columns]
         return x

@@ -2,8 +2,9 @@
 
     python -m pilimit_orig.convert_net IN [OUT]        (default OUT: IN with _converted.th for its ending)
 
-IN is a whole pickled network, a pickled dictionary, or a dictionary that was converted before. Nothing in it is executed and
-the original code is not needed. Layers keep their numbers; the library counts one hidden layer less.
+IN is a whole pickled network, a pickled dictionary, or a dictionary that was converted before.
+Nothing in it is executed and the original code is not needed. Layers keep their numbers; the
+library counts one hidden layer less.
 """
 
 import argparse
@@ -14,12 +15,23 @@ from pilimit_orig import checkpoint
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m pilimit_orig.convert_net", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m pilimit_orig.convert_net", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("input", metavar="IN", help="a checkpoint of the original code")
-    parser.add_argument("output", metavar="OUT", nargs="?", help="where to write (default: IN with _converted.th for its ending)")
+    parser.add_argument(
+        "output",
+        metavar="OUT",
+        nargs="?",
+        help="where to write (default: IN with _converted.th for its ending)",
+    )
     args = parser.parse_args(argv)
     output = args.output or os.path.splitext(args.input)[0] + "_converted.th"
-    if os.path.exists(output) and os.path.exists(args.input) and os.path.samefile(output, args.input):
+    if (
+        os.path.exists(output)
+        and os.path.exists(args.input)
+        and os.path.samefile(output, args.input)
+    ):
         parser.error(f"OUT is IN ({output}): give another name")
     try:
         net = checkpoint.read(args.input)

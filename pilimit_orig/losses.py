@@ -1,14 +1,19 @@
-"""Losses of the paper's commands with their first derivative and their curvature, by hand. Means over the batch.
+"""Losses of the paper's commands with their first derivative and their curvature, by hand. Means
+over the batch.
 
-Each is a pair: value_and_delta(out [b o], labels [b]) -> loss, ∂loss/∂out; curvature(out, labels, v [b o]) -> (∂²loss/∂out²) v.
+Each is a pair: value_and_delta(out [b o], labels [b]) -> loss, ∂loss/∂out; curvature(out, labels, v
+[b o]) -> (∂²loss/∂out²) v.
 """
 
 import torch
 
 
 def one_hot(labels, classes, center=True):
-    """[b classes] targets in the dtype float64: 1 at the label, minus 1/classes everywhere when centred."""
-    return torch.nn.functional.one_hot(labels.long(), classes).double() - (1 / classes if center else 0.0)
+    """[b classes] targets in the dtype float64: 1 at the label, minus 1/classes everywhere when
+    centred."""
+    return torch.nn.functional.one_hot(labels.long(), classes).double() - (
+        1 / classes if center else 0.0
+    )
 
 
 def xent(out, labels):
@@ -26,7 +31,8 @@ def xent_curvature(out, labels, v):
 
 
 def mse(out, targets, offset=0.1):
-    """Mean over all b·o numbers of (out − target)²; integer labels stand for one-hot targets minus `offset`."""
+    """Mean over all b·o numbers of (out − target)²; integer labels stand for one-hot targets minus
+    `offset`."""
     if not targets.is_floating_point():
         targets = one_hot(targets, out.shape[1], center=False).to(out.dtype) - offset
     difference = out - targets

@@ -1,4 +1,5 @@
-"""Tensors of a checkpoint file: where their bytes lie, mapped into memory only when they are opened."""
+"""Tensors of a checkpoint file: where their bytes lie, mapped into memory only when they are
+opened."""
 
 import io
 import math
@@ -8,18 +9,30 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-DTYPES = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-          "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-          "Bool": torch.bool}
+DTYPES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
 
 
 class CheckpointError(ValueError):
-    """A file that is damaged, foreign, or asks for something that no checkpoint of the original code contains."""
+    """A file that is damaged, foreign, or asks for something that no checkpoint of the original
+    code contains."""
 
 
 def numpy_dtype(dtype):
     """The numpy type of the same bytes; bfloat16, which numpy lacks, as int16."""
-    return np.dtype(np.int16) if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    return (
+        np.dtype(np.int16) if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    )
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,8 @@ class Storage:
     dtype: torch.dtype
 
     def map(self, start, count):
-        """`count` numbers from position `start`, one-dimensional; a file is mapped copy-on-write and stays as it is."""
+        """`count` numbers from position `start`, one-dimensional; a file is mapped copy-on-write
+        and stays as it is."""
         kind = numpy_dtype(self.dtype)
         at = self.offset + start * kind.itemsize
         if count == 0:
@@ -49,7 +63,8 @@ class Storage:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A strided view of a storage. `open()` gives a tensor; the first rows alone can be opened of a longer buffer."""
+    """A strided view of a storage. `open()` gives a tensor; the first rows alone can be opened of a
+    longer buffer."""
 
     storage: Storage
     offset: int
@@ -58,14 +73,23 @@ class StoredTensor:
 
     def __post_init__(self):
         numbers = (self.offset, *self.size, *self.stride)
-        if len(self.size) != len(self.stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise CheckpointError(f"a tensor with offset {self.offset!r}, size {self.size!r} and stride {self.stride!r}")
+        if len(self.size) != len(self.stride) or not all(
+            isinstance(n, int) and n >= 0 for n in numbers
+        ):
+            raise CheckpointError(
+                f"a tensor with offset {self.offset!r}, size {self.size!r} and stride "
+                f"{self.stride!r}"
+            )
         if self.offset + self._span(self.size) > self.storage.count:
-            raise CheckpointError(f"a tensor of size {self.size} at position {self.offset} of a storage "
-                                  f"that holds only {self.storage.count} numbers")
+            raise CheckpointError(
+                f"a tensor of size {self.size} at position {self.offset} of a storage "
+                f"that holds only {self.storage.count} numbers"
+            )
 
     def _span(self, size):
-        return 1 + sum((n - 1) * step for n, step in zip(size, self.stride)) if math.prod(size) else 0
+        return (
+            1 + sum((n - 1) * step for n, step in zip(size, self.stride)) if math.prod(size) else 0
+        )
 
     @property
     def shape(self):
@@ -80,15 +104,23 @@ class StoredTensor:
 
 
 class ZipStorages:
-    """Storages of torch's zip format, each checked against its checksum when it is first asked for."""
+    """Storages of torch's zip format, each checked against its checksum when it is first asked
+    for."""
 
     def __init__(self, path, archive):
         self.path, self.archive = path, archive
-        names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
+        names = [
+            name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"
+        ]
         if len(names) != 1:
-            raise CheckpointError(f"a zip file with {archive.namelist()[:4]}, not one that torch.save wrote")
+            raise CheckpointError(
+                f"a zip file with {archive.namelist()[:4]}, not one that torch.save wrote"
+            )
         self.prefix = names[0][: -len("data.pkl")]
-        if self.prefix + "byteorder" in archive.namelist() and archive.read(self.prefix + "byteorder") != b"little":
+        if (
+            self.prefix + "byteorder" in archive.namelist()
+            and archive.read(self.prefix + "byteorder") != b"little"
+        ):
             raise CheckpointError("numbers stored in big-endian order")
 
     def pickle(self):
@@ -100,17 +132,26 @@ class ZipStorages:
             info = self.archive.getinfo(name)
         except KeyError:
             raise CheckpointError(f"the storage {name} is missing") from None
-        if info.file_size != count * numpy_dtype(dtype).itemsize or info.compress_type != zipfile.ZIP_STORED:
-            raise CheckpointError(f"the storage {name} has {info.file_size} bytes, {count} numbers of type {dtype} were expected")
+        if (
+            info.file_size != count * numpy_dtype(dtype).itemsize
+            or info.compress_type != zipfile.ZIP_STORED
+        ):
+            raise CheckpointError(
+                f"the storage {name} has {info.file_size} bytes, {count} numbers of type {dtype} "
+                "were expected"
+            )
         if isinstance(self.path, bytes):
             return Storage(archive_read(self.archive, name), 0, count, dtype)
-        with self.archive.open(info) as record:      # reads to the end in pieces, which checks the checksum
+        # reads to the end in pieces, which checks the checksum
+        with self.archive.open(info) as record:
             while record.read(1 << 24):
                 pass
         with open(self.path, "rb") as file:
             file.seek(info.header_offset + 26)
             name_length, extra_length = np.frombuffer(file.read(4), "<u2")
-        return Storage(self.path, info.header_offset + 30 + int(name_length) + int(extra_length), count, dtype)
+        return Storage(
+            self.path, info.header_offset + 30 + int(name_length) + int(extra_length), count, dtype
+        )
 
 
 def archive_read(archive, name):
@@ -137,7 +178,8 @@ class LegacyStorages:
         return Key(key)
 
     def places(self, file, keys):
-        """{key: Storage} from the list of keys and the open file, which stands at the first of them."""
+        """{key: Storage} from the list of keys and the open file, which stands at the first of
+        them."""
         if not isinstance(keys, list) or set(keys) != set(self.wanted):
             raise CheckpointError("the list of storages does not fit the tensors")
         file_size, found = _size_of(file), {}
@@ -147,9 +189,15 @@ class LegacyStorages:
             stored = int(np.frombuffer(head, "<i8")[0]) if len(head) == 8 else -1
             offset, length = file.tell(), count * numpy_dtype(dtype).itemsize
             if stored != count or offset + length > file_size:
-                raise CheckpointError(f"the storage {key} of {count} numbers is cut short or damaged")
+                raise CheckpointError(
+                    f"the storage {key} of {count} numbers is cut short or damaged"
+                )
             in_memory = isinstance(self.path, bytes)
-            found[key] = Storage(file.read(length), 0, count, dtype) if in_memory else Storage(self.path, offset, count, dtype)
+            found[key] = (
+                Storage(file.read(length), 0, count, dtype)
+                if in_memory
+                else Storage(self.path, offset, count, dtype)
+            )
             file.seek(offset + length)
         return found
 

@@ -1,6 +1,7 @@
 """An unpickler that knows the few types in checkpoints of the original code and executes nothing.
 
-Every name in a file is looked up in a table of inert stand-ins; any other name ends the reading with an error that says it.
+Every name in a file is looked up in a table of inert stand-ins; any other name ends the reading
+with an error that says it.
 """
 
 import io
@@ -10,9 +11,17 @@ from collections import OrderedDict
 
 import numpy as np
 
-from pilimit_orig.stored import DTYPES, CheckpointError, Key, LegacyStorages, StoredTensor, ZipStorages
+from pilimit_orig.stored import (
+    DTYPES,
+    CheckpointError,
+    Key,
+    LegacyStorages,
+    StoredTensor,
+    ZipStorages,
+)
 
-MAGIC = 0x1950A86A20F9469CFC6C      # torch's formats before the zip one begin with this number, pickled
+# torch's formats before the zip one begin with this number, pickled
+MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
 
@@ -21,7 +30,10 @@ class Record:
 
     def __setstate__(self, state):
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-            raise CheckpointError(f"the state of a {type(self).__name__} is a {type(state).__name__}, not its attributes")
+            raise CheckpointError(
+                f"the state of a {type(self).__name__} is a {type(state).__name__}, not its "
+                "attributes"
+            )
         self.fields = state
 
     fields = {}
@@ -43,7 +55,8 @@ class StorageType:
 
 
 class Inert:
-    """A value that checkpoints may carry and that no network needs: torch.device, torch.Size, a dtype."""
+    """A value that checkpoints may carry and that no network needs: torch.device, torch.Size, a
+    dtype."""
 
     def __init__(self, *args):
         self.args = args
@@ -66,7 +79,11 @@ class Deferred:
 
 def _scalar(kind, data):
     """A numpy number: (dtype, bytes)."""
-    if not isinstance(kind, NumpyType) or not isinstance(data, bytes) or len(data) != kind.dtype.itemsize:
+    if (
+        not isinstance(kind, NumpyType)
+        or not isinstance(data, bytes)
+        or len(data) != kind.dtype.itemsize
+    ):
         raise CheckpointError("a numpy scalar of an unknown kind")
     return np.frombuffer(data, kind.dtype)[0].item()
 
@@ -93,7 +110,8 @@ def latin1(text, encoding="latin1"):
 
 
 def _nested(data):
-    """torch.storage._load_from_bytes: a storage that a plain pickle carries as a whole file of its own."""
+    """torch.storage._load_from_bytes: a storage that a plain pickle carries as a whole file of its
+    own."""
     loaded = read_object(data) if isinstance(data, bytes) else None
     if loaded is None or isinstance(loaded, dict | Record):
         raise CheckpointError("a storage that is none")
@@ -101,14 +119,20 @@ def _nested(data):
 
 
 KNOWN = {
-    ("inf.pimlp", "InfPiMLP"): InfPiMLPRecord, ("pimlp", "InfPiMLP"): InfPiMLPRecord,
-    ("inf.dynamicarray", "DynArr"): DynArrRecord, ("dynamicarray", "DynArr"): DynArrRecord,
+    ("inf.pimlp", "InfPiMLP"): InfPiMLPRecord,
+    ("pimlp", "InfPiMLP"): InfPiMLPRecord,
+    ("inf.dynamicarray", "DynArr"): DynArrRecord,
+    ("dynamicarray", "DynArr"): DynArrRecord,
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch.storage", "_load_from_bytes"): _nested,
-    ("torch", "device"): Inert, ("torch", "Size"): Inert,
-    ("numpy.core.multiarray", "scalar"): _scalar, ("numpy._core.multiarray", "scalar"): _scalar,
-    ("numpy", "dtype"): NumpyType, ("_codecs", "encode"): latin1,
+    ("torch", "device"): Inert,
+    ("torch", "Size"): Inert,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy", "dtype"): NumpyType,
+    ("_codecs", "encode"): latin1,
     **{("torch", f"{name}Storage"): StorageType(dtype) for name, dtype in DTYPES.items()},
     **{("torch", str(dtype).split(".")[1]): dtype for dtype in DTYPES.values()},
 }
@@ -117,7 +141,8 @@ KNOWN = {
 class Reader(pickle._Unpickler):
     """Names resolve through a table of stand-ins, storages through `storages`.
 
-    The Python one of the standard library's two unpicklers: a few damaged bytes can make the other allocate all memory.
+    The Python one of the standard library's two unpicklers: a few damaged bytes can make the other
+    allocate all memory.
     """
 
     known, kind = KNOWN, "checkpoint of the original code"
@@ -128,19 +153,30 @@ class Reader(pickle._Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.known:
-            raise CheckpointError(f"the file asks for {module}.{name}, which no {self.kind} contains")
+            raise CheckpointError(
+                f"the file asks for {module}.{name}, which no {self.kind} contains"
+            )
         return self.known[module, name]
 
     def persistent_load(self, pid):
-        if self.storages is None or not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" \
-                or not isinstance(pid[1], StorageType) or not isinstance(pid[2], str) or not isinstance(pid[4], int) \
-                or pid[4] < 0 or (len(pid) > 5 and pid[5] is not None):
+        if (
+            self.storages is None
+            or not isinstance(pid, tuple)
+            or len(pid) < 5
+            or pid[0] != "storage"
+            or not isinstance(pid[1], StorageType)
+            or not isinstance(pid[2], str)
+            or not isinstance(pid[4], int)
+            or pid[4] < 0
+            or (len(pid) > 5 and pid[5] is not None)
+        ):
             raise CheckpointError(f"a reference of an unknown kind: {str(pid)[:80]}")
         return self.storages.storage(pid[2], pid[1].dtype, pid[4])
 
 
 def read_object(source):
-    """What a checkpoint (path, or its bytes) holds, with Records for objects and StoredTensors for tensors.
+    """What a checkpoint (path, or its bytes) holds, with Records for objects and StoredTensors for
+    tensors.
 
     Raises CheckpointError for anything damaged or unknown, whatever the bytes are.
     """
@@ -159,7 +195,9 @@ def read_object(source):
         raise CheckpointError(f"the zip file is cut short or damaged ({error})") from error
     except Exception as error:
         # A damaged pickle can fail in any of Python's ways; none of them is the caller's business.
-        raise CheckpointError(f"the pickle is cut short or damaged ({type(error).__name__}: {str(error)[:120]})") from error
+        raise CheckpointError(
+            f"the pickle is cut short or damaged ({type(error).__name__}: {str(error)[:120]})"
+        ) from error
 
 
 def _read_zip(source, file):
@@ -192,4 +230,6 @@ def _settled(value, places):
         return value
     if isinstance(value, dict):
         return {key: _settled(entry, places) for key, entry in value.items()}
-    return [_settled(entry, places) for entry in value] if isinstance(value, list | tuple) else value
+    return (
+        [_settled(entry, places) for entry in value] if isinstance(value, list | tuple) else value
+    )

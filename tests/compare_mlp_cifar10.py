@@ -1,10 +1,12 @@
-"""The library against pilimit_orig on real images: 100 steps on CIFAR-10, with the paper's hyperparameters among others.
+"""The library against pilimit_orig on real images: 100 steps on CIFAR-10, with the paper's
+hyperparameters among others.
 
     python -m tests.compare_mlp_cifar10 [--data DIR]     # a table; DIR holds cifar-10-batches-py
     pytest tests/compare_mlp_cifar10.py -m slow          # the same as tests; skipped where ../shared/data lacks the images
 
 Compared as in tests.compare_mlp: after every step, relative to the largest output.
 """
+
 import argparse
 import subprocess
 import sys
@@ -17,12 +19,24 @@ import torch
 from pilimit_orig.cifar10.data import load
 from tests.compare_mlp import TOLERANCE, Case, compare, table
 
-PAPER = dict(lr=1.0, wd=1e-5, gclip=0.4, gclip_per_param=True, mults=(0.1, 4.0, 0.5), apply_lr_mult_to_wd=False, r=32)
+PAPER = dict(
+    lr=1.0,
+    wd=1e-5,
+    gclip=0.4,
+    gclip_per_param=True,
+    mults=(0.1, 4.0, 0.5),
+    apply_lr_mult_to_wd=False,
+    r=32,
+)
 CASES = [
     Case("the paper's settings", L=2, **PAPER),
     Case("the paper's settings, depth 0", L=0, **PAPER),
     Case("layer norm", L=1, layernorm=True, **PAPER),
-    Case("momentum, clipped together", L=1, **PAPER | dict(lr=0.1, momentum=0.9, gclip_per_param=False)),
+    Case(
+        "momentum, clipped together",
+        L=1,
+        **PAPER | dict(lr=0.1, momentum=0.9, gclip_per_param=False),
+    ),
     Case("squared error, batch 32", L=1, batch=32, loss="mse", **PAPER),
 ]
 
@@ -36,10 +50,16 @@ def images(root: str) -> tuple:
 
 def batches(root: str):
     """A function from a case to its data: consecutive images in batches."""
+
     def data_of(case, dtype):
         x, y, test_x = images(root)
         count = case.steps * case.batch
-        return x[:count].reshape(case.steps, case.batch, -1).to(dtype), y[:count].reshape(case.steps, -1), test_x.to(dtype)
+        return (
+            x[:count].reshape(case.steps, case.batch, -1).to(dtype),
+            y[:count].reshape(case.steps, -1),
+            test_x.to(dtype),
+        )
+
     return data_of
 
 
@@ -50,7 +70,9 @@ def root(tmp_path_factory):
     if not unpack.exists():
         pytest.skip("no CIFAR-10 at ../shared/data")
     folder = tmp_path_factory.mktemp("cifar10")
-    subprocess.run([sys.executable, str(unpack), str(folder), "cifar10"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(unpack), str(folder), "cifar10"], check=True, capture_output=True
+    )
     return str(folder)
 
 
@@ -62,8 +84,14 @@ def test_the_library_is_the_original_on_images(case, dtype, root):
 
 
 def main(argv=None):
-    arguments = argparse.ArgumentParser(prog="python -m tests.compare_mlp_cifar10", description=__doc__.split("\n")[0])
-    arguments.add_argument("--data", default="./dataset", help="folder that holds cifar-10-batches-py (default ./dataset)")
+    arguments = argparse.ArgumentParser(
+        prog="python -m tests.compare_mlp_cifar10", description=__doc__.split("\n")[0]
+    )
+    arguments.add_argument(
+        "--data",
+        default="./dataset",
+        help="folder that holds cifar-10-batches-py (default ./dataset)",
+    )
     args = arguments.parse_args(argv)
     try:
         images(args.data)

@@ -1,4 +1,6 @@
-"""Of the whole suite: seeded generators, hypothesis examples that are the same on every machine, one thread per worker."""
+"""Of the whole suite: seeded generators, hypothesis examples that are the same on every machine,
+one thread per worker."""
+
 import os
 from pathlib import Path
 
@@ -7,11 +9,14 @@ import torch
 from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers already fill the cores: with torch's own threads on top the suite takes several times as long.
+    # Workers already fill the cores: with torch's own threads on top the suite takes several times
+    # as long.
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
     torch.set_num_threads(1)
 
-settings.register_profile("pilimit", derandomize=True, database=None, deadline=None, max_examples=25, print_blob=False)
+settings.register_profile(
+    "pilimit", derandomize=True, database=None, deadline=None, max_examples=25, print_blob=False
+)
 settings.load_profile("pilimit")
 
 

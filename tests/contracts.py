@@ -1,4 +1,6 @@
-"""What every growable thing promises. Inherit `GrowableContract`, fill in `build` and `grow`, and the tests come with it."""
+"""What every growable thing promises. Inherit `GrowableContract`, fill in `build` and `grow`, and
+the tests come with it."""
+
 from __future__ import annotations
 
 import copy
@@ -16,10 +18,13 @@ from pilimit_lib.core import Change, Growable, follow, load, restore, save, snap
 
 
 class GrowableContract:
-    """Laws of a growable module: its function and its training survive copying, saving and restoring after it has grown."""
+    """Laws of a growable module: its function and its training survive copying, saving and
+    restoring after it has grown."""
 
     optimizers: tuple[Callable[..., Optimizer], ...] = (
-        partial(torch.optim.SGD, lr=.1, momentum=.9, weight_decay=1e-3), partial(torch.optim.AdamW, lr=.01))
+        partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-3),
+        partial(torch.optim.AdamW, lr=0.01),
+    )
 
     def build(self) -> tuple[nn.Module, Tensor]:
         """A fresh module (same constructor arguments each time) and an input for it."""
@@ -48,7 +53,11 @@ class GrowableContract:
 
     @staticmethod
     def tensors(model: nn.Module) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        return {
+            name: value.clone()
+            for name, value in model.state_dict().items()
+            if isinstance(value, Tensor)
+        }
 
     def assert_same(self, left: nn.Module, right: nn.Module, x: Tensor) -> None:
         a, b = self.tensors(left), self.tensors(right)
@@ -59,7 +68,10 @@ class GrowableContract:
 
     def pytest_generate_tests(self, metafunc) -> None:
         if "make_optimizer" in metafunc.fixturenames:
-            names = [f"{f.func.__name__}{i}" if isinstance(f, partial) else str(i) for i, f in enumerate(self.optimizers)]
+            names = [
+                f"{f.func.__name__}{i}" if isinstance(f, partial) else str(i)
+                for i, f in enumerate(self.optimizers)
+            ]
             metafunc.parametrize("make_optimizer", self.optimizers, ids=names)
 
     def test_it_grows(self):
@@ -100,7 +112,11 @@ class GrowableContract:
     def test_snapshot_owns_its_tensors(self, make_optimizer):
         model, optimizer, x = self.grown(make_optimizer)
         snap = snapshot(model, optimizer)
-        before = {name: value.clone() for name, value in snap["model"].items() if isinstance(value, Tensor)}
+        before = {
+            name: value.clone()
+            for name, value in snap["model"].items()
+            if isinstance(value, Tensor)
+        }
         self.steps(model, optimizer, x, 1)
         assert all(torch.equal(before[name], snap["model"][name]) for name in before)
         for value in before:
@@ -153,7 +169,9 @@ class GrowableContract:
         with pytest.raises(RuntimeError, match=name.replace(".", r"\.")):
             restore(other, snap, other_optimizer)
         after = self.tensors(other)
-        assert list(before) == list(after) and all(torch.equal(before[key], after[key]) for key in before)
+        assert list(before) == list(after) and all(
+            torch.equal(before[key], after[key]) for key in before
+        )
         self.assert_same(other, reference, x)
         self.steps(other, other_optimizer, x, 1)
         self.steps(reference, make_optimizer(reference.parameters()), x, 1)

@@ -1,7 +1,9 @@
-"""The least code that makes a π-network: an infinitely wide MLP that learns, and the finite network sampled from it.
+"""The least code that makes a π-network: an infinitely wide MLP that learns, and the finite network
+sampled from it.
 
     python -m tests.minimal_test_mlp
 """
+
 import torch
 from torch import nn
 
@@ -10,7 +12,8 @@ from pilimit_lib.inf.layers import FinPiInputLinearReLU, FinPiLinearReLU
 
 
 class InfNet(nn.Module):
-    """Two infinitely wide hidden layers. Every layer hands on pre-activations; the ReLU belongs to the layer that follows."""
+    """Two infinitely wide hidden layers. Every layer hands on pre-activations; the ReLU belongs to
+    the layer that follows."""
 
     def __init__(self, d: int, r: int, classes: int) -> None:
         super().__init__()
@@ -23,7 +26,8 @@ class InfNet(nn.Module):
 
 
 class FinNet(nn.Module):
-    """The same network with width n. Each layer needs the random weights ω of the layer below it."""
+    """The same network with width n. Each layer needs the random weights ω of the layer below
+    it."""
 
     def __init__(self, inf: InfNet, d: int, n: int) -> None:
         super().__init__()
@@ -35,9 +39,12 @@ class FinNet(nn.Module):
         return self.readout(self.hidden(self.input(x)))
 
 
-def train(net: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int = 10, batch_size: int = 8) -> list[float]:
-    """Ordinary training: only the optimiser and the clipping come from this library. Returns the loss of each epoch."""
-    optimizer = PiSGD(net.parameters(), lr=.3)
+def train(
+    net: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int = 10, batch_size: int = 8
+) -> list[float]:
+    """Ordinary training: only the optimiser and the clipping come from this library. Returns the
+    loss of each epoch."""
+    optimizer = PiSGD(net.parameters(), lr=0.3)
     losses = []
     for _ in range(epochs):
         total = 0.0
@@ -45,7 +52,7 @@ def train(net: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int = 10, ba
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(net(inputs), labels)
             loss.backward()
-            clip_grad_norm_(net.parameters(), .5)
+            clip_grad_norm_(net.parameters(), 0.5)
             optimizer.step()
             total += loss.item() * len(inputs)
         losses.append(total / len(x))
@@ -63,10 +70,10 @@ def test_an_infinite_network_learns_and_a_finite_one_follows_it():
     inf = InfNet(10, r=20, classes=2)
     fin = FinNet(inf, 10, n=1024)
     inf_losses, fin_losses = train(inf, x, y), train(fin, x, y)
-    assert inf_losses[-1] < .5 * inf_losses[0]
-    assert (inf(x).argmax(1) == y).float().mean() > .95
+    assert inf_losses[-1] < 0.5 * inf_losses[0]
+    assert (inf(x).argmax(1) == y).float().mean() > 0.95
     assert len(inf.hidden) == 20 + 10 * 64, "one row per sample and step, beside the initial ones"
-    assert abs(fin_losses[-1] - inf_losses[-1]) < .1
+    assert abs(fin_losses[-1] - inf_losses[-1]) < 0.1
 
 
 def main() -> None:

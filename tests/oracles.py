@@ -1,8 +1,11 @@
-"""The π-network written naively in float64, straight from the formulas: dense matrices, gradients by autograd, lists of rows.
+"""The π-network written naively in float64, straight from the formulas: dense matrices, gradients
+by autograd, lists of rows.
 
-Index legend: b batch, m rows, r rank in, o rank out. Nothing here is shared with the library: angles instead of cosines, one
-list of rows for the function and another one for its velocity, clipping norms from the full matrix of expectations.
+Index legend: b batch, m rows, r rank in, o rank out. Nothing here is shared with the library:
+angles instead of cosines, one list of rows for the function and another one for its velocity,
+clipping norms from the full matrix of expectations.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,12 +17,15 @@ from torch import Tensor
 
 
 def relu_expectation(c: Tensor) -> Tensor:
-    """E[φ(u) φ(v)] of ReLU for unit Gaussians with correlation c = cos θ: (sin θ + (π − θ) cos θ) / 2π."""
+    """E[φ(u) φ(v)] of ReLU for unit Gaussians with correlation c = cos θ: (sin θ + (π − θ) cos θ) /
+    2π."""
     angle = torch.acos(c.clamp(-1, 1))
     return (torch.sin(angle) + (math.pi - angle) * torch.cos(angle)) / (2 * math.pi)
 
 
-def monte_carlo(f: Callable[[Tensor], Tensor], c: float, draws: int = 1 << 21, seed: int = 0) -> tuple[float, float]:
+def monte_carlo(
+    f: Callable[[Tensor], Tensor], c: float, draws: int = 1 << 21, seed: int = 0
+) -> tuple[float, float]:
     """(mean, standard error) of f(u) f(v) over Gaussians with correlation c."""
     u, w = torch.randn(2, draws, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     products = f(u) * f(c * u + math.sqrt(1 - c * c) * w)
@@ -28,13 +34,19 @@ def monte_carlo(f: Callable[[Tensor], Tensor], c: float, draws: int = 1 << 21, s
 
 @dataclass
 class Rows:
-    """A function g ↦ Σ_m coefficient_m A_m k(⟨B_m, ĝ⟩) as its rows: A [m o], coefficient [m], B [m r]."""
+    """A function g ↦ Σ_m coefficient_m A_m k(⟨B_m, ĝ⟩) as its rows: A [m o], coefficient [m], B [m
+    r]."""
+
     A: Tensor
     coefficient: Tensor
     B: Tensor
 
     def __add__(self, other: Rows) -> Rows:
-        return Rows(torch.cat([self.A, other.A]), torch.cat([self.coefficient, other.coefficient]), torch.cat([self.B, other.B]))
+        return Rows(
+            torch.cat([self.A, other.A]),
+            torch.cat([self.coefficient, other.coefficient]),
+            torch.cat([self.B, other.B]),
+        )
 
     def __rmul__(self, factor: float) -> Rows:
         return Rows(self.A, factor * self.coefficient, self.B)
@@ -55,7 +67,8 @@ class Rows:
 @dataclass(frozen=True)
 class Training:
     """Settings of one step of SGD."""
-    lr: float = .3
+
+    lr: float = 0.3
     wd: float = 0
     first_mult: float = 1
     last_mult: float = 1
@@ -72,13 +85,21 @@ class NaiveNet:
     """Takes over the parameters of an InfMLP and from then on is trained by the formulas."""
 
     def __init__(self, net: torch.nn.Module) -> None:
-        self.first_alpha, self.last_alpha, self.layernorm = net.first_layer_alpha, net.last_layer_alpha, net.layernorm
+        self.first_alpha, self.last_alpha, self.layernorm = (
+            net.first_layer_alpha,
+            net.last_layer_alpha,
+            net.layernorm,
+        )
         self.bias_alphas = [net.bias_alpha] * (net.L + 1) + [net.last_bias_alpha]
         self.A = net.layers[0].A.detach().double().clone()
-        self.biases = [layer.bias.detach().double().clone() if alpha else None
-                       for layer, alpha in zip(net.layers, self.bias_alphas)]
-        self.rows = [Rows(*(getattr(layer, name).detach().double().clone() for name in ("A", "Amult", "B")))
-                     for layer in net.layers[1:]]
+        self.biases = [
+            layer.bias.detach().double().clone() if alpha else None
+            for layer, alpha in zip(net.layers, self.bias_alphas)
+        ]
+        self.rows = [
+            Rows(*(getattr(layer, name).detach().double().clone() for name in ("A", "Amult", "B")))
+            for layer in net.layers[1:]
+        ]
         self.velocity: dict = {}
         self.clear()
 
@@ -93,7 +114,9 @@ class NaiveNet:
         return self.last_alpha * g
 
     def _biased(self, number: int, g: Tensor) -> Tensor:
-        return g if self.biases[number] is None else g + self.bias_alphas[number] * self.biases[number]
+        return (
+            g if self.biases[number] is None else g + self.bias_alphas[number] * self.biases[number]
+        )
 
     def _noted(self, g: Tensor, tape: list[Tensor] | None) -> Tensor:
         if tape is not None:
@@ -112,7 +135,12 @@ class NaiveNet:
         for number, delta in enumerate(deltas[1:], start=1):
             g = tape[number - 1].detach() * (self.first_alpha if number == 1 else 1)
             s = g.norm(dim=1, keepdim=True)
-            self._add(number, Rows(delta if self.layernorm else s * delta, torch.ones(len(g), dtype=g.dtype), g / s))
+            self._add(
+                number,
+                Rows(
+                    delta if self.layernorm else s * delta, torch.ones(len(g), dtype=g.dtype), g / s
+                ),
+            )
         return loss.detach()
 
     def _add(self, key, gradient) -> None:
@@ -120,7 +148,7 @@ class NaiveNet:
 
     def clip(self, bound: float, per_param: bool) -> Tensor:
         norms = {key: gradient.norm() for key, gradient in self.grads.items()}
-        total = sum(norm ** 2 for norm in norms.values()).sqrt()
+        total = sum(norm**2 for norm in norms.values()).sqrt()
         for key, norm in norms.items():
             factor = min(1.0, bound / (float(norm if per_param else total) + 1e-6))
             self.grads[key] = factor * self.grads[key]
@@ -130,16 +158,38 @@ class NaiveNet:
         if how.clip:
             self.clip(how.clip, how.per_param)
         for key, gradient in self.grads.items():
-            kind = key if key == "A" else "bias" if isinstance(key, tuple) else "last" if key == len(self.rows) else "hidden"
-            mult = {"A": how.first_mult, "bias": how.bias_mult, "last": how.last_mult, "hidden": 1}[kind]
+            kind = (
+                key
+                if key == "A"
+                else "bias"
+                if isinstance(key, tuple)
+                else "last"
+                if key == len(self.rows)
+                else "hidden"
+            )
+            mult = {"A": how.first_mult, "bias": how.bias_mult, "last": how.last_mult, "hidden": 1}[
+                kind
+            ]
             wd = how.wd if how.apply_mult_to_wd else how.wd / mult
-            parameter = self.A if key == "A" else self.biases[key[1]] if kind == "bias" else self.rows[key - 1]
+            parameter = (
+                self.A
+                if key == "A"
+                else self.biases[key[1]]
+                if kind == "bias"
+                else self.rows[key - 1]
+            )
             if wd:
                 gradient = gradient + wd * parameter
             if how.momentum:
                 old = self.velocity.get(key)
-                self.velocity[key] = gradient if old is None else how.momentum * old + (1 - how.dampening) * gradient
-                gradient = gradient + how.momentum * self.velocity[key] if how.nesterov else self.velocity[key]
+                self.velocity[key] = (
+                    gradient if old is None else how.momentum * old + (1 - how.dampening) * gradient
+                )
+                gradient = (
+                    gradient + how.momentum * self.velocity[key]
+                    if how.nesterov
+                    else self.velocity[key]
+                )
             new = parameter + (-how.lr * mult) * gradient
             if key == "A":
                 self.A = new

@@ -1,4 +1,6 @@
-"""environment.yml says the same as pyproject.toml; the README's two commands are the ones that CI runs."""
+"""environment.yml says the same as pyproject.toml; the README's two commands are the ones that CI
+runs."""
+
 from __future__ import annotations
 
 import re
@@ -11,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Where conda-forge calls a package otherwise.
 CONDA_NAMES = {"torch": "pytorch", "tables": "pytables", "tensorboardX": "tensorboardx"}
 ONLY_PIP = {"cox", "torch-pruning"}  # packages that conda users get from PyPI
-APART = {"kernels"}                  # extras whose pins would hold everything else back: for an environment of their own
+# extras whose pins would hold everything else back: for an environment of their own
+APART = {"kernels"}
 
 
 def requirements() -> dict[str, str]:
@@ -19,18 +22,28 @@ def requirements() -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = list(project["dependencies"])
     for name, extra in project["optional-dependencies"].items():
-        listed += [requirement for requirement in extra if name not in APART and not requirement.startswith("pilimit[")]
+        listed += [
+            requirement
+            for requirement in extra
+            if name not in APART and not requirement.startswith("pilimit[")
+        ]
     found = {}
     for requirement in listed:
         name, bound = re.fullmatch(r"([A-Za-z0-9_.-]+?)((?:[<>=!~].*)?)", requirement).groups()
-        assert found.setdefault(name, bound) == bound, f"{name} is asked for as {found[name]} and as {bound}"
+        assert found.setdefault(name, bound) == bound, (
+            f"{name} is asked for as {found[name]} and as {bound}"
+        )
     return found
 
 
 def expected_lines() -> tuple[list[str], list[str]]:
     """(entries for conda, entries for pip below it)."""
     wanted = requirements()
-    lines = [f"{CONDA_NAMES.get(name, name)}{bound}" for name, bound in sorted(wanted.items()) if name not in ONLY_PIP]
+    lines = [
+        f"{CONDA_NAMES.get(name, name)}{bound}"
+        for name, bound in sorted(wanted.items())
+        if name not in ONLY_PIP
+    ]
     return lines, [f"{name}{bound}" for name, bound in sorted(wanted.items()) if name in ONLY_PIP]
 
 
@@ -49,7 +62,9 @@ def test_the_readme_holds_the_two_commands_that_ci_runs():
     readme, script = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     setup = re.search(r"\.venv/bin/pip install [^&]*[^& ]", readme).group()
     tests = re.search(r"^\.venv/bin/python -m pytest.*", readme, re.MULTILINE).group()
-    assert setup == '.venv/bin/pip install -e ".[test]"' and tests == ".venv/bin/python -m pytest -n 2"
+    assert (
+        setup == '.venv/bin/pip install -e ".[test]"' and tests == ".venv/bin/python -m pytest -n 2"
+    )
     assert r"\.venv/bin/pip install" in script and r"\.venv/bin/python -m pytest" in script
 
 

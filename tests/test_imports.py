@@ -1,4 +1,5 @@
 """Who may import whom, checked in the syntax tree of every file, and in fresh processes."""
+
 from __future__ import annotations
 
 import ast
@@ -26,14 +27,15 @@ OUTSIDE = {"pilimit_lib.core": {"torch"}, "pilimit_orig": {"torch", "numpy"}}
 
 
 def imported(source: str, module: str, is_package: bool = False) -> list[tuple[int, str]]:
-    """(line, full dotted name) of everything that a file imports, at the top or inside functions."""
+    """(line, full dotted name) of everything that a file imports, at the top or inside
+    functions."""
     package = module.split(".") if is_package else module.split(".")[:-1]
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            start = package[:len(package) - node.level + 1] if node.level else []
+            start = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*start, *([node.module] if node.module else [])])
             found += [(node.lineno, f"{base}.{alias.name}") for alias in node.names]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
@@ -57,7 +59,11 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
         if own and not any(within(name, prefix) for prefix in ALLOWED[place]):
             found.append(f"{module}:{line} imports {name}")
         outside = name.split(".")[0]
-        if not own and place in OUTSIDE and outside not in OUTSIDE[place] | set(sys.stdlib_module_names) | {"__future__"}:
+        if (
+            not own
+            and place in OUTSIDE
+            and outside not in OUTSIDE[place] | set(sys.stdlib_module_names) | {"__future__"}
+        ):
             found.append(f"{module}:{line} imports {name}")
     return found
 
@@ -78,7 +84,11 @@ def test_a_file_imports_only_what_it_may(path):
 
 def test_every_room_was_walked():
     walked = {module_of(path)[0] for path in files()}
-    assert {"pilimit_lib.core.axis", "pilimit_lib.inf.layers", *(f"pilimit_lib.{room}" for room in ROOMS)} <= walked
+    assert {
+        "pilimit_lib.core.axis",
+        "pilimit_lib.inf.layers",
+        *(f"pilimit_lib.{room}" for room in ROOMS),
+    } <= walked
 
 
 PLANTED = [
@@ -92,7 +102,11 @@ PLANTED = [
     ("pilimit_lib.inf.layers", "import experiments.common"),
     ("pilimit_lib.inf.layers", "from pilimit_orig.inf import pimlp"),
     ("pilimit_lib.lab.views", "import importlib\nimportlib.import_module('pilimit_lib.inf')"),
-    ("pilimit_lib.sigprop.net", "if True:\n    try:\n        from tests import oracles\n    except ImportError:\n        pass"),
+    (
+        "pilimit_lib.sigprop.net",
+        "if True:\n    try:\n        from tests import oracles\n    except ImportError:\n        "
+        "pass",
+    ),
     ("pilimit_lib", "from .inf import InfMLP"),
     ("pilimit_orig.inf.pimlp", "from pilimit_lib.core import Axis"),
     ("pilimit_orig.inf.pimlp", "import seaborn"),
@@ -107,11 +121,23 @@ def test_a_planted_import_is_found(module, source):
 
 
 ACCEPTED = [
-    ("pilimit_lib.core.axis", "import os\nimport torch.nn as nn\nfrom .blocks import Blocks\nfrom . import follow"),
-    ("pilimit_lib.inf.layers", "from ..core import Axis\nfrom .tensors import Rows\nimport numpy, triton"),
+    (
+        "pilimit_lib.core.axis",
+        "import os\nimport torch.nn as nn\nfrom .blocks import Blocks\nfrom . import follow",
+    ),
+    (
+        "pilimit_lib.inf.layers",
+        "from ..core import Axis\nfrom .tensors import Rows\nimport numpy, triton",
+    ),
     ("pilimit_lib.lab", "from pilimit_lib.core.batch import batch"),
-    ("experiments.lab.run", "from pilimit_lib.inf import InfMLP\nfrom pilimit_lib import lab\nimport pilimit_orig.inf"),
-    ("tests.together.test_x", "from pilimit_lib import inf, dendrites\nfrom tests.oracles import relu_k"),
+    (
+        "experiments.lab.run",
+        "from pilimit_lib.inf import InfMLP\nfrom pilimit_lib import lab\nimport pilimit_orig.inf",
+    ),
+    (
+        "tests.together.test_x",
+        "from pilimit_lib import inf, dendrites\nfrom tests.oracles import relu_k",
+    ),
 ]
 
 
@@ -123,8 +149,14 @@ def test_what_is_allowed_is_not_found(module, source):
 def loaded_by(statement: str) -> set[str]:
     """Names of our rooms, and of triton, in a fresh process after `statement`."""
     code = f"{statement}\nimport sys\nprint('\\n'.join(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    watched = [f"pilimit_lib.{room}" for room in ("core", *ROOMS)] + ["pilimit_orig", "experiments", "triton"]
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    watched = [f"pilimit_lib.{room}" for room in ("core", *ROOMS)] + [
+        "pilimit_orig",
+        "experiments",
+        "triton",
+    ]
     return {name for name in watched if name in out}
 
 
@@ -138,7 +170,10 @@ def test_importing_core_loads_no_room():
 
 
 def test_a_second_room_would_be_noticed():
-    assert loaded_by("import pilimit_lib.inf, pilimit_lib.lab") >= {"pilimit_lib.inf", "pilimit_lib.lab"}
+    assert loaded_by("import pilimit_lib.inf, pilimit_lib.lab") >= {
+        "pilimit_lib.inf",
+        "pilimit_lib.lab",
+    }
 
 
 def test_triton_would_be_noticed():

@@ -1,9 +1,12 @@
-"""The infinite π-network against finite ones of growing width, on dummy data, over hyper-parameters.
+"""The infinite π-network against finite ones of growing width, on dummy data, over
+hyper-parameters.
 
     python -m tests.test_suite_mlp
 
-Both are trained alike from the same start. Their predictions agree up to a distance of order n^-½, whatever the settings.
+Both are trained alike from the same start. Their predictions agree up to a distance of order n^-½,
+whatever the settings.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -18,10 +21,11 @@ from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 @dataclass(frozen=True)
 class Settings:
     """A network and its training."""
+
     L: int = 1
     r: int = 12
     net: dict = field(default_factory=dict)
-    lr: float = .3
+    lr: float = 0.3
     groups: dict = field(default_factory=dict)
     optimizer: dict = field(default_factory=dict)
     gclip: float = 0
@@ -34,17 +38,38 @@ class Settings:
 
 
 SUITE = {
-    "plain": Settings(), "no hidden π-layer": Settings(L=0), "deeper": Settings(L=2, wide=1024),
-    "layer norm": Settings(net={"layernorm": True}), "no bias": Settings(net={"bias_alpha": 0}),
-    "alphas": Settings(net={"first_layer_alpha": 1.5, "last_layer_alpha": .5, "bias_alpha": .5, "last_bias_alpha": .25}),
-    "weight decay": Settings(groups={"weight_decay": .05}),
-    "multipliers": Settings(groups={"first_layer_lr_mult": .1, "last_layer_lr_mult": 4, "bias_lr_mult": .5}),
-    "multipliers, weight decay apart": Settings(groups={"first_layer_lr_mult": .1, "last_layer_lr_mult": 4, "bias_lr_mult": .5,
-                                                        "weight_decay": .05, "apply_lr_mult_to_wd": False}),
-    "clipped": Settings(lr=1., gclip=.3), "each parameter clipped": Settings(lr=1., gclip=.15, gclip_per_param=True),
-    "momentum": Settings(lr=.15, optimizer={"momentum": .5}),
-    "nesterov": Settings(lr=.15, optimizer={"momentum": .5, "nesterov": True}),
-    "accumulation": Settings(accum_steps=3, batch_size=4), "one sample at a time": Settings(batch_size=1, steps=10),
+    "plain": Settings(),
+    "no hidden π-layer": Settings(L=0),
+    "deeper": Settings(L=2, wide=1024),
+    "layer norm": Settings(net={"layernorm": True}),
+    "no bias": Settings(net={"bias_alpha": 0}),
+    "alphas": Settings(
+        net={
+            "first_layer_alpha": 1.5,
+            "last_layer_alpha": 0.5,
+            "bias_alpha": 0.5,
+            "last_bias_alpha": 0.25,
+        }
+    ),
+    "weight decay": Settings(groups={"weight_decay": 0.05}),
+    "multipliers": Settings(
+        groups={"first_layer_lr_mult": 0.1, "last_layer_lr_mult": 4, "bias_lr_mult": 0.5}
+    ),
+    "multipliers, weight decay apart": Settings(
+        groups={
+            "first_layer_lr_mult": 0.1,
+            "last_layer_lr_mult": 4,
+            "bias_lr_mult": 0.5,
+            "weight_decay": 0.05,
+            "apply_lr_mult_to_wd": False,
+        }
+    ),
+    "clipped": Settings(lr=1.0, gclip=0.3),
+    "each parameter clipped": Settings(lr=1.0, gclip=0.15, gclip_per_param=True),
+    "momentum": Settings(lr=0.15, optimizer={"momentum": 0.5}),
+    "nesterov": Settings(lr=0.15, optimizer={"momentum": 0.5, "nesterov": True}),
+    "accumulation": Settings(accum_steps=3, batch_size=4),
+    "one sample at a time": Settings(batch_size=1, steps=10),
 }
 
 
@@ -57,7 +82,9 @@ def dummy_data(count: int, d: int = 8, seed: int = 1) -> tuple[Tensor, Tensor]:
 def train(net: nn.Module, s: Settings) -> None:
     optimizer = PiSGD(param_groups(net, s.lr, **s.groups), **s.optimizer)
     x, y = dummy_data(s.steps * s.accum_steps * s.batch_size)
-    for inputs, labels in zip(x.split(s.accum_steps * s.batch_size), y.split(s.accum_steps * s.batch_size)):
+    for inputs, labels in zip(
+        x.split(s.accum_steps * s.batch_size), y.split(s.accum_steps * s.batch_size)
+    ):
         optimizer.zero_grad()
         for part, target in zip(inputs.split(s.batch_size), labels.split(s.batch_size)):
             (nn.functional.cross_entropy(net(part), target) / s.accum_steps).backward()
@@ -67,10 +94,14 @@ def train(net: nn.Module, s: Settings) -> None:
 
 
 def compare(s: Settings, draws: tuple[int, int] = (8, 2)) -> dict[str, float]:
-    """How far training moved the infinite network's predictions, and how far finite ones end up from it (RMS)."""
+    """How far training moved the infinite network's predictions, and how far finite ones end up
+    from it (RMS)."""
     infinite = InfMLP(8, 3, s.r, s.L, **s.net)
     points = dummy_data(64, seed=2)[0]
-    finite = {n: [infinite.sample(n) for _ in range(count)] for n, count in ((s.narrow, draws[0]), (s.wide, draws[1]))}
+    finite = {
+        n: [infinite.sample(n) for _ in range(count)]
+        for n, count in ((s.narrow, draws[0]), (s.wide, draws[1]))
+    }
     with torch.no_grad():
         before = infinite(points)
     train(infinite, s)
@@ -81,7 +112,9 @@ def compare(s: Settings, draws: tuple[int, int] = (8, 2)) -> dict[str, float]:
         for net in nets:
             train(net, s)
         with torch.no_grad():
-            result[name] = float(torch.stack([(net(points) - after).square().mean() for net in nets]).mean().sqrt())
+            result[name] = float(
+                torch.stack([(net(points) - after).square().mean() for net in nets]).mean().sqrt()
+            )
     return result
 
 
@@ -89,17 +122,23 @@ def compare(s: Settings, draws: tuple[int, int] = (8, 2)) -> dict[str, float]:
 def test_finite_networks_tend_to_the_infinite_one(name):
     s = SUITE[name]
     found = compare(s)
-    assert found["wide"] < .4 * found["moved"], found
-    expected = (s.wide / s.narrow) ** .5
+    assert found["wide"] < 0.4 * found["moved"], found
+    expected = (s.wide / s.narrow) ** 0.5
     assert expected / 2.5 < found["narrow"] / found["wide"] < 2.5 * expected, found
 
 
 def main() -> None:
     torch.manual_seed(0)
-    print(f"{'settings':32} {'moved':>8} {'narrow':>8} {'wide':>8}   distance from the infinite network (RMS)")
+    print(
+        f"{'settings':32} {'moved':>8} {'narrow':>8} {'wide':>8}   distance from the infinite "
+        "network (RMS)"
+    )
     for name, s in SUITE.items():
         found = compare(s)
-        print(f"{name:32} {found['moved']:8.4f} {found['narrow']:8.4f} {found['wide']:8.4f}   n = {s.narrow}, {s.wide}")
+        print(
+            f"{name:32} {found['moved']:8.4f} {found['narrow']:8.4f} {found['wide']:8.4f}   n = "
+            f"{s.narrow}, {s.wide}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""How finite ConvNets trained by projected SGD approach the infinite one: distance of outputs against channels.
+"""How finite ConvNets trained by projected SGD approach the infinite one: distance of outputs
+against channels.
 
     python -m experiments.bench.conv_twins --out output/conv_twins
-    python -m experiments.bench.conv_twins --out output/conv_twins --channels 64 256 1024 --draws 5 --steps 10 --lr .1
+    python -m experiments.bench.conv_twins --out output/conv_twins --channels 64 256 1024 --draws 5
+    --steps 10 --lr .1
 
-Small images (noise, one channel brighter in one of two classes), a chain and a residual network, SGD with momentum and weight
-decay. Each point is the relative root mean square distance of outputs of one finite network from the infinite one after the same
-steps on the same data, for networks sampled at the start; "without projection" trains the same samples by ordinary SGD, "at rest"
-none.
+Small images (noise, one channel brighter in one of two classes), a chain and a residual network,
+SGD with momentum and weight decay. Each point is the relative root mean square distance of outputs
+of one finite network from the infinite one after the same steps on the same data, for networks
+sampled at the start; "without projection" trains the same samples by ordinary SGD, "at rest" none.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,22 +34,26 @@ KINDS = ("at rest", "projected SGD", "without projection")
 def network(residual: bool) -> InfPiConvNet:
     torch.manual_seed(0)
     if residual:
-        net = InfPiResNet(3, 2, (3, 4), blocks=1, branch_gain=.5)
+        net = InfPiResNet(3, 2, (3, 4), blocks=1, branch_gain=0.5)
     else:
         net = InfPiConvNet(3, 2, (3, 4, 3), pools=(2, 1))
-    nn.init.normal_(net.layers[-1].V, std=.5)  # with a readout of 0 little would happen in a few steps
+    # with a readout of 0 little would happen in a few steps
+    nn.init.normal_(net.layers[-1].V, std=0.5)
     return net
 
 
 def images(b: int, size: int) -> tuple[Tensor, Tensor]:
-    x, y = torch.randn(b, 3, size, size, generator=torch.Generator().manual_seed(1)), torch.arange(b) % 2
+    x, y = (
+        torch.randn(b, 3, size, size, generator=torch.Generator().manual_seed(1)),
+        torch.arange(b) % 2,
+    )
     x[:, 0] += 2 * y[:, None, None]
     return x, y
 
 
 def trained(net: nn.Module, steps: int, lr: float, x: Tensor, y: Tensor) -> Tensor:
     """Outputs after so many steps."""
-    optimizer = torch.optim.SGD(net.parameters(), lr, momentum=.9, weight_decay=.01)
+    optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, weight_decay=0.01)
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
@@ -64,55 +71,86 @@ def measure(name: str, kind: str, n: int, draw: int, steps: int, lr: float) -> d
     twin = net.sample(n)
     for layer in twin.layers:
         layer.project = layer.project and kind != "without projection"
-    gap = (trained(twin, steps, lr, x, y) - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    gap = (
+        trained(twin, steps, lr, x, y) - exact
+    ).square().mean().sqrt() / exact.square().mean().sqrt()
     return {"network": name, "training": kind, "channels": n, "draw": draw, "distance": gap.item()}
 
 
 def table(frame: pd.DataFrame) -> str:
-    """Median distances, and the exponent of n between the smallest and the largest number of channels."""
-    wide = frame.pivot_table(index=["network", "training"], columns="channels", values="distance", aggfunc="median")
+    """Median distances, and the exponent of n between the smallest and the largest number of
+    channels."""
+    wide = frame.pivot_table(
+        index=["network", "training"], columns="channels", values="distance", aggfunc="median"
+    )
     widths = list(wide.columns)
     heads = ["network", "training", *(f"n = {n}" for n in widths), "exponent"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for (name, kind), row in wide.iterrows():
-        exponent = torch.tensor([row.iloc[-1] / row.iloc[0]]).log() / torch.tensor([widths[-1] / widths[0]]).log()
-        lines.append(f"| {name} | {kind} | " + " | ".join(f"{value:.3f}" for value in row) + f" | {exponent.item():.2f} |")
+        exponent = (
+            torch.tensor([row.iloc[-1] / row.iloc[0]]).log()
+            / torch.tensor([widths[-1] / widths[0]]).log()
+        )
+        lines.append(
+            f"| {name} | {kind} | "
+            + " | ".join(f"{value:.3f}" for value in row)
+            + f" | {exponent.item():.2f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
     import seaborn as sns
+
     names = sorted(frame["network"].unique())
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(4.6 * len(names), 3.6), layout="constrained")
         for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
             part = frame[frame["network"] == name]
-            sns.lineplot(part, x="channels", y="distance", hue="training", style="training", estimator="median",
-                         errorbar=("pi", 100), markers=True, ax=axis)
+            sns.lineplot(
+                part,
+                x="channels",
+                y="distance",
+                hue="training",
+                style="training",
+                estimator="median",
+                errorbar=("pi", 100),
+                markers=True,
+                ax=axis,
+            )
             n = sorted(part["channels"].unique())
-            start = part[(part["training"] == "projected SGD") & (part["channels"] == n[-1])]["distance"].median()
-            axis.plot(n, [start * (n[-1] / m) ** .5 for m in n], "k:", lw=1, label="rate n^-½")
+            start = part[(part["training"] == "projected SGD") & (part["channels"] == n[-1])][
+                "distance"
+            ].median()
+            axis.plot(n, [start * (n[-1] / m) ** 0.5 for m in n], "k:", lw=1, label="rate n^-½")
             axis.set(xscale="log", yscale="log", title=name, ylabel="relative distance of outputs")
             axis.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--draws", type=int, default=15)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--lr", type=float, default=.03)
+    parser.add_argument("--lr", type=float, default=0.03)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "results.jsonl"
     results = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     known = {(r["network"], r["training"], r["channels"], r["draw"]) for r in results}
-    cases = [(name, kind, n, number) for n in args.channels for number in range(args.draws) for name in ("chain", "residual")
-             for kind in KINDS]
-    for case in tqdm(cases, desc="networks", mininterval=.5):
+    cases = [
+        (name, kind, n, number)
+        for n in args.channels
+        for number in range(args.draws)
+        for name in ("chain", "residual")
+        for kind in KINDS
+    ]
+    for case in tqdm(cases, desc="networks", mininterval=0.5):
         if case not in known:
             results.append(measure(*case, args.steps, args.lr))
             write_text(path, "".join(json.dumps(line) + "\n" for line in results))

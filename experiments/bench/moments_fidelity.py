@@ -1,15 +1,20 @@
-"""How near moments come to exact ReLU rows: accuracy per epoch side by side, over seeds, degrees and fits.
+"""How near moments come to exact ReLU rows: accuracy per epoch side by side, over seeds, degrees
+and fits.
 
     python -m experiments.bench.moments_fidelity --plan digits --out output/fidelity
     python -m experiments.bench.moments_fidelity --plan cifar64 --data DIR --out output/fidelity
     python -m experiments.bench.moments_fidelity --table --out output/fidelity               # table and figure of what there is
 
-Plans: digits, cifar64, cifar100 (rank 64 or 100, degree 2), cifar64-degree4, cifar100-degree4. Every run is one of `cifar10mlp`
-in a folder of its own: what is finished is passed over, what was interrupted goes on, so the same command resumes the plan.
+Plans: digits, cifar64, cifar100 (rank 64 or 100, degree 2), cifar64-degree4, cifar100-degree4.
+Every run is one of `cifar10mlp`
+in a folder of its own: what is finished is passed over, what was interrupted goes on, so the same
+command resumes the plan.
 
-Moments of degree 4 at rank 100 are 4.4 million features, 3.7 GB in all and seconds per step on a CPU; 40,000 rows are less. So
-the plans of degree 4 grow rows with the polynomial kernel, which are the same function as moments (tests/inf/test_moments.py).
+Moments of degree 4 at rank 100 are 4.4 million features, 3.7 GB in all and seconds per step on a
+CPU; 40,000 rows are less. So the plans of degree 4 grow rows with the polynomial kernel, which are
+the same function as moments (tests/inf/test_moments.py).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,21 +34,38 @@ from pilimit_lib.inf import functional
 from pilimit_lib.inf.hermite import Series, hermite_series
 from pilimit_lib.inf.twins import row_twin
 
-KINDS = {"rows": {}, "degree 2, hermite": {"memory": "moments"}, "degree 2, minimax": {"memory": "moments", "fit": "minimax"},
-         "degree 4, hermite": {"memory": "moments", "degree": 4},
-         "degree 4, minimax": {"memory": "moments", "degree": 4, "fit": "minimax"}}
+KINDS = {
+    "rows": {},
+    "degree 2, hermite": {"memory": "moments"},
+    "degree 2, minimax": {"memory": "moments", "fit": "minimax"},
+    "degree 4, hermite": {"memory": "moments", "degree": 4},
+    "degree 4, minimax": {"memory": "moments", "degree": 4, "fit": "minimax"},
+}
 DEGREE_2 = list(KINDS)[:3]
 DIGITS = {"dataset": "digits", "r": 32, "batch_size": 32, "epochs": 12}
-CIFAR = {"dataset": "cifar10", "train_subset_size": 10_000, "batch_size": 32, "epochs": 4, "lr": .7, "gclip_per_param": True}
-PLANS = {"digits": (DIGITS, list(KINDS), 5),
-         "cifar64": (CIFAR | {"r": 64}, DEGREE_2, 3), "cifar100": (CIFAR | {"r": 100}, DEGREE_2, 3),
-         "cifar64-degree4": (CIFAR | {"r": 64}, list(KINDS)[3:], 3), "cifar100-degree4": (CIFAR | {"r": 100}, list(KINDS)[3:], 3)}
+CIFAR = {
+    "dataset": "cifar10",
+    "train_subset_size": 10_000,
+    "batch_size": 32,
+    "epochs": 4,
+    "lr": 0.7,
+    "gclip_per_param": True,
+}
+PLANS = {
+    "digits": (DIGITS, list(KINDS), 5),
+    "cifar64": (CIFAR | {"r": 64}, DEGREE_2, 3),
+    "cifar100": (CIFAR | {"r": 100}, DEGREE_2, 3),
+    "cifar64-degree4": (CIFAR | {"r": 64}, list(KINDS)[3:], 3),
+    "cifar100-degree4": (CIFAR | {"r": 100}, list(KINDS)[3:], 3),
+}
 AS_ROWS = ("cifar64-degree4", "cifar100-degree4")
 
 
 @contextmanager
 def rows_with_kernel(series: Series) -> Iterator[None]:
-    """Inside the `with`, rows have this polynomial kernel in place of ReLU's: forward, backward and norm."""
+    """Inside the `with`, rows have this polynomial kernel in place of ReLU's: forward, backward and
+    norm."""
+
     def relu_k(c: Tensor) -> Tensor:
         return series.kernel(c.clamp(-1, 1))
 
@@ -63,22 +85,41 @@ def rows_with_kernel(series: Series) -> Iterator[None]:
 
 
 def run_plan(plan: str, out: Path, data: str, seeds: int | None) -> None:
-    """Run what is missing of a plan, seed by seed, so that an interrupted plan holds whole comparisons."""
+    """Run what is missing of a plan, seed by seed, so that an interrupted plan holds whole
+    comparisons."""
     common, kinds, count = PLANS[plan]
     for seed in range(1, (seeds or count) + 1):
         for kind in kinds:
             how, kernel = KINDS[kind], nullcontext()
             if plan in AS_ROWS:
-                how, kernel = {}, rows_with_kernel(hermite_series("relu", how["degree"], how.get("fit", "hermite")))
+                how, kernel = (
+                    {},
+                    rows_with_kernel(
+                        hermite_series("relu", how["degree"], how.get("fit", "hermite"))
+                    ),
+                )
             settings = Settings(**common, **how, seed=seed, data=data)
             folder = out / plan / f"{kind.replace(', ', '-').replace(' ', '')}-{seed}"
             done = _epochs(folder)
             if done < settings.epochs:
                 with kernel:
-                    train(settings, folder, resume=(folder / "checkpoint.pt").is_file(), overwrite=True, quiet=True)
+                    train(
+                        settings,
+                        folder,
+                        resume=(folder / "checkpoint.pt").is_file(),
+                        overwrite=True,
+                        quiet=True,
+                    )
                 if _epochs(folder) < settings.epochs:
                     return  # interrupted
-                print(plan, kind, "seed", seed, [round(100 * r["test_acc"], 2) for r in _records(folder)], flush=True)
+                print(
+                    plan,
+                    kind,
+                    "seed",
+                    seed,
+                    [round(100 * r["test_acc"], 2) for r in _records(folder)],
+                    flush=True,
+                )
 
 
 def _records(folder: Path) -> list[dict]:
@@ -93,25 +134,42 @@ def _epochs(folder: Path) -> int:
 def collect(out: Path) -> pd.DataFrame:
     """One line per run and epoch of everything that `out` holds."""
     lines = []
-    for plan, (_, kinds, _) in PLANS.items():  # degree 4 of a rank belongs into the table of its rows
+    # degree 4 of a rank belongs into the table of its rows
+    for plan, (_, kinds, _) in PLANS.items():
         for kind in kinds:
-            for folder in sorted((out / plan).glob(f"{kind.replace(', ', '-').replace(' ', '')}-*")):
+            for folder in sorted(
+                (out / plan).glob(f"{kind.replace(', ', '-').replace(' ', '')}-*")
+            ):
                 for record in _records(folder):
                     seed = int(folder.name.rsplit("-", 1)[1])
-                    lines.append({"plan": plan.removesuffix("-degree4"), "kind": kind, "seed": seed, "epoch": record["epoch"],
-                                  "test %": 100 * record["test_acc"], "train %": 100 * record["train_acc"],
-                                  "test loss": record["test_loss"], "seconds": record["seconds"], "MB": record["bytes"] / 1e6})
+                    lines.append(
+                        {
+                            "plan": plan.removesuffix("-degree4"),
+                            "kind": kind,
+                            "seed": seed,
+                            "epoch": record["epoch"],
+                            "test %": 100 * record["test_acc"],
+                            "train %": 100 * record["train_acc"],
+                            "test loss": record["test_loss"],
+                            "seconds": record["seconds"],
+                            "MB": record["bytes"] / 1e6,
+                        }
+                    )
     return pd.DataFrame(lines)
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """Mean ± standard deviation over seeds of the test accuracy in every epoch, and of the last one's distance to rows."""
+    """Mean ± standard deviation over seeds of the test accuracy in every epoch, and of the last
+    one's distance to rows."""
     parts = []
     for plan, group in frame.groupby("plan", sort=False):
         epochs = sorted(group["epoch"].unique())
-        parts.append(f"**{plan}**, test accuracy in %, mean ± standard deviation over seeds\n\n"
-                     f"| | seeds | {' | '.join(f'epoch {e}' for e in epochs)} | minus rows | train %, last | MB at the end "
-                     f"| s per epoch |\n|---|---|{'---|' * (len(epochs) + 4)}")
+        parts.append(
+            f"**{plan}**, test accuracy in %, mean ± standard deviation over seeds\n\n"
+            f"| | seeds | {' | '.join(f'epoch {e}' for e in epochs)} | minus rows | train %, last "
+            "| MB at the end "
+            f"| s per epoch |\n|---|---|{'---|' * (len(epochs) + 4)}"
+        )
         ends = group[group["epoch"] == epochs[-1]].set_index(["kind", "seed"])["test %"]
         for kind, runs in group.groupby("kind", sort=False):
             cells = []
@@ -121,8 +179,11 @@ def markdown(frame: pd.DataFrame) -> str:
             paired = kind != "rows" and kind in ends.index and "rows" in ends.index
             cells.append(_mean((ends[kind] - ends["rows"]).dropna(), "+") if paired else "")
             last = runs[runs["epoch"] == runs["epoch"].max()]
-            parts[-1] += (f"\n| {kind} | {runs['seed'].nunique()} | {' | '.join(cells)} | {last['train %'].mean():.2f} | "
-                          f"{last['MB'].mean():.1f} | {runs['seconds'].mean():.1f} |")
+            parts[-1] += (
+                f"\n| {kind} | {runs['seed'].nunique()} | {' | '.join(cells)} | "
+                f"{last['train %'].mean():.2f} | "
+                f"{last['MB'].mean():.1f} | {runs['seconds'].mean():.1f} |"
+            )
     return "\n\n".join(parts) + "\n"
 
 
@@ -134,23 +195,45 @@ def _mean(values: pd.Series, sign: str = "") -> str:
 def draw(frame: pd.DataFrame, path: Path) -> None:
     """Accuracy per epoch, one panel per plan, bands over seeds."""
     import seaborn as sns
+
     plans = list(frame["plan"].unique())
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(4.6 * len(plans), 3.6), layout="constrained")
         for axis, plan in zip(figure.subplots(1, len(plans), squeeze=False)[0], plans):
-            sns.lineplot(frame[frame["plan"] == plan], x="epoch", y="test %", hue="kind", style="kind", markers=True,
-                         dashes=False, errorbar="sd", ax=axis)
+            sns.lineplot(
+                frame[frame["plan"] == plan],
+                x="epoch",
+                y="test %",
+                hue="kind",
+                style="kind",
+                markers=True,
+                dashes=False,
+                errorbar="sd",
+                ax=axis,
+            )
             axis.set_title(plan)
     figure.savefig(path, dpi=110)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plan", action="append", default=[], choices=list(PLANS), help="may be given several times")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--plan",
+        action="append",
+        default=[],
+        choices=list(PLANS),
+        help="may be given several times",
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", default="./dataset", help="folder of CIFAR-10")
     parser.add_argument("--seeds", type=int, help="fewer or more seeds than the plan has")
-    parser.add_argument("--table", action="store_true", help="write table.md, runs.csv and curves.png from the finished runs")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="write table.md, runs.csv and curves.png from the finished runs",
+    )
     args = parser.parse_args(argv)
     if not args.plan and not args.table:
         parser.error("give a --plan to run, or --table")

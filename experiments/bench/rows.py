@@ -1,16 +1,20 @@
-"""A full training step on exact rows, against the same step with rows appended by `torch.cat` (pilimit_orig).
+"""A full training step on exact rows, against the same step with rows appended by `torch.cat`
+(pilimit_orig).
 
     python -m experiments.bench.rows --save-dir output/bench_rows                     # about 15 minutes on one core
     python -m experiments.bench.rows --sizes 20000 --ranks 100 --batches 8            # one cell
     python -m experiments.bench.rows --variants chunked:float32 native:bfloat16       # twin:storage of rows
 
-Every cell is measured in a process of its own: memory that an allocator kept from earlier work makes the baseline up to twice as
-fast as it is in a training run. There the networks hold the same rows and take turns on the same batch; reported is the median of
-the ratios paired by round, so that whatever else the machine does hits all. Times are CPU seconds of the process with one thread,
-wall seconds otherwise. Beside them: the rate at which stored rows are read (each once forward and once backward) as a fraction of
-the machine's measured copy bandwidth, the memory a step takes beyond its rows, and errors of one π-layer against float64. Writes
-steps.csv, table.md and steps.png; finished cells are kept, so that an interrupted run goes on.
+Every cell is measured in a process of its own: memory that an allocator kept from earlier work
+makes the baseline up to twice as fast as it is in a training run. There the networks hold the same
+rows and take turns on the same batch; reported is the median of the ratios paired by round, so that
+whatever else the machine does hits all. Times are CPU seconds of the process with one thread, wall
+seconds otherwise. Beside them: the rate at which stored rows are read (each once forward and once
+backward) as a fraction of the machine's measured copy bandwidth, the memory a step takes beyond its
+rows, and errors of one π-layer against float64. Writes steps.csv, table.md and steps.png; finished
+cells are kept, so that an interrupted run goes on.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,14 +39,21 @@ from pilimit_lib.inf.twins import row_twin
 from pilimit_lib.inf.vtransform import relu_k, relu_k_prime
 from pilimit_orig.inf.pimlp import InfPiMLP
 
-LR, DECAY, CLIP, CLASSES = 1e-3, 1e-5, .4, 10
-VARIANTS = ("plain:float32", "chunked:float32", "chunked:bfloat16", "chunked:float16", "chunked:int8")
+LR, DECAY, CLIP, CLASSES = 1e-3, 1e-5, 0.4, 10
+VARIANTS = (
+    "plain:float32",
+    "chunked:float32",
+    "chunked:bfloat16",
+    "chunked:float16",
+    "chunked:int8",
+)
 PROBES = 16  # samples whose outputs and gradients are compared with float64
 
 
 @dataclass(frozen=True)
 class Cell:
     """Rows in the hidden layer and in the readout, their rank, and the size of the batch."""
+
     rows: int
     rank: int
     batch: int
@@ -50,7 +61,8 @@ class Cell:
 
 def baseline(cell: Cell, x: Tensor, y: Tensor) -> Callable[[], None]:
     """The original's step on rows drawn from a fixed seed."""
-    theirs = InfPiMLP(cell.rank, CLASSES, 2, cell.rank)  # counts the stages of ReLU units, so its 2 is our 1
+    # counts the stages of ReLU units, so its 2 is our 1
+    theirs = InfPiMLP(cell.rank, CLASSES, 2, cell.rank)
     torch.manual_seed(1)
     for number, o in ((2, cell.rank), (3, CLASSES)):
         theirs.As[number], theirs.Amult[number], theirs.Bs[number] = drawn(cell, o)
@@ -85,19 +97,28 @@ def ours(cell: Cell, x: Tensor, y: Tensor, variant: str) -> tuple[Callable[[], N
 
 
 def drawn(cell: Cell, o: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.randn(cell.rows, o), torch.randn(cell.rows) * LR, F.normalize(torch.randn(cell.rows, cell.rank))
+    return (
+        torch.randn(cell.rows, o),
+        torch.randn(cell.rows) * LR,
+        F.normalize(torch.randn(cell.rows, cell.rank)),
+    )
 
 
 def measure(cell: Cell, variants: list[str], rounds: int, clock: Callable[[], float]) -> list[dict]:
-    """One record per variant: medians of times in ms, of paired ratios, and what else the head of this file names."""
+    """One record per variant: medians of times in ms, of paired ratios, and what else the head of
+    this file names."""
     torch.manual_seed(0)
     x, y = torch.randn(cell.batch, cell.rank), torch.randint(CLASSES, (cell.batch,))
     nets = {variant: ours(cell, x, y, variant) for variant in variants}
-    steps = {"pilimit_orig": baseline(cell, x, y), **{variant: step for variant, (step, _) in nets.items()}}
-    extra = {name: extra_memory(step) for name, step in steps.items()}  # the first step also warms up
+    steps = {
+        "pilimit_orig": baseline(cell, x, y),
+        **{variant: step for variant, (step, _) in nets.items()},
+    }
+    # the first step also warms up
+    extra = {name: extra_memory(step) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds):
-        for name in (steps if turn % 2 else reversed(steps)):
+        for name in steps if turn % 2 else reversed(steps):
             started = clock()
             steps[name]()
             times[name].append(1000 * (clock() - started))
@@ -106,12 +127,24 @@ def measure(cell: Cell, variants: list[str], rounds: int, clock: Callable[[], fl
         ratio, net = frame["pilimit_orig"] / frame[variant], nets[variant][1]
         seconds = frame[variant].median() / 1000
         out, grad = errors(cell, variant)
-        records.append({
-            **asdict(cell), "variant": variant, "ours_ms": 1000 * seconds, "theirs_ms": frame["pilimit_orig"].median(),
-            "ratio": ratio.median(), "ratio_low": ratio.min(), "ratio_high": ratio.max(), "row_MB": net.row_bytes / 1e6,
-            "read_GB_per_s": 2 * net.row_bytes / seconds / 1e9, "copy_GB_per_s": bandwidth,
-            "extra_share": extra[variant] / net.row_bytes, "theirs_extra_share": extra["pilimit_orig"] / net.row_bytes,
-            "output_error": out, "gradient_error": grad})
+        records.append(
+            {
+                **asdict(cell),
+                "variant": variant,
+                "ours_ms": 1000 * seconds,
+                "theirs_ms": frame["pilimit_orig"].median(),
+                "ratio": ratio.median(),
+                "ratio_low": ratio.min(),
+                "ratio_high": ratio.max(),
+                "row_MB": net.row_bytes / 1e6,
+                "read_GB_per_s": 2 * net.row_bytes / seconds / 1e9,
+                "copy_GB_per_s": bandwidth,
+                "extra_share": extra[variant] / net.row_bytes,
+                "theirs_extra_share": extra["pilimit_orig"] / net.row_bytes,
+                "output_error": out,
+                "gradient_error": grad,
+            }
+        )
     return records
 
 
@@ -129,7 +162,8 @@ def copy_bandwidth(clock: Callable[[], float]) -> float:
 
 
 def extra_memory(step: Callable[[], None]) -> float:
-    """By how many bytes the resident memory of the process rose at most during `step`; nan where the system does not tell."""
+    """By how many bytes the resident memory of the process rose at most during `step`; nan where
+    the system does not tell."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not reset.exists():
         step()
@@ -137,6 +171,7 @@ def extra_memory(step: Callable[[], None]) -> float:
 
     def resident(field: str) -> int:
         return 1024 * int(status.read_text().split(f"{field}:")[1].split()[0])
+
     reset.write_text("5")  # the peak becomes the present size
     before = resident("VmRSS")
     step()
@@ -156,7 +191,8 @@ def _measure_with(cell: Cell, variants: list[str], rounds: int, threads: int) ->
 
 @torch.no_grad()
 def errors(cell: Cell, variant: str) -> tuple[float, float]:
-    """Relative errors of the output and of ∂g of one π-layer, against float64 on rows that were not rounded."""
+    """Relative errors of the output and of ∂g of one π-layer, against float64 on rows that were not
+    rounded."""
     twin, storage = variant.split(":")
     torch.manual_seed(2)
     A, amult, B = drawn(cell, cell.rank)
@@ -179,19 +215,30 @@ def errors(cell: Cell, variant: str) -> tuple[float, float]:
         along += (dgamma * relu_k_prime(q)) @ part_B
         radial += (dgamma * (relu_k(q) - q * relu_k_prime(q))).sum(1, keepdim=True)
     gradient = along + radial * g / s
-    return (float((out.double() - expected).norm() / expected.norm()),
-            float((found.grad.double() - gradient).norm() / gradient.norm()))
+    return (
+        float((out.double() - expected).norm() / expected.norm()),
+        float((found.grad.double() - gradient).norm() / gradient.norm()),
+    )
 
 
 def table(frame: pd.DataFrame) -> str:
     """The measurements as a Markdown table."""
-    lines = ["| rows | r | b | twin:storage | pilimit_orig ms | ours ms | ratio (lowest – highest) | of copy bandwidth "
-             "| extra memory (orig) | error of output, gradient |", "|" + "---|" * 10]
+    lines = [
+        "| rows | r | b | twin:storage | pilimit_orig ms | ours ms | ratio (lowest – highest) | of "
+        "copy bandwidth "
+        "| extra memory (orig) | error of output, gradient |",
+        "|" + "---|" * 10,
+    ]
     for cell in frame.itertuples():
-        lines.append(f"| {cell.rows:,} | {cell.rank} | {cell.batch} | {cell.variant} | {cell.theirs_ms:.1f} | "
-                     f"{cell.ours_ms:.1f} | {cell.ratio:.2f} ({cell.ratio_low:.2f} – {cell.ratio_high:.2f}) | "
-                     f"{cell.read_GB_per_s / cell.copy_GB_per_s:.0%} | {cell.extra_share:.1%} ({cell.theirs_extra_share:.0%}) | "
-                     f"{cell.output_error:.1e}, {cell.gradient_error:.1e} |")
+        lines.append(
+            f"| {cell.rows:,} | {cell.rank} | {cell.batch} | {cell.variant} | {cell.theirs_ms:.1f} "
+            "| "
+            f"{cell.ours_ms:.1f} | {cell.ratio:.2f} ({cell.ratio_low:.2f} – {cell.ratio_high:.2f}) "
+            "| "
+            f"{cell.read_GB_per_s / cell.copy_GB_per_s:.0%} | {cell.extra_share:.1%} "
+            f"({cell.theirs_extra_share:.0%}) | "
+            f"{cell.output_error:.1e}, {cell.gradient_error:.1e} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -199,40 +246,75 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
     """Ratios at the largest number of rows, a panel per rank."""
     import seaborn as sns
     from matplotlib.figure import Figure
+
     frame = frame[frame["rows"] == frame["rows"].max()]
     ranks = sorted(frame["rank"].unique())
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(4.4 * len(ranks) + 1.6, 3.6), layout="constrained")
         for axis, rank in zip(figure.subplots(1, len(ranks), squeeze=False, sharey=True)[0], ranks):
-            sns.barplot(frame[frame["rank"] == rank], x="batch", y="ratio", hue="variant", palette="crest", ax=axis,
-                        legend=rank == ranks[-1])
+            sns.barplot(
+                frame[frame["rank"] == rank],
+                x="batch",
+                y="ratio",
+                hue="variant",
+                palette="crest",
+                ax=axis,
+                legend=rank == ranks[-1],
+            )
             axis.axhline(1, color="0.3", linewidth=1)
-            axis.set(title=f"{frame['rows'].max() // 1000}k rows, r = {rank}", ylabel="times faster than torch.cat rows")
+            axis.set(
+                title=f"{frame['rows'].max() // 1000}k rows, r = {rank}",
+                ylabel="times faster than torch.cat rows",
+            )
         sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title=None)
     figure.savefig(path, dpi=110)
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 200_000], help="numbers of rows")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[20_000, 200_000], help="numbers of rows"
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[100, 400])
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="twin:storage, such as chunked:bfloat16")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=list(VARIANTS),
+        help="twin:storage, such as chunked:bfloat16",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-dir", type=Path, default=Path("output/bench_rows"))
     args = parser.parse_args(argv)
     args.save_dir.mkdir(parents=True, exist_ok=True)
-    settings = {"variants": args.variants, "rounds": args.rounds, "threads": args.threads, "torch": torch.__version__}
+    settings = {
+        "variants": args.variants,
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "torch": torch.__version__,
+    }
     kept, done = args.save_dir / "cells.jsonl", []
     if kept.exists():
         first, *done = [json.loads(line) for line in kept.read_text().splitlines()]
         if first != settings:
-            raise FileExistsError(f"{args.save_dir} holds measurements with other settings ({first}); choose another --save-dir")
-    cells = [Cell(*cell) for cell in ((m, r, b) for m in args.sizes for r in args.ranks for b in args.batches)]
-    records = [record for record in done if Cell(record["rows"], record["rank"], record["batch"]) in cells]
+            raise FileExistsError(
+                f"{args.save_dir} holds measurements with other settings ({first}); choose another "
+                "--save-dir"
+            )
+    cells = [
+        Cell(*cell)
+        for cell in ((m, r, b) for m in args.sizes for r in args.ranks for b in args.batches)
+    ]
+    records = [
+        record for record in done if Cell(record["rows"], record["rank"], record["batch"]) in cells
+    ]
     finished = {(record["rows"], record["rank"], record["batch"]) for record in done}
-    for cell in tqdm([cell for cell in cells if (cell.rows, cell.rank, cell.batch) not in finished], desc="cells"):
+    for cell in tqdm(
+        [cell for cell in cells if (cell.rows, cell.rank, cell.batch) not in finished], desc="cells"
+    ):
         fresh = measure_apart(cell, args.variants, args.rounds, args.threads)
         records, done = records + fresh, done + fresh
         write_text(kept, "".join(json.dumps(entry) + "\n" for entry in (settings, *done)))

@@ -1,4 +1,5 @@
-"""Test a saved network, its feature kernel, or the NNGP and NTK of a ReLU network, on images. No training.
+"""Test a saved network, its feature kernel, or the NNGP and NTK of a ReLU network, on images. No
+training.
 
     python -m experiments.cifar10.cifar10test --load-model-path PATH                            # a checkpoint of this library
     python -m experiments.cifar10.cifar10test --load-model-path PATH --load-from-pilimit-orig   # one of the paper's code
@@ -6,10 +7,11 @@
     python -m experiments.cifar10.cifar10test --load-model-path PATH --test-kernel              # regression on its features
     python -m experiments.cifar10.cifar10test --gp --depth 2 --train-subset-size 10000          # NNGP; --ntk for the NTK
 
-Kernel regression says what memory it needs before it starts. --save-kernel keeps the kernel matrix in --save-dir; the same
-command line then goes on where it was interrupted. Results go to settings.json, results.jsonl and, of several --multiple-regs,
-regs.png there.
+Kernel regression says what memory it needs before it starts. --save-kernel keeps the kernel matrix
+in --save-dir; the same command line then goes on where it was interrupted. Results go to
+settings.json, results.jsonl and, of several --multiple-regs, regs.png there.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -47,6 +49,7 @@ FEATURES_OF = {"digits": 64, "cifar10": 3072, "fashion_mnist": 784}
 @dataclass(frozen=True)
 class Settings:
     """What is tested, and on which images. None: as the checkpoint says, or as the help says."""
+
     load_model_path: str = ""
     load_from_pilimit_orig: bool = False
     gp: bool = False
@@ -86,15 +89,35 @@ class Settings:
         if bool(self.load_model_path) + self.gp + self.ntk != 1:
             problems.append("give one of --load-model-path, --gp and --ntk")
         if not self.load_model_path:
-            for name in ("load_from_pilimit_orig", "test_kernel", "width", "r", "layernorm", *ALPHAS):
+            for name in (
+                "load_from_pilimit_orig",
+                "test_kernel",
+                "width",
+                "r",
+                "layernorm",
+                *ALPHAS,
+            ):
                 if getattr(self, name):
-                    problems.append(f"--{name.replace('_', '-')} belongs to a network: give its --load-model-path")
+                    problems.append(
+                        f"--{name.replace('_', '-')} belongs to a network: give its "
+                        "--load-model-path"
+                    )
         if self.load_model_path or self.gp:
-            for name in ("first_layer_lr_mult", "last_layer_lr_mult", "bias_lr_mult", "ntk_as_published"):
+            for name in (
+                "first_layer_lr_mult",
+                "last_layer_lr_mult",
+                "bias_lr_mult",
+                "ntk_as_published",
+            ):
                 if getattr(self, name) != getattr(type(self), name):
-                    problems.append(f"--{name.replace('_', '-')} is part of the tangent kernel: it needs --ntk")
+                    problems.append(
+                        f"--{name.replace('_', '-')} is part of the tangent kernel: it needs --ntk"
+                    )
         if self.width is not None and self.width < 1:
-            problems.append(f"--width must be at least 1, got {self.width}; leave it out for the infinite network")
+            problems.append(
+                f"--width must be at least 1, got {self.width}; leave it out for the infinite "
+                "network"
+            )
         if self.kernel_reg < 0:
             problems.append(f"--kernel-reg must not be negative, got {self.kernel_reg}")
         if problems:
@@ -108,14 +131,25 @@ class Settings:
 
 def network(settings: Settings, device: torch.device) -> nn.Module:
     """The saved network, or the finite sample of it that --width asks for."""
-    given = {"r": settings.r, "L": settings.depth, "layernorm": settings.layernorm or None,
-             **{name: getattr(settings, name) for name in ALPHAS}}
-    net = load_network(settings.load_model_path, given, settings.load_from_pilimit_orig, device,
-                       torch.float32 if settings.float else None)
+    given = {
+        "r": settings.r,
+        "L": settings.depth,
+        "layernorm": settings.layernorm or None,
+        **{name: getattr(settings, name) for name in ALPHAS},
+    }
+    net = load_network(
+        settings.load_model_path,
+        given,
+        settings.load_from_pilimit_orig,
+        device,
+        torch.float32 if settings.float else None,
+    )
     if settings.width is None or getattr(net, "n", None) == settings.width:
         return net
     if not isinstance(net, InfMLP):
-        raise ValueError(f"--width {settings.width}, but the saved network is finite already, of width {net.n}")
+        raise ValueError(
+            f"--width {settings.width}, but the saved network is finite already, of width {net.n}"
+        )
     torch.manual_seed(settings.seed)
     return net.sample(settings.width)
 
@@ -126,20 +160,26 @@ def images_for(settings: Settings, net: nn.Module | None) -> ImageSet:
     if name is None:
         fitting = [known for known, size in FEATURES_OF.items() if net is None or size == net.d_in]
         if not fitting:
-            raise ValueError(f"the network takes {net.d_in} numbers; no data set here has such images "
-                             f"({', '.join(f'{k}: {v}' for k, v in FEATURES_OF.items())})")
+            raise ValueError(
+                f"the network takes {net.d_in} numbers; no data set here has such images "
+                f"({', '.join(f'{k}: {v}' for k, v in FEATURES_OF.items())})"
+            )
         name = "cifar10" if net is None else fitting[0]
     data = load_images(name, settings.data, settings.train_subset_size, settings.test_subset_size)
     if net is not None and data.features != net.d_in:
-        raise ValueError(f"the network takes {net.d_in} numbers, images of {name} have {data.features}")
+        raise ValueError(
+            f"the network takes {net.d_in} numbers, images of {name} have {data.features}"
+        )
     return data
 
 
 def test_network(settings: Settings, net: nn.Module, data: ImageSet) -> list[dict[str, Any]]:
     """Loss and accuracy of the network itself on the test images."""
     if net.d_out != data.classes:
-        raise ValueError(f"the network has {net.d_out} outputs, {data.name} {data.classes} classes: "
-                         "only its features can be tested (--test-kernel)")
+        raise ValueError(
+            f"the network has {net.d_out} outputs, {data.name} {data.classes} classes: "
+            "only its features can be tested (--test-kernel)"
+        )
     device = next(net.parameters()).device
     how = TrainSettings(loss=settings.loss, test_batch_size=settings.test_batch_size)
     loss, accuracy = evaluate(net, data.test_x.to(device), data.test_y.to(device), how)
@@ -150,49 +190,92 @@ def kernel_of(settings: Settings) -> ReLUKernel:
     """The NNGP or NTK that the settings describe."""
     depth = 2 if settings.depth is None else settings.depth
     lrw = (settings.first_layer_lr_mult, *[1.0] * (depth - 1), settings.last_layer_lr_mult)
-    return ReLUKernel(depth, settings.ntk, settings.varw, settings.varb, lrw, settings.bias_lr_mult, settings.ntk_as_published)
+    return ReLUKernel(
+        depth,
+        settings.ntk,
+        settings.varw,
+        settings.varb,
+        lrw,
+        settings.bias_lr_mult,
+        settings.ntk_as_published,
+    )
 
 
-def test_kernel(settings: Settings, net: nn.Module | None, data: ImageSet, folder: Path, save_kernel: bool,
-                quiet: bool, device: torch.device) -> list[dict[str, Any]]:
+def test_kernel(
+    settings: Settings,
+    net: nn.Module | None,
+    data: ImageSet,
+    folder: Path,
+    save_kernel: bool,
+    quiet: bool,
+    device: torch.device,
+) -> list[dict[str, Any]]:
     """Accuracy of regression with the kernel on the test images, for each ridge."""
     if net is None:
         kernel, x, x_test = kernel_of(settings), data.train_x.flatten(1), data.test_x.flatten(1)
     else:
         kernel = features_of(net)
-        x, x_test = (embed(net, part, settings.batch_size, not quiet) for part in (data.train_x, data.test_x))
+        x, x_test = (
+            embed(net, part, settings.batch_size, not quiet) for part in (data.train_x, data.test_x)
+        )
     dtype = torch.float32 if settings.float else torch.float64
     needed = memory_needed(len(x), dtype, settings.method, len(settings.regs))
-    print(f"kernel of {len(x)} samples in {str(dtype).split('.')[1]} with {len(settings.regs)} ridge(s): "
-          f"{human_bytes(needed)} of memory", flush=True)
+    print(
+        f"kernel of {len(x)} samples in {str(dtype).split('.')[1]} with {len(settings.regs)} "
+        "ridge(s): "
+        f"{human_bytes(needed)} of memory",
+        flush=True,
+    )
     require_memory(needed)
     started = time.perf_counter()
-    K = kernel_matrix(kernel, x, dtype=dtype, cache=folder / "kernel.npy" if save_kernel else None, device=device,
-                      progress=not quiet)
+    K = kernel_matrix(
+        kernel,
+        x,
+        dtype=dtype,
+        cache=folder / "kernel.npy" if save_kernel else None,
+        device=device,
+        progress=not quiet,
+    )
     built = time.perf_counter() - started
     targets = nn.functional.one_hot(data.train_y, data.classes).double() - 1 / data.classes
     coefficients, records = [], []
-    # Together for the eigendecomposition, which they share; else one by one, so that one that fails leaves the others.
-    for group in [settings.regs] if settings.method == "eigen" else [[reg] for reg in settings.regs]:
+    # Together for the eigendecomposition, which they share; else one by one, so that one that fails
+    # leaves the others.
+    for group in (
+        [settings.regs] if settings.method == "eigen" else [[reg] for reg in settings.regs]
+    ):
         try:
-            coefficients += list(kernel_ridge(K, targets, group, method=settings.method, progress=not quiet))
+            coefficients += list(
+                kernel_ridge(K, targets, group, method=settings.method, progress=not quiet)
+            )
             records += [{"what": describe(settings, net), "reg": reg} for reg in group]
         except ValueError as error:
-            records += [{"what": describe(settings, net), "reg": reg, "failed": str(error)} for reg in group]
+            records += [
+                {"what": describe(settings, net), "reg": reg, "failed": str(error)} for reg in group
+            ]
     if coefficients:
-        outputs = iter(kernel_product(kernel, x_test, x, torch.stack(coefficients), device=device, progress=not quiet))
+        outputs = iter(
+            kernel_product(
+                kernel, x_test, x, torch.stack(coefficients), device=device, progress=not quiet
+            )
+        )
         for record in records:
             if "failed" not in record:
-                record |= {**scores(next(outputs), data.test_y), "kernel_seconds": round(built, 1),
-                           "seconds": round(time.perf_counter() - started, 1)}
+                record |= {
+                    **scores(next(outputs), data.test_y),
+                    "kernel_seconds": round(built, 1),
+                    "seconds": round(time.perf_counter() - started, 1),
+                }
     return records
 
 
 def scores(outputs: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy, and mean squared error to centred one-hot labels."""
     targets = nn.functional.one_hot(labels, outputs.shape[1]).double() - 1 / outputs.shape[1]
-    return {"test_loss": float((outputs - targets).square().mean()),
-            "test_acc": float((outputs.argmax(1) == labels).double().mean())}
+    return {
+        "test_loss": float((outputs - targets).square().mean()),
+        "test_acc": float((outputs.argmax(1) == labels).double().mean()),
+    }
 
 
 def describe(settings: Settings, net: nn.Module | None) -> str:
@@ -203,9 +286,17 @@ def describe(settings: Settings, net: nn.Module | None) -> str:
     return f"{'feature kernel of ' if settings.test_kernel else ''}{kind}, r={net.r}, depth {net.L}"
 
 
-def run(settings: Settings, save_dir: str | Path, *, save_kernel: bool = False, overwrite: bool = False,
-        quiet: bool = False, verbose: bool = False) -> list[dict[str, Any]]:
-    """Test what the settings describe; one record per ridge (accuracies are fractions), also written to `save_dir`."""
+def run(
+    settings: Settings,
+    save_dir: str | Path,
+    *,
+    save_kernel: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> list[dict[str, Any]]:
+    """Test what the settings describe; one record per ridge (accuracies are fractions), also
+    written to `save_dir`."""
     settings.check()
     device = pick_device(settings.cuda)
     net = network(settings, device) if settings.load_model_path else None
@@ -226,14 +317,27 @@ def run(settings: Settings, save_dir: str | Path, *, save_kernel: bool = False, 
 
 def parser() -> argparse.ArgumentParser:
     """The command line: one flag per setting, and what concerns the output only."""
-    result = argparse.ArgumentParser(prog="python -m experiments.cifar10.cifar10test", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    choices = {"dataset": DATASETS, "loss": ("xent", "mse"), "method": ("auto", "cholesky", "eigen")}
-    helps = {"depth": "hidden layers: of the kernel (default 2); of a network, to check it", "r": "to check the network",
-             "width": "test a finite sample of this width", "bias_lr_mult": "default 1 where --varb is positive, else no biases",
-             "dataset": "default: what fits the network; cifar10 for --gp and --ntk",
-             "kernel_reg": "ridge, relative to the mean of the kernel's diagonal; default 1e-08",
-             "ntk_as_published": "the tangent kernel as the paper's code computes it", "float": "float32 kernel and rows"}
+    result = argparse.ArgumentParser(
+        prog="python -m experiments.cifar10.cifar10test",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    choices = {
+        "dataset": DATASETS,
+        "loss": ("xent", "mse"),
+        "method": ("auto", "cholesky", "eigen"),
+    }
+    helps = {
+        "depth": "hidden layers: of the kernel (default 2); of a network, to check it",
+        "r": "to check the network",
+        "width": "test a finite sample of this width",
+        "bias_lr_mult": "default 1 where --varb is positive, else no biases",
+        "dataset": "default: what fits the network; cifar10 for --gp and --ntk",
+        "kernel_reg": "ridge, relative to the mean of the kernel's diagonal; default 1e-08",
+        "ntk_as_published": "the tangent kernel as the paper's code computes it",
+        "float": "float32 kernel and rows",
+    }
     for field in fields(Settings):
         flag, text = f"--{field.name.replace('_', '-')}", helps.get(field.name)
         if field.default is False:
@@ -241,12 +345,23 @@ def parser() -> argparse.ArgumentParser:
         else:
             kind = {"int | None": int, "float | None": float}.get(str(field.type), str)
             kind = type(field.default) if field.default is not None else kind
-            result.add_argument(flag, type=kind, default=field.default, choices=choices.get(field.name),
-                                help=text or f"default {field.default}")
-    result.add_argument("--save-dir", default="", help="output folder; default output/cifar10test/<date and time>")
-    for flag, text in (("save-kernel", "keep the kernel matrix in --save-dir"), ("overwrite", "replace the test in --save-dir"),
-                       ("verbose", "print the network or kernel"), ("quiet", "no progress bars"),
-                       ("human", "round what is printed")):
+            result.add_argument(
+                flag,
+                type=kind,
+                default=field.default,
+                choices=choices.get(field.name),
+                help=text or f"default {field.default}",
+            )
+    result.add_argument(
+        "--save-dir", default="", help="output folder; default output/cifar10test/<date and time>"
+    )
+    for flag, text in (
+        ("save-kernel", "keep the kernel matrix in --save-dir"),
+        ("overwrite", "replace the test in --save-dir"),
+        ("verbose", "print the network or kernel"),
+        ("quiet", "no progress bars"),
+        ("human", "round what is printed"),
+    ):
         result.add_argument(f"--{flag}", action="store_true", help=text)
     return result
 
@@ -259,8 +374,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         arguments.error("--save-kernel needs a --save-dir, to be found there again")
     save_dir = args.save_dir or Path("output") / "cifar10test" / time.strftime("%Y-%m-%d_%H-%M-%S")
     try:
-        records = run(settings, save_dir, save_kernel=args.save_kernel, overwrite=args.overwrite, quiet=args.quiet,
-                      verbose=args.verbose)
+        records = run(
+            settings,
+            save_dir,
+            save_kernel=args.save_kernel,
+            overwrite=args.overwrite,
+            quiet=args.quiet,
+            verbose=args.verbose,
+        )
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
         arguments.error(str(error))
     for record in records:
@@ -269,8 +390,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             print(f"{record['what']}{reg}: {record['failed']}")
         else:
             digits = 1 if args.human else 2
-            print(f"{record['what']}{reg}: {100 * record['test_acc']:.{digits}f} % of {record['test']} test images "
-                  f"({record['dataset']}), loss {record['test_loss']:.4f}")
+            print(
+                f"{record['what']}{reg}: {100 * record['test_acc']:.{digits}f} % of "
+                f"{record['test']} test images "
+                f"({record['dataset']}), loss {record['test_loss']:.4f}"
+            )
     print(f"results in {save_dir}")
     return records
 

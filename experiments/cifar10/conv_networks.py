@@ -1,4 +1,6 @@
-"""The networks of `cifar10conv`: infinite, the finite twin sampled from it, and ordinary ReLU networks of the same shape."""
+"""The networks of `cifar10conv`: infinite, the finite twin sampled from it, and ordinary ReLU
+networks of the same shape."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,20 +18,39 @@ BASE_WIDTH = 16  # at this many channels the learning rates of a μ-network are 
 
 
 class ReLUConvNet(nn.Module):
-    """An ordinary ConvNet of the shape of an `InfPiConvNet`: as many layers, pools and shortcuts, `width` channels everywhere.
+    """An ordinary ConvNet of the shape of an `InfPiConvNet`: as many layers, pools and shortcuts,
+    `width` channels everywhere.
 
-    `kind` "batchnorm" normalises every convolution's outputs over the batch; "mup" has the initialisation and the learning rates
-    of the maximal update parametrisation instead (Yang & Hu 2021; Yang et al. 2022, table 3), see `groups`.
+    `kind` "batchnorm" normalises every convolution's outputs over the batch; "mup" has the
+    initialisation and the learning rates of the maximal update parametrisation instead (Yang & Hu
+    2021; Yang et al. 2022, table 3), see `groups`.
     """
 
-    def __init__(self, channels: int, classes: int, width: int, pools: Sequence[int], shortcuts: Sequence[tuple[int, int]],
-                 kind: str) -> None:
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        width: int,
+        pools: Sequence[int],
+        shortcuts: Sequence[tuple[int, int]],
+        kind: str,
+    ) -> None:
         super().__init__()
-        self.pools, self.sources, self.kind, self.width = tuple(pools), {j: i for i, j in shortcuts}, kind, width
+        self.pools, self.sources, self.kind, self.width = (
+            tuple(pools),
+            {j: i for i, j in shortcuts},
+            kind,
+            width,
+        )
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for number in range(len(pools) + 1):
-            self.convs.append(nn.Conv2d(width if number else channels, width, 3, padding=1, bias=False))
-            nn.init.normal_(self.convs[-1].weight, std=((2 if number else 1) / self.convs[-1].weight[0].numel()) ** .5)
+            self.convs.append(
+                nn.Conv2d(width if number else channels, width, 3, padding=1, bias=False)
+            )
+            nn.init.normal_(
+                self.convs[-1].weight,
+                std=((2 if number else 1) / self.convs[-1].weight[0].numel()) ** 0.5,
+            )
             self.norms.append(nn.BatchNorm2d(width) if kind == "batchnorm" else nn.Identity())
         self.readout = nn.Linear(width, classes)
         nn.init.zeros_(self.readout.weight)
@@ -40,31 +61,61 @@ class ReLUConvNet(nn.Module):
         for number, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             if number:
                 a = torch.relu(h)
-                h = norm(conv(F.avg_pool2d(a, self.pools[number - 1]) if self.pools[number - 1] > 1 else a))
+                h = norm(
+                    conv(
+                        F.avg_pool2d(a, self.pools[number - 1]) if self.pools[number - 1] > 1 else a
+                    )
+                )
                 if number in self.sources:
                     h = h + kept[self.sources[number]]
             kept[number] = h
         return self.readout(torch.relu(h).mean((2, 3)))
 
     def groups(self, lr: float, wd: float, optimizer: str) -> list[dict[str, Any]]:
-        """Parameter groups with their learning rates. With "mup" the input layer's is ∝ width, 1 for SGD, Adam; the hidden ones'
-        ∝ 1, 1/width; the readout's ∝ 1/width, 1/width, but for its bias."""
+        """Parameter groups with their learning rates. With "mup" the input layer's is ∝ width, 1
+        for SGD, Adam; the hidden ones' ∝ 1, 1/width; the readout's ∝ 1/width, 1/width, but for its
+        bias."""
         ratio = self.width / BASE_WIDTH if self.kind == "mup" else 1.0
         sgd = optimizer == "sgd"
-        parts = [(self.convs[0].parameters(), ratio if sgd else 1.0), (self.convs[1:].parameters(), 1.0 if sgd else 1 / ratio),
-                 ([self.readout.weight], 1 / ratio), ([self.readout.bias, *self.norms.parameters()], 1.0)]
-        return [{"params": list(params), "lr": lr * factor, "weight_decay": wd} for params, factor in parts]
+        parts = [
+            (self.convs[0].parameters(), ratio if sgd else 1.0),
+            (self.convs[1:].parameters(), 1.0 if sgd else 1 / ratio),
+            ([self.readout.weight], 1 / ratio),
+            ([self.readout.bias, *self.norms.parameters()], 1.0),
+        ]
+        return [
+            {"params": list(params), "lr": lr * factor, "weight_decay": wd}
+            for params, factor in parts
+        ]
 
 
 def build(settings: Settings, data: ImageSet) -> nn.Module:
     """The network that the settings describe, freshly initialised from torch's generator."""
     channels = data.train_x.shape[1]
     if settings.network in ("mup", "batchnorm"):
-        return ReLUConvNet(channels, data.classes, settings.width, settings.pool_list, settings.shortcut_list, settings.network)
-    net = InfPiConvNet(channels, data.classes, settings.rank_list, pools=settings.pool_list, shortcuts=settings.shortcut_list,
-                       branch_gain=settings.branch_gain, degree=settings.degree, fit=settings.fit, activation=settings.activation,
-                       layernorm=settings.layernorm, first_layer_alpha=settings.first_layer_alpha,
-                       last_layer_alpha=settings.last_layer_alpha, bias_alpha=settings.bias_alpha)
+        return ReLUConvNet(
+            channels,
+            data.classes,
+            settings.width,
+            settings.pool_list,
+            settings.shortcut_list,
+            settings.network,
+        )
+    net = InfPiConvNet(
+        channels,
+        data.classes,
+        settings.rank_list,
+        pools=settings.pool_list,
+        shortcuts=settings.shortcut_list,
+        branch_gain=settings.branch_gain,
+        degree=settings.degree,
+        fit=settings.fit,
+        activation=settings.activation,
+        layernorm=settings.layernorm,
+        first_layer_alpha=settings.first_layer_alpha,
+        last_layer_alpha=settings.last_layer_alpha,
+        bias_alpha=settings.bias_alpha,
+    )
     return net if settings.network == "infinite" else net.sample(settings.width)
 
 

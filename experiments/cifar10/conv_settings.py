@@ -1,4 +1,5 @@
 """The settings of a training run of `cifar10conv`, and the command line made of them."""
+
 from __future__ import annotations
 
 import argparse
@@ -13,6 +14,7 @@ NETWORKS = ("infinite", "twin", "mup", "batchnorm")
 @dataclass(frozen=True)
 class Settings:
     """One training run. The defaults train an infinite-width network on CIFAR-10."""
+
     dataset: str = "cifar10"
     data: str = "./dataset"
     train_subset_size: int | None = None
@@ -56,23 +58,39 @@ class Settings:
         problems = []
         for name in ("batch_size", "test_batch_size", "epochs", "degree"):
             if getattr(self, name) < 1:
-                problems.append(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                problems.append(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
         for name in ("wd", "gclip", "momentum", "shift", "cutout", "label_smoothing", "width"):
             if getattr(self, name) < 0:
-                problems.append(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+                problems.append(
+                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
+                )
         if not 0 <= self.ema < 1 or not self.label_smoothing < 1:
-            problems.append(f"--ema {self.ema} and --label-smoothing {self.label_smoothing} must be at least 0 and below 1")
+            problems.append(
+                f"--ema {self.ema} and --label-smoothing {self.label_smoothing} must be at least 0 "
+                "and below 1"
+            )
         if (self.network == "infinite") != (self.width == 0):
-            problems.append(f"--network {self.network} with --width {self.width}: a finite network has a width, the infinite one "
-                            "has none")
+            problems.append(
+                f"--network {self.network} with --width {self.width}: a finite network has a "
+                "width, the infinite one "
+                "has none"
+            )
         try:
             layers, pools, _ = len(self.rank_list), len(self.pool_list), self.shortcut_list
             if layers != pools + 1:
-                problems.append(f"--pools {self.pools} must have one entry less than --ranks {self.ranks}: one for each hidden "
-                                "layer")
+                problems.append(
+                    f"--pools {self.pools} must have one entry less than --ranks {self.ranks}: one "
+                    "for each hidden "
+                    "layer"
+                )
         except ValueError:
-            problems.append(f"--ranks {self.ranks!r} and --pools {self.pools!r} are numbers separated by commas, --shortcuts "
-                            f"{self.shortcuts!r} pairs of layers such as 1-3,3-5")
+            problems.append(
+                f"--ranks {self.ranks!r} and --pools {self.pools!r} are numbers separated by "
+                "commas, --shortcuts "
+                f"{self.shortcuts!r} pairs of layers such as 1-3,3-5"
+            )
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -86,36 +104,78 @@ class Settings:
 
     @property
     def shortcut_list(self) -> list[tuple[int, int]]:
-        pairs = [tuple(map(int, part.split("-"))) for part in self.shortcuts.split(",") if part.strip()]
+        pairs = [
+            tuple(map(int, part.split("-"))) for part in self.shortcuts.split(",") if part.strip()
+        ]
         if any(len(pair) != 2 for pair in pairs):
             raise ValueError(self.shortcuts)
         return pairs
 
     @property
     def name(self) -> str:
-        return f"infinite, ranks {self.ranks}" if self.network == "infinite" else f"{self.network}, {self.width} channels"
+        return (
+            f"infinite, ranks {self.ranks}"
+            if self.network == "infinite"
+            else f"{self.network}, {self.width} channels"
+        )
 
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
-    """The command line of `cifar10conv`: one flag per setting, and what concerns the output only."""
-    result = argparse.ArgumentParser(prog="python -m experiments.cifar10.cifar10conv", description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    choices = {"fit": FITS, "activation": tuple(ACTIVATIONS), "optimizer": ("sgd", "adam", "adamw"), "dataset": DATASETS,
-               "scheduler": ("none", "onecycle", "cosine"), "network": NETWORKS}
+    """The command line of `cifar10conv`: one flag per setting, and what concerns the output
+    only."""
+    result = argparse.ArgumentParser(
+        prog="python -m experiments.cifar10.cifar10conv",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    choices = {
+        "fit": FITS,
+        "activation": tuple(ACTIVATIONS),
+        "optimizer": ("sgd", "adam", "adamw"),
+        "dataset": DATASETS,
+        "scheduler": ("none", "onecycle", "cosine"),
+        "network": NETWORKS,
+    }
     for field in fields(Settings):
         flag, default = f"--{field.name.replace('_', '-')}", field.default
         if "bool" in str(field.type):
-            result.add_argument(flag, action=argparse.BooleanOptionalAction, default=default,
-                                help="default: as suits the data" if default is None else f"default {default}")
+            result.add_argument(
+                flag,
+                action=argparse.BooleanOptionalAction,
+                default=default,
+                help="default: as suits the data" if default is None else f"default {default}",
+            )
         else:
             kind = {"int | None": int}.get(str(field.type)) or type(default)
-            result.add_argument(flag, type=kind, default=default, choices=choices.get(field.name), help=f"default {default}")
-    result.add_argument("--beside", default="", help="finite networks to train too, such as batchnorm:16,mup:64")
-    result.add_argument("--beside-lr", type=float, default=None, help="their learning rate; default that of --lr")
-    result.add_argument("--beside-epochs", type=int, default=None, help="their number of epochs; default that of --epochs")
-    result.add_argument("--save-dir", default="", help="output folder; default output/cifar10conv/<date and time>")
-    for flag, meaning in (("resume", "continue the runs in --save-dir"), ("overwrite", "replace the runs in --save-dir"),
-                          ("save-model", "write model.th (a state_dict) at the end"), ("quiet", "print nothing while training"),
-                          ("verbose", "print the network")):
+            result.add_argument(
+                flag,
+                type=kind,
+                default=default,
+                choices=choices.get(field.name),
+                help=f"default {default}",
+            )
+    result.add_argument(
+        "--beside", default="", help="finite networks to train too, such as batchnorm:16,mup:64"
+    )
+    result.add_argument(
+        "--beside-lr", type=float, default=None, help="their learning rate; default that of --lr"
+    )
+    result.add_argument(
+        "--beside-epochs",
+        type=int,
+        default=None,
+        help="their number of epochs; default that of --epochs",
+    )
+    result.add_argument(
+        "--save-dir", default="", help="output folder; default output/cifar10conv/<date and time>"
+    )
+    for flag, meaning in (
+        ("resume", "continue the runs in --save-dir"),
+        ("overwrite", "replace the runs in --save-dir"),
+        ("save-model", "write model.th (a state_dict) at the end"),
+        ("quiet", "print nothing while training"),
+        ("verbose", "print the network"),
+    ):
         result.add_argument(f"--{flag}", action="store_true", help=meaning)
     return result

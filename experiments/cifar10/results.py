@@ -1,4 +1,5 @@
 """The output folder of a test, and its figure."""
+
 from __future__ import annotations
 
 import json
@@ -14,7 +15,9 @@ def prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> Path:
     """The output folder; one that holds a test with other settings is refused."""
     known = folder / "settings.json"
     if known.exists() and not overwrite and json.loads(known.read_text()) != settings:
-        raise FileExistsError(f"{folder} holds a test with other settings; choose another --save-dir, or --overwrite")
+        raise FileExistsError(
+            f"{folder} holds a test with other settings; choose another --save-dir, or --overwrite"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(known, json.dumps(settings, indent=2) + "\n")
     return folder
@@ -27,9 +30,17 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
         return
     import seaborn as sns
     from matplotlib.figure import Figure
+
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(4.6, 3.4), layout="constrained")
         axis = figure.subplots()
-        sns.lineplot(frame.assign(accuracy=100 * frame.test_acc), x="reg", y="accuracy", marker="o", ax=axis)
-        axis.set(xscale="log", xlabel="ridge / mean diagonal", ylabel="test accuracy, %", title=records[0]["what"])
+        sns.lineplot(
+            frame.assign(accuracy=100 * frame.test_acc), x="reg", y="accuracy", marker="o", ax=axis
+        )
+        axis.set(
+            xscale="log",
+            xlabel="ridge / mean diagonal",
+            ylabel="test accuracy, %",
+            title=records[0]["what"],
+        )
     figure.savefig(folder / "regs.png", dpi=110)

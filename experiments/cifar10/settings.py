@@ -1,4 +1,5 @@
 """The settings of a training run of `cifar10mlp`, and the command line made of them."""
+
 from __future__ import annotations
 
 import argparse
@@ -20,7 +21,9 @@ REMOVED = {  # flags that did nothing in the original's library, or named what i
 
 @dataclass(frozen=True)
 class Settings:
-    """One training run. The defaults train digits; the README lists those of the paper for CIFAR-10."""
+    """One training run. The defaults train digits; the README lists those of the paper for
+    CIFAR-10."""
+
     may_differ = ("epochs",)  # of a run that is resumed
     dataset: str = "digits"
     data: str = "./dataset"
@@ -75,7 +78,9 @@ class Settings:
         problems = []
         for name in ("r", "batch_size", "accum_steps", "test_batch_size", "epochs"):
             if getattr(self, name) < 1:
-                problems.append(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                problems.append(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
         for name in ("width", "depth", "wd", "gclip", "momentum"):
             if getattr(self, name) < 0:
                 problems.append(f"--{name} must not be negative, got {getattr(self, name)}")
@@ -83,43 +88,84 @@ class Settings:
             problems.append("--gaussian-init makes a finite μ-network: give its --width")
         if self.optimizer != "sgd":
             if (self.memory == "rows" or self.row_budget is not None) and not self.width:
-                problems.append(f"--optimizer {self.optimizer} needs --memory moments without --row-budget: rows are appended by "
-                                "SGD only")
+                problems.append(
+                    f"--optimizer {self.optimizer} needs --memory moments without --row-budget: "
+                    "rows are appended by "
+                    "SGD only"
+                )
             if self.momentum:
                 problems.append(f"--momentum is SGD's; --optimizer {self.optimizer} has its own")
         if bool(milestones(self.lr_drop_milestones)) != (self.scheduler == "multistep"):
             problems.append("--scheduler multistep and --lr-drop-milestones belong together")
         if self.gclip_drop_milestones and not self.gclip:
-            problems.append("--gclip-drop-milestones lower the clip, but --gclip is 0 (no clipping)")
+            problems.append(
+                "--gclip-drop-milestones lower the clip, but --gclip is 0 (no clipping)"
+            )
         if self.augment_shift is not None and (self.augment_shift < 0 or not self.data_augment):
-            problems.append(f"--augment-shift {self.augment_shift}: pixels that --data-augment (which it needs) moves an image, "
-                            "0 or more")
+            problems.append(
+                f"--augment-shift {self.augment_shift}: pixels that --data-augment (which it "
+                "needs) moves an image, "
+                "0 or more"
+            )
         if not self.teacher_path and (self.teacher_alpha, self.teacher_temp) != (0.5, 1.0):
             problems.append("--teacher-alpha and --teacher-temp need a --teacher-path")
         if problems:
             raise ValueError("; ".join(problems))
 
 
-def parser(description: str | None = None, settings: type[Settings] = Settings, command: str = "cifar10.cifar10mlp",
-           more_choices: Mapping[str, tuple[str, ...]] | None = None) -> argparse.ArgumentParser:
-    """The command line of a training run: one flag per setting, and what concerns the output only."""
-    result = argparse.ArgumentParser(prog=f"python -m experiments.{command}", description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    choices = {"memory": ("rows", "moments"), "fit": FITS, "activation": tuple(ACTIVATIONS),
-               "optimizer": ("sgd", "adam", "adamw"), "dataset": DATASETS, "loss": ("xent", "mse"),
-               "scheduler": ("None", "cosine", "multistep"), **(more_choices or {})}
+def parser(
+    description: str | None = None,
+    settings: type[Settings] = Settings,
+    command: str = "cifar10.cifar10mlp",
+    more_choices: Mapping[str, tuple[str, ...]] | None = None,
+) -> argparse.ArgumentParser:
+    """The command line of a training run: one flag per setting, and what concerns the output
+    only."""
+    result = argparse.ArgumentParser(
+        prog=f"python -m experiments.{command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    choices = {
+        "memory": ("rows", "moments"),
+        "fit": FITS,
+        "activation": tuple(ACTIVATIONS),
+        "optimizer": ("sgd", "adam", "adamw"),
+        "dataset": DATASETS,
+        "loss": ("xent", "mse"),
+        "scheduler": ("None", "cosine", "multistep"),
+        **(more_choices or {}),
+    }
     for field in fields(settings):
         flag, default = f"--{field.name.replace('_', '-')}", field.default
         if default is False:
             result.add_argument(flag, action="store_true")
         else:
             kind = {"int | None": int, "float | None": float}.get(str(field.type)) or type(default)
-            result.add_argument(flag, type=kind, default=default, choices=choices.get(field.name), help=f"default {default}")
-    result.add_argument("--save-dir", default="", help=f"output folder; default output/{command.split('.')[-1]}/<date and time>")
-    result.add_argument("--save-model", action="store_true", help="write model.th (a state_dict) at the end")
+            result.add_argument(
+                flag,
+                type=kind,
+                default=default,
+                choices=choices.get(field.name),
+                help=f"default {default}",
+            )
+    result.add_argument(
+        "--save-dir",
+        default="",
+        help=f"output folder; default output/{command.split('.')[-1]}/<date and time>",
+    )
+    result.add_argument(
+        "--save-model", action="store_true", help="write model.th (a state_dict) at the end"
+    )
     result.add_argument("--model-path", default="", help="start from this state_dict")
-    for flag, meaning in (("resume", "continue the run in --save-dir"), ("overwrite", "replace the run in --save-dir"),
-                          ("test", "only test the network of --model-path"), ("verbose", "print the network"),
-                          ("quiet", "print nothing while training"), ("human", "counts and bytes with units")):
+    for flag, meaning in (
+        ("resume", "continue the run in --save-dir"),
+        ("overwrite", "replace the run in --save-dir"),
+        ("test", "only test the network of --model-path"),
+        ("verbose", "print the network"),
+        ("quiet", "print nothing while training"),
+        ("human", "counts and bytes with units"),
+    ):
         result.add_argument(f"--{flag}", action="store_true", help=meaning)
     return result

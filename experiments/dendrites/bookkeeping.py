@@ -1,10 +1,10 @@
-"""What growth costs beside training: seconds of bookkeeping (decisions, checkpoints, CSV, pictures) for each second of
-training, on digits.
+"""What growth costs beside training: seconds of bookkeeping (decisions, checkpoints, CSV, pictures)
+for each second of training, on digits.
 
     python -m experiments.dendrites.bookkeeping --epochs 60 --out results/dendrites/bookkeeping
 
-Processor time, so that other work on the machine does not count; wall time beside it. Compared in one run: everything on (the
-default), pictures off, and no files at all.
+Processor time, so that other work on the machine does not count; wall time beside it. Compared in
+one run: everything on (the default), pictures off, and no files at all.
 """
 
 import argparse
@@ -48,16 +48,26 @@ def measure(width: float, epochs: int, **settings) -> dict:
     result = {"epochs": len(training), "dendrites": growth.plateau.state.dendrites}
     for i, clock in enumerate(("processor", "wall")):
         result |= {
-            f"{clock}: training, median ms": round(1e3 * statistics.median(t[i] for t in training), 2),
-            f"{clock}: bookkeeping, median ms": round(1e3 * statistics.median(k[i] for k in keeping), 2),
-            f"{clock}: median share, %": round(100 * statistics.median(k[i] / t[i] for k, t in zip(keeping, training)), 2),
-            f"{clock}: share of the whole run, %": round(100 * sum(k[i] for k in keeping) / sum(t[i] for t in training), 2),
+            f"{clock}: training, median ms": round(
+                1e3 * statistics.median(t[i] for t in training), 2
+            ),
+            f"{clock}: bookkeeping, median ms": round(
+                1e3 * statistics.median(k[i] for k in keeping), 2
+            ),
+            f"{clock}: median share, %": round(
+                100 * statistics.median(k[i] / t[i] for k, t in zip(keeping, training)), 2
+            ),
+            f"{clock}: share of the whole run, %": round(
+                100 * sum(k[i] for k in keeping) / sum(t[i] for t in training), 2
+            ),
         }
     return result
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--widths", type=float, nargs="+", default=[0.25, 1.0])
     parser.add_argument("--out", default="results/dendrites/bookkeeping")

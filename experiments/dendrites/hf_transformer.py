@@ -1,4 +1,5 @@
-"""Dendrites in a Hugging Face Trainer: a small BERT built from a config reads digits as sequences of 64 grey levels.
+"""Dendrites in a Hugging Face Trainer: a small BERT built from a config reads digits as sequences
+of 64 grey levels.
 
 Needs the extra: pip install 'pilimit[dendrites]'. Nothing is downloaded.
 
@@ -17,11 +18,16 @@ from pilimit_lib.dendrites.integrations.huggingface import DendriteCallback
 def examples(split) -> list[dict]:
     """Each image as 64 tokens 0..16, its grey levels row by row."""
     x, y = split
-    return [{"input_ids": image, "labels": label} for image, label in zip((x * 16).round().long().flatten(1), y)]
+    return [
+        {"input_ids": image, "labels": label}
+        for image, label in zip((x * 16).round().long().flatten(1), y)
+    ]
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--patience", type=int, default=3)
     parser.add_argument("--out", default="results/dendrites/transformer")
@@ -39,7 +45,11 @@ def main(argv=None):
         attention_probs_dropout_prob=0.0,
     )
     config = DendriteConfig(
-        switch=History(patience=args.patience), max_dendrites=2, save_dir=args.out, seed=0, track=["BertEmbeddings"]
+        switch=History(patience=args.patience),
+        max_dendrites=2,
+        save_dir=args.out,
+        seed=0,
+        track=["BertEmbeddings"],
     )
     model = dendritic(transformers.BertForSequenceClassification(bert), config)
     sets, callback = digits(), DendriteCallback("eval_accuracy", config)
@@ -60,7 +70,9 @@ def main(argv=None):
         train_dataset=examples(sets["train"]),
         eval_dataset=examples(sets["val"]),
         callbacks=[callback],
-        compute_metrics=lambda p: {"accuracy": 100 * float((p.predictions.argmax(-1) == p.label_ids).mean())},
+        compute_metrics=lambda p: {
+            "accuracy": 100 * float((p.predictions.argmax(-1) == p.label_ids).mean())
+        },
     )
     trainer.train()
     for row in callback.growth.records.rows.best.values():

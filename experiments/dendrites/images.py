@@ -1,13 +1,15 @@
-"""A small conv net with dendrites on digits or Fashion-MNIST, beside two controls that are trained by the same machinery.
+"""A small conv net with dendrites on digits or Fashion-MNIST, beside two controls that are trained
+by the same machinery.
 
-    python -m experiments.dendrites.images --set digits --widths 0.25 0.5 --seeds 0 1 2 --out results/dendrites/digits
-    python -m experiments.dendrites.images --set fashion --data DIR --widths 0.25 --seeds 0 1 2 --max-epochs 60 --out
-    results/dendrites/fashion
+    python -m experiments.dendrites.images --set digits --widths 0.25 0.5 --seeds 0 1 2 --out
+    results/dendrites/digits python -m experiments.dendrites.images --set fashion --data DIR
+    --widths 0.25 --seeds 0 1 2 --max-epochs 60 --out results/dendrites/fashion
 
 arms   dendrites   grows when learning stalls
        restarts    the same network: at each stall back to the best weights and a restarted learning rate, but nothing grows
        wider       a network as large as the dendritic one became, with the same restarts
-Both controls train for as many epochs as the dendritic run took. Interrupted, the same command goes on where it stopped.
+Both controls train for as many epochs as the dendritic run took. Interrupted, the same command goes
+on where it stopped.
 """
 
 import argparse
@@ -44,7 +46,8 @@ class Settings:
 
 
 class ConvNet(nn.Module):
-    """Two convolutions with batch norm, each one block, and a linear layer; ``width`` 1 is 16 and 32 channels."""
+    """Two convolutions with batch norm, each one block, and a linear layer; ``width`` 1 is 16 and
+    32 channels."""
 
     def __init__(self, width: float, side: int, classes: int = 10):
         super().__init__()
@@ -66,10 +69,14 @@ def parameters(net: nn.Module) -> int:
 
 def width_for(count: int, side: int) -> float:
     """The width whose network has the parameter count nearest to ``count``."""
-    return min((w / 32 for w in range(1, 200)), key=lambda w: abs(parameters(ConvNet(w, side)) - count))
+    return min(
+        (w / 32 for w in range(1, 200)), key=lambda w: abs(parameters(ConvNet(w, side)) - count)
+    )
 
 
-def fit(arm: str, width: float, seed: int, sets, settings: Settings, folder: Path, epochs: int) -> dict:
+def fit(
+    arm: str, width: float, seed: int, sets, settings: Settings, folder: Path, epochs: int
+) -> dict:
     """Train one arm; returns what the table needs."""
     torch.manual_seed(seed)
     (x, y), side = sets["train"], sets["train"][0].shape[-1]
@@ -93,7 +100,13 @@ def fit(arm: str, width: float, seed: int, sets, settings: Settings, folder: Pat
     growth.restart_clock()  # building an optimiser for the first time loads half of torch
     first = time.perf_counter()
     done = growth.plateau.state.epoch
-    progress = tqdm(range(done, epochs), desc=f"{arm} width {width:.3g} seed {seed}", initial=done, total=epochs, mininterval=5)
+    progress = tqdm(
+        range(done, epochs),
+        desc=f"{arm} width {width:.3g} seed {seed}",
+        initial=done,
+        total=epochs,
+        mininterval=5,
+    )
     for _ in progress:
         train_epoch(growth.model, growth.optimizer, x, y, settings.batch)
         score = accuracy(growth.model, *sets["val"])
@@ -101,7 +114,9 @@ def fit(arm: str, width: float, seed: int, sets, settings: Settings, folder: Pat
             (r["validation"] for r in growth.records.rows.epochs), default=-1.0
         )  # only then a table needs the test score
         result = growth.step(score, test=accuracy(growth.model, *sets["test"]) if record else None)
-        progress.set_postfix(best=growth.plateau.state.best, dendrites=growth.plateau.state.dendrites if grows else 0)
+        progress.set_postfix(
+            best=growth.plateau.state.best, dendrites=growth.plateau.state.dendrites if grows else 0
+        )
         if result.complete:
             break
     rows = growth.records.rows
@@ -109,7 +124,10 @@ def fit(arm: str, width: float, seed: int, sets, settings: Settings, folder: Pat
     tests = {e["epoch"]: e["value"] for e in rows.extras if e["kind"] == "test"}
     best = max(range(len(validation)), key=lambda i: (validation[i], -i))
     switches = [r["epoch"] for r in rows.switches if r["action"] in ("grow", "retry", "finish")]
-    before = max(range(min(switches[0] if switches else len(validation), len(validation))), key=lambda i: (validation[i], -i))
+    before = max(
+        range(min(switches[0] if switches else len(validation), len(validation))),
+        key=lambda i: (validation[i], -i),
+    )
     return {
         "set": settings.set,
         "arm": arm,
@@ -130,32 +148,53 @@ def fit(arm: str, width: float, seed: int, sets, settings: Settings, folder: Pat
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--set", choices=("digits", "fashion"), default="digits")
     parser.add_argument("--data", default="dataset", help="folder of the Fashion-MNIST files")
     parser.add_argument("--out", default="results/dendrites")
     parser.add_argument("--widths", type=float, nargs="+", default=[0.25])
-    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS), help="controls first run the dendrites")
+    parser.add_argument(
+        "--arms",
+        choices=ARMS,
+        nargs="+",
+        default=list(ARMS),
+        help="controls first run the dendrites",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     for name, value in asdict(Settings()).items():
         if name != "set":
             parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     args = vars(parser.parse_args(argv))
-    data, out, widths, seeds, arms = (args.pop(name) for name in ("data", "out", "widths", "seeds", "arms"))
+    data, out, widths, seeds, arms = (
+        args.pop(name) for name in ("data", "out", "widths", "seeds", "arms")
+    )
     out = Path(out)
     settings = Settings(**args)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "settings.json").write_text(json.dumps({**asdict(settings), "widths": widths, "seeds": seeds}, indent=2))
-    sets = digits() if settings.set == "digits" else fashion(data, settings.train, settings.val, settings.test)
+    (out / "settings.json").write_text(
+        json.dumps({**asdict(settings), "widths": widths, "seeds": seeds}, indent=2)
+    )
+    sets = (
+        digits()
+        if settings.set == "digits"
+        else fashion(data, settings.train, settings.val, settings.test)
+    )
     side = sets["train"][0].shape[-1]
     results = out / "results.jsonl"
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
+    rows = (
+        [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
+    )
 
     def once(arm, base, width, seed, epochs):
         for row in rows:
             if (row["arm"], row["base width"], row["seed"]) == (arm, base, seed):
                 return row
-        row = fit(arm, width, seed, sets, settings, out / f"{arm}_{base}_{seed}", epochs) | {"base width": base, "width": width}
+        row = fit(arm, width, seed, sets, settings, out / f"{arm}_{base}_{seed}", epochs) | {
+            "base width": base,
+            "width": width,
+        }
         rows.append(row)
         with open(results, "a") as file:
             file.write(json.dumps(row) + "\n")

@@ -17,7 +17,8 @@ from pilimit_lib.dendrites.integrations.lightning import DendriteCallback
 
 
 class Digits(pl.LightningModule):
-    """The conv net of the image experiment as a Lightning module; only the call of `dendritic` is new."""
+    """The conv net of the image experiment as a Lightning module; only the call of `dendritic` is
+    new."""
 
     def __init__(self, config: DendriteConfig):
         super().__init__()
@@ -27,21 +28,30 @@ class Digits(pl.LightningModule):
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def validation_step(self, batch, index):
-        self.log("val_acc", 100 * (self.net(batch[0]).argmax(1) == batch[1]).float().mean(), prog_bar=True)
+        self.log(
+            "val_acc",
+            100 * (self.net(batch[0]).argmax(1) == batch[1]).float().mean(),
+            prog_bar=True,
+        )
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), 3e-3)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", default="results/dendrites/lightning")
     args = parser.parse_args(argv)
     pl.seed_everything(0)
     config = DendriteConfig(switch=History(patience=5), max_dendrites=2, save_dir=args.out, seed=0)
     sets = digits()
-    load = lambda name, shuffle: DataLoader(TensorDataset(*sets[name]), batch_size=64, shuffle=shuffle)  # noqa: E731
+
+    def load(name: str, shuffle: bool) -> DataLoader:
+        return DataLoader(TensorDataset(*sets[name]), batch_size=64, shuffle=shuffle)
+
     callback = DendriteCallback("val_acc", config)
     trainer = pl.Trainer(
         max_epochs=args.epochs,

@@ -1,6 +1,8 @@
-"""A torchvision ResNet with dendrites: every convolution and its norm become one block by the documented replacement.
+"""A torchvision ResNet with dendrites: every convolution and its norm become one block by the
+documented replacement.
 
-python -m experiments.dendrites.resnet --data DIR --images 600 --epochs 4 --out results/dendrites/resnet
+python -m experiments.dendrites.resnet --data DIR --images 600 --epochs 4 --out
+results/dendrites/resnet
 """
 
 import argparse
@@ -17,7 +19,9 @@ from pilimit_lib.dendrites import GPA, PBM, UPA
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="folder of the Fashion-MNIST files")
     parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--epochs", type=int, default=4)
@@ -25,7 +29,10 @@ def main(argv=None):
     parser.add_argument("--out", default="results/dendrites/resnet")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
-    sets = {k: (x.expand(-1, 3, -1, -1), y) for k, (x, y) in fashion(args.data, args.images, args.images // 2).items()}
+    sets = {
+        k: (x.expand(-1, 3, -1, -1), y)
+        for k, (x, y) in fashion(args.data, args.images, args.images // 2).items()
+    }
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -35,7 +42,9 @@ def main(argv=None):
     GPA.pc.set_max_dendrites(1)
     GPA.pc.append_modules_to_replace([torchvision.models.resnet.ResNet])
     GPA.pc.append_replacement_modules([PBM.ResNetPB])
-    network = torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
+    network = torchvision.models.resnet.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10
+    )
     model = UPA.initialize_pai(network, save_name=os.fspath(out))
     tracker = GPA.pai_tracker
     tracker.set_optimizer(torch.optim.Adam)

@@ -1,4 +1,5 @@
-"""A GRU with dendrites that reads digits row by row, through the documented calls: processors, dimensions, tracker.
+"""A GRU with dendrites that reads digits row by row, through the documented calls: processors,
+dimensions, tracker.
 
 python -m experiments.dendrites.sequences --epochs 60 --out results/dendrites/gru
 """
@@ -31,7 +32,9 @@ class RowReader(nn.Module):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="results/dendrites/gru")
     parser.add_argument("--hidden", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=60)
@@ -53,7 +56,9 @@ def main(argv=None):
     tracker.set_scheduler(ReduceLROnPlateau)
 
     def setup():
-        return tracker.setup_optimizer(model, {"params": model.parameters(), "lr": 1e-2}, {"mode": "max", "patience": 3})
+        return tracker.setup_optimizer(
+            model, {"params": model.parameters(), "lr": 1e-2}, {"mode": "max", "patience": 3}
+        )
 
     optimizer, _ = setup()
     x, y = sets["train"]
@@ -61,7 +66,9 @@ def main(argv=None):
         train_epoch(model, optimizer, x, y)
         tracker.add_extra_score(accuracy(model, x, y), "train")
         tracker.add_test_score(accuracy(model, *sets["test"]), "test")
-        model, restructured, complete = tracker.add_validation_score(accuracy(model, *sets["val"]), model)
+        model, restructured, complete = tracker.add_validation_score(
+            accuracy(model, *sets["val"]), model
+        )
         if complete:
             break
         if restructured:

@@ -3,13 +3,16 @@
     python -m experiments.lab.example                                              # digits, seconds
     python -m experiments.lab.example --dataset fashion_mnist --data DATA --epochs 3
 
-Each seed is trained three times for the same number of steps: left alone ("plain"); operated on from the same start
-("operated"): after a third, silent neurons are drawn anew and neurons are added to the first layer, after two thirds, samples
-that the model finds easy are denied; and left alone with the added neurons from the beginning ("wide").
+Each seed is trained three times for the same number of steps: left alone ("plain"); operated on
+from the same start ("operated"): after a third, silent neurons are drawn anew and neurons are added
+to the first layer, after two thirds, samples that the model finds easy are denied; and left alone
+with the added neurons from the beginning ("wide").
 
 Written to `--out`: `metrics.csv`, `settings.json`, `accuracy.png`, and a `report.html`
-beside each run's checkpoints. A run that was interrupted goes on from its last checkpoint, bit for bit.
+beside each run's checkpoints. A run that was interrupted goes on from its last checkpoint, bit for
+bit.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,7 +29,13 @@ from sklearn.datasets import load_digits
 from torch import nn, optim
 from torch.utils.data import TensorDataset
 
-from pilimit_lib.lab import Conv2dWithNeuronOps, Experiment, LinearWithNeuronOps, NetworkWithOps, TrackingMode
+from pilimit_lib.lab import (
+    Conv2dWithNeuronOps,
+    Experiment,
+    LinearWithNeuronOps,
+    NetworkWithOps,
+    TrackingMode,
+)
 
 matplotlib.use("Agg")
 
@@ -34,6 +43,7 @@ matplotlib.use("Agg")
 @dataclass(frozen=True)
 class Settings:
     """What is trained, on what, for how long."""
+
     dataset: str = "digits"
     data: str = ""
     out: str = "results/lab_example"
@@ -71,13 +81,22 @@ def images(settings: Settings) -> tuple[TensorDataset, TensorDataset]:
     """Training and test set, 28 x 28, in [0, 1]."""
     if settings.dataset == "digits":
         digits = load_digits()
-        x = F.interpolate(torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16, size=28, mode="bilinear")
+        x = F.interpolate(
+            torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16,
+            size=28,
+            mode="bilinear",
+        )
         y = torch.tensor(digits.target)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-        return TensorDataset(x[order[:1400]], y[order[:1400]]), TensorDataset(x[order[1400:]], y[order[1400:]])
+        return TensorDataset(x[order[:1400]], y[order[:1400]]), TensorDataset(
+            x[order[1400:]], y[order[1400:]]
+        )
     from torchvision.datasets import FashionMNIST
+
     parts = [FashionMNIST(settings.data, train=train) for train in (True, False)]
-    return tuple(TensorDataset(part.data.unsqueeze(1).float() / 255, part.targets) for part in parts)
+    return tuple(
+        TensorDataset(part.data.unsqueeze(1).float() / 255, part.targets) for part in parts
+    )
 
 
 def shortened(train: TensorDataset, samples: int) -> TensorDataset:
@@ -99,19 +118,30 @@ def operate_on_neurons(exp: Experiment, settings: Settings) -> None:
 def deny_easy_samples(exp: Experiment) -> None:
     """Deny what the model is sure of, but keep one allowed sample for each denied one."""
     exp.train_loader.dataset.deny_samples_and_sample_allowed_with_predicate(
-        lambda frame: frame["prediction_loss"] < 0.05, allow_to_denied_factor=1)
+        lambda frame: frame["prediction_loss"] < 0.05, allow_to_denied_factor=1
+    )
 
 
 def run(arm: str, seed: int, settings: Settings) -> list[dict]:
-    """Train one network to the end, from its last checkpoint where there is one; a row per evaluation."""
+    """Train one network to the end, from its last checkpoint where there is one; a row per
+    evaluation."""
     torch.manual_seed(seed)
     train, test = images(settings)
     train = shortened(train, settings.samples)
     exp = Experiment(
-        model=MNISTModel(2 + settings.add if arm == "wide" else 2), optimizer_class=optim.Adam,
-        train_dataset=train, eval_dataset=test, device=settings.device,
-        learning_rate=settings.learning_rate, batch_size=settings.batch_size, name=f"{arm}_{seed}", seed=seed,
-        root_log_dir=settings.out, eval_every=10 ** 9, dump_every=10 ** 9)
+        model=MNISTModel(2 + settings.add if arm == "wide" else 2),
+        optimizer_class=optim.Adam,
+        train_dataset=train,
+        eval_dataset=test,
+        device=settings.device,
+        learning_rate=settings.learning_rate,
+        batch_size=settings.batch_size,
+        name=f"{arm}_{seed}",
+        seed=seed,
+        root_log_dir=settings.out,
+        eval_every=10**9,
+        dump_every=10**9,
+    )
     steps = settings.epochs * (-(-len(train) // settings.batch_size))
     stops = sorted({steps * part // 6 for part in range(7)})
     if len(exp.chkpt_manager):
@@ -127,12 +157,21 @@ def run(arm: str, seed: int, settings: Settings) -> list[dict]:
             deny_easy_samples(exp)
         exp.dump()
     exp.report(exp.folder / "report.html")
-    return [{"arm": arm, "seed": seed, **{key: event[key] for key in ("step", "age", "loss", "accuracy", "parameters")}}
-            for event in exp.lab.journal.events if event["kind"] == "eval"]
+    return [
+        {
+            "arm": arm,
+            "seed": seed,
+            **{key: event[key] for key in ("step", "age", "loss", "accuracy", "parameters")},
+        }
+        for event in exp.lab.journal.events
+        if event["kind"] == "eval"
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, value in asdict(Settings()).items():
         if name == "seeds":
             parser.add_argument("--seeds", type=int, nargs="+", default=list(value))
@@ -144,14 +183,25 @@ def main() -> None:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
-    rows = [row for seed in settings.seeds for arm in ("plain", "operated", "wide") for row in run(arm, seed, settings)]
+    rows = [
+        row
+        for seed in settings.seeds
+        for arm in ("plain", "operated", "wide")
+        for row in run(arm, seed, settings)
+    ]
     frame = pd.DataFrame(rows).drop_duplicates(["arm", "seed", "step"], keep="last")
     frame.to_csv(out / "metrics.csv", index=False)
     axes = sns.lineplot(frame, x="step", y="accuracy", hue="arm", marker="o", errorbar=("pi", 100))
-    axes.set(title=f"{settings.dataset}: test accuracy, mean and range over {len(settings.seeds)} seeds")
+    axes.set(
+        title=f"{settings.dataset}: test accuracy, mean and range over {len(settings.seeds)} seeds"
+    )
     axes.figure.savefig(out / "accuracy.png", dpi=120)
     last = frame[frame["step"] == frame["step"].max()]
-    print(last.pivot(index="seed", columns="arm", values=["accuracy", "loss", "parameters"]).to_string())
+    print(
+        last.pivot(
+            index="seed", columns="arm", values=["accuracy", "loss", "parameters"]
+        ).to_string()
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Batches of few-shot tasks from memory, in the form of torchmeta: {"train": (x [t b d], y [t b]), "test": (x, y)}.
+"""Batches of few-shot tasks from memory, in the form of torchmeta: {"train": (x [t b d], y [t b]),
+"test": (x, y)}.
 
-t tasks, b = ways · shots samples in the order of their classes. A batch is drawn with a few calls of the generator and gathered
-from one array; torchmeta builds every task from Python objects. Any loader that yields this form can take the place of
-`Episodes`.
+t tasks, b = ways · shots samples in the order of their classes. A batch is drawn with a few calls
+of the generator and gathered from one array; torchmeta builds every task from Python objects. Any
+loader that yields this form can take the place of `Episodes`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -19,7 +21,9 @@ Batch = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Classes:
-    """Images of many classes, uint8 [classes samples h w]; `rotations`: each turned by 90, 180 and 270° is a class of its own."""
+    """Images of many classes, uint8 [classes samples h w]; `rotations`: each turned by 90, 180 and
+    270° is a class of its own."""
+
     images: np.ndarray
     rotations: bool = True
 
@@ -38,32 +42,62 @@ class Classes:
 
 
 class Episodes:
-    """An endless stream of batches of classification tasks; `state` and `load_state` resume it anywhere.
+    """An endless stream of batches of classification tasks; `state` and `load_state` resume it
+    anywhere.
 
     Args:
-        classes: what tasks are made of; ways, shots: classes of a task, and support samples of each; shots_test: query samples.
-        batch_size: tasks in a batch. ink: pixels are how black they are (paper 0, ink 1) instead of how white.
+        classes: what tasks are made of; ways, shots: classes of a task, and support samples of
+        each; shots_test: query samples.
+        batch_size: tasks in a batch. ink: pixels are how black they are (paper 0, ink 1) instead of
+        how white.
     """
 
-    def __init__(self, classes: Classes, ways: int, shots: int, shots_test: int, batch_size: int, seed: int, ink: bool = False,
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        classes: Classes,
+        ways: int,
+        shots: int,
+        shots_test: int,
+        batch_size: int,
+        seed: int,
+        ink: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         samples = classes.images.shape[1]
-        for name, value in (("ways", ways), ("shots", shots), ("shots_test", shots_test), ("batch_size", batch_size)):
+        for name, value in (
+            ("ways", ways),
+            ("shots", shots),
+            ("shots_test", shots_test),
+            ("batch_size", batch_size),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if ways > classes.count:
-            raise ValueError(f"tasks of {ways} ways were asked for, the data have {classes.count} classes only")
+            raise ValueError(
+                f"tasks of {ways} ways were asked for, the data have {classes.count} classes only"
+            )
         if shots + shots_test > samples:
-            raise ValueError(f"{shots} support and {shots_test} query samples of a class were asked for, the data have {samples}")
-        self.ways, self.shots, self.shots_test, self.batch_size, self.dtype = ways, shots, shots_test, batch_size, dtype
+            raise ValueError(
+                f"{shots} support and {shots_test} query samples of a class were asked for, the "
+                f"data have {samples}"
+            )
+        self.ways, self.shots, self.shots_test, self.batch_size, self.dtype = (
+            ways,
+            shots,
+            shots_test,
+            batch_size,
+            dtype,
+        )
         self.features, self.seed = classes.features, seed
         self.images = classes.flat()
         # A table of what a byte means: cheaper than arithmetic on every batch.
         values = np.arange(256, dtype=np.float32) / 255
         self.values = torch.from_numpy(1 - values if ink else values).to(dtype)
         labels = torch.arange(ways)
-        self.labels = {"train": labels.repeat_interleave(shots).repeat(batch_size, 1),
-                       "test": labels.repeat_interleave(shots_test).repeat(batch_size, 1)}
+        self.labels = {
+            "train": labels.repeat_interleave(shots).repeat(batch_size, 1),
+            "test": labels.repeat_interleave(shots_test).repeat(batch_size, 1),
+        }
         self.restart()
 
     def restart(self) -> None:
@@ -77,10 +111,19 @@ class Episodes:
     def draw(self) -> Batch:
         """The next batch."""
         count, samples = self.images.shape[:2]
-        chosen = self._without_repeats(count)                                                              # [t ways]
-        order = self.generator.random((self.batch_size, self.ways, samples), dtype=np.float32).argsort(2)  # [t ways samples]
-        return {side: (self._gather(chosen, order[:, :, begin:end]), self.labels[side].clone())
-                for side, begin, end in (("train", 0, self.shots), ("test", self.shots, self.shots + self.shots_test))}
+        # [t ways]
+        chosen = self._without_repeats(count)
+        # [t ways samples]
+        order = self.generator.random(
+            (self.batch_size, self.ways, samples), dtype=np.float32
+        ).argsort(2)
+        return {
+            side: (self._gather(chosen, order[:, :, begin:end]), self.labels[side].clone())
+            for side, begin, end in (
+                ("train", 0, self.shots),
+                ("test", self.shots, self.shots + self.shots_test),
+            )
+        }
 
     def _without_repeats(self, count: int) -> np.ndarray:
         """Classes of each task, all different: [t ways]."""
@@ -102,17 +145,36 @@ class Episodes:
 
 
 class Sinusoids:
-    """An endless stream of regression tasks y = a sin(x − φ): x ∈ [−5, 5], a ∈ [0.1, 5], φ ∈ [0, π].
+    """An endless stream of regression tasks y = a sin(x − φ): x ∈ [−5, 5], a ∈ [0.1, 5], φ ∈ [0,
+    π].
 
     Source: Finn, Abbeel & Levine 2017, section 5.1.
     """
+
     features = 1
 
-    def __init__(self, shots: int, shots_test: int, batch_size: int, seed: int, dtype: torch.dtype = torch.float32) -> None:
-        for name, value in (("shots", shots), ("shots_test", shots_test), ("batch_size", batch_size)):
+    def __init__(
+        self,
+        shots: int,
+        shots_test: int,
+        batch_size: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        for name, value in (
+            ("shots", shots),
+            ("shots_test", shots_test),
+            ("batch_size", batch_size),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.shots, self.shots_test, self.batch_size, self.seed, self.dtype = shots, shots_test, batch_size, seed, dtype
+        self.shots, self.shots_test, self.batch_size, self.seed, self.dtype = (
+            shots,
+            shots_test,
+            batch_size,
+            seed,
+            dtype,
+        )
         self.restart()
 
     def restart(self) -> None:
@@ -126,11 +188,17 @@ class Sinusoids:
     def draw(self) -> Batch:
         """The next batch."""
         draw = self.generator.uniform
-        amplitude, phase = draw(.1, 5, (self.batch_size, 1, 1)), draw(0, np.pi, (self.batch_size, 1, 1))
+        amplitude, phase = (
+            draw(0.1, 5, (self.batch_size, 1, 1)),
+            draw(0, np.pi, (self.batch_size, 1, 1)),
+        )
         batch = {}
         for side, count in (("train", self.shots), ("test", self.shots_test)):
             x = draw(-5, 5, (self.batch_size, count, 1))
-            batch[side] = torch.from_numpy(x).to(self.dtype), torch.from_numpy(amplitude * np.sin(x - phase)).to(self.dtype)
+            batch[side] = (
+                torch.from_numpy(x).to(self.dtype),
+                torch.from_numpy(amplitude * np.sin(x - phase)).to(self.dtype),
+            )
         return batch
 
     state, load_state = Episodes.state, Episodes.load_state

@@ -1,4 +1,6 @@
-"""What is meta-learned: the network or kernel machine of a run, one meta-step, and the test of an adapted network."""
+"""What is meta-learned: the network or kernel machine of a run, one meta-step, and the test of an
+adapted network."""
+
 from __future__ import annotations
 
 import math
@@ -19,26 +21,41 @@ from experiments.meta.settings import DTYPES, Settings
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.functional import direction
 from pilimit_lib.inf.gp import ReLUKernel
-from pilimit_lib.inf.meta import Adapted, TaskLoss, adapt, cross_entropy, mse, readout_kernel, smooth_l1
+from pilimit_lib.inf.meta import (
+    Adapted,
+    TaskLoss,
+    adapt,
+    cross_entropy,
+    mse,
+    readout_kernel,
+    smooth_l1,
+)
 from pilimit_lib.inf.meta_kernel import KernelMLP
 
 
-def tasks(settings: Settings, split: str, seed: int, quiet: bool = False, batch_size: int | None = None) -> Episodes | Sinusoids:
-    """The stream of batches of one split ('train', 'val', 'test'); sinusoids have no split but the seed."""
+def tasks(
+    settings: Settings, split: str, seed: int, quiet: bool = False, batch_size: int | None = None
+) -> Episodes | Sinusoids:
+    """The stream of batches of one split ('train', 'val', 'test'); sinusoids have no split but the
+    seed."""
     s, size = settings, batch_size or settings.batch_size
     if s.dataset == "sinusoid":
         return Sinusoids(s.num_shots, s.num_shots_test, size, seed, DTYPES[s.dtype])
     classes = Classes(load_omniglot(s.folder, split, quiet))
-    return Episodes(classes, s.num_ways, s.num_shots, s.num_shots_test, size, seed, s.ink, DTYPES[s.dtype])
+    return Episodes(
+        classes, s.num_ways, s.num_shots, s.num_shots_test, size, seed, s.ink, DTYPES[s.dtype]
+    )
 
 
 @dataclass(frozen=True)
 class OfDirections:
-    """A kernel of the directions of samples, all scaled to the length √d: what layer norm is to learners without layers."""
+    """A kernel of the directions of samples, all scaled to the length √d: what layer norm is to
+    learners without layers."""
+
     kernel: Callable[[Tensor, Tensor], Tensor]
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.kernel(*(direction(side)[0] * side.shape[1] ** .5 for side in (x, y)))
+        return self.kernel(*(direction(side)[0] * side.shape[1] ** 0.5 for side in (x, y)))
 
 
 def build(settings: Settings, device: torch.device) -> nn.Module:
@@ -50,15 +67,41 @@ def build(settings: Settings, device: torch.device) -> nn.Module:
         hidden = s.hidden_layers
         lrw = (s.first_layer_lr_mult, *[1.0] * (hidden - 1), s.last_layer_lr_mult or 1.0)
         kernel = ReLUKernel(hidden, s.kernel == "ntk", s.varw, s.varb, lrw)
-        net: nn.Module = KernelMLP(d, o, OfDirections(kernel) if s.normalize == "LN" else kernel, dtype=dtype)
+        net: nn.Module = KernelMLP(
+            d, o, OfDirections(kernel) if s.normalize == "LN" else kernel, dtype=dtype
+        )
     else:
-        # On a GPU rows are half as long, as the original's; on the CPU half precision is slow, and moments need their digits.
-        row_dtype = torch.float16 if s.dtype == "float16" and device.type == "cuda" and s.memory == "rows" else dtype
+        # On a GPU rows are half as long, as the original's; on the CPU half precision is slow, and
+        # moments need their digits.
+        row_dtype = (
+            torch.float16
+            if s.dtype == "float16" and device.type == "cuda" and s.memory == "rows"
+            else dtype
+        )
         moments = s.infinite and s.memory == "moments"
-        fused = moments and not s.meta_momentum and s.optimizer == "sgd" and (s.first_order or s.adapt_readout_only)
-        net = InfMLP(d, o, s.infnet_r, s.depth - 1, s.first_layer_alpha, 1, s.bias_alpha, s.last_bias_alpha, s.normalize == "LN",
-                     dtype=dtype, row_dtype=row_dtype, memory="moments" if moments else "rows", degree=s.degree, fit=s.fit,
-                     fused=fused)
+        fused = (
+            moments
+            and not s.meta_momentum
+            and s.optimizer == "sgd"
+            and (s.first_order or s.adapt_readout_only)
+        )
+        net = InfMLP(
+            d,
+            o,
+            s.infnet_r,
+            s.depth - 1,
+            s.first_layer_alpha,
+            1,
+            s.bias_alpha,
+            s.last_bias_alpha,
+            s.normalize == "LN",
+            dtype=dtype,
+            row_dtype=row_dtype,
+            memory="moments" if moments else "rows",
+            degree=s.degree,
+            fit=s.fit,
+            fused=fused,
+        )
         if not s.infinite:
             net = net.sample(s.hidden_size)
             if s.mu_init:
@@ -69,10 +112,17 @@ def build(settings: Settings, device: torch.device) -> nn.Module:
 
 
 def hold_fixed(settings: Settings, net: nn.Module) -> None:
-    """What the meta-optimiser doesn't learn gets no gradient, so that it costs nothing and no norm counts it."""
+    """What the meta-optimiser doesn't learn gets no gradient, so that it costs nothing and no norm
+    counts it."""
     for number, layer in enumerate(net.layers):
         last = number == len(net.layers) - 1
-        mult = settings.last_layer_lr_mult if last else settings.first_layer_lr_mult if number == 0 else 1
+        mult = (
+            settings.last_layer_lr_mult
+            if last
+            else settings.first_layer_lr_mult
+            if number == 0
+            else 1
+        )
         for name, parameter in layer.named_parameters():
             own = settings.bias_lr_mult if name == "bias" else mult
             parameter.requires_grad_(bool(own) and (last or not settings.train_last_layer_only))
@@ -81,17 +131,28 @@ def hold_fixed(settings: Settings, net: nn.Module) -> None:
 def optimizer_of(settings: Settings, net: nn.Module) -> torch.optim.Optimizer:
     s = settings
     if isinstance(net, KernelMLP):
-        return PiSGD([{"params": list(net.parameters()), "lr": s.meta_lr * s.last_layer_lr_mult}], lr=s.meta_lr,
-                     momentum=s.meta_momentum)
-    groups = param_groups(net, s.meta_lr, 0, s.first_layer_lr_mult, s.last_layer_lr_mult, s.bias_lr_mult)
+        return PiSGD(
+            [{"params": list(net.parameters()), "lr": s.meta_lr * s.last_layer_lr_mult}],
+            lr=s.meta_lr,
+            momentum=s.meta_momentum,
+        )
+    groups = param_groups(
+        net, s.meta_lr, 0, s.first_layer_lr_mult, s.last_layer_lr_mult, s.bias_lr_mult
+    )
     if s.optimizer == "adam":
         return torch.optim.Adam(groups, lr=s.meta_lr)
     return PiSGD(groups, lr=s.meta_lr, momentum=s.meta_momentum)
 
 
-def scheduler_of(settings: Settings, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler | None:
+def scheduler_of(
+    settings: Settings, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler | None:
     """Schedules advance with every batch; milestones and the ratio of 'exp' are in epochs."""
-    s, schedulers, total = settings, torch.optim.lr_scheduler, settings.num_epochs * settings.num_batches
+    s, schedulers, total = (
+        settings,
+        torch.optim.lr_scheduler,
+        settings.num_epochs * settings.num_batches,
+    )
     if s.scheduler == "cosine":
         return schedulers.CosineAnnealingLR(optimizer, total)
     if s.scheduler == "linear":
@@ -99,12 +160,17 @@ def scheduler_of(settings: Settings, optimizer: torch.optim.Optimizer) -> torch.
     if s.scheduler == "exp":
         return schedulers.ExponentialLR(optimizer, s.lr_drop_ratio ** (1 / s.num_batches))
     if s.scheduler == "multistep":
-        return schedulers.MultiStepLR(optimizer, [m * s.num_batches for m in milestones(s.lr_drop_milestones)], s.lr_drop_ratio)
+        return schedulers.MultiStepLR(
+            optimizer,
+            [m * s.num_batches for m in milestones(s.lr_drop_milestones)],
+            s.lr_drop_ratio,
+        )
     return None
 
 
 def losses_of(settings: Settings) -> tuple[TaskLoss, TaskLoss]:
-    """(of inner steps, of queries): the training loss can be another one, the query loss is the task's own."""
+    """(of inner steps, of queries): the training loss can be another one, the query loss is the
+    task's own."""
     own = mse if settings.dataset == "sinusoid" else cross_entropy
     if settings.train_loss_function == "None":
         return own, own
@@ -113,22 +179,41 @@ def losses_of(settings: Settings) -> tuple[TaskLoss, TaskLoss]:
     return smooth_l1, own
 
 
-def adapted_to(settings: Settings, net: nn.Module, batch: Batch, learn: bool, steps: int | None = None) -> Adapted:
-    """The network after the inner steps on the support sets of a batch; on the tape where it shall `learn` by second order."""
+def adapted_to(
+    settings: Settings, net: nn.Module, batch: Batch, learn: bool, steps: int | None = None
+) -> Adapted:
+    """The network after the inner steps on the support sets of a batch; on the tape where it shall
+    `learn` by second order."""
     s = settings
-    return adapt(net, *batch["train"], step_size=s.step_size, steps=s.num_steps if steps is None else steps,
-                 loss=losses_of(s)[0], readout_only=s.adapt_readout_only, body_only=s.no_adapt_readout,
-                 second_order=learn and not s.first_order, project=s.Gproj_inner and not s.mu_init)
+    return adapt(
+        net,
+        *batch["train"],
+        step_size=s.step_size,
+        steps=s.num_steps if steps is None else steps,
+        loss=losses_of(s)[0],
+        readout_only=s.adapt_readout_only,
+        body_only=s.no_adapt_readout,
+        second_order=learn and not s.first_order,
+        project=s.Gproj_inner and not s.mu_init,
+    )
 
 
 def placed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
     """A batch on the device, samples as vectors: torchmeta's own may still be images."""
-    return {side: (x.to(device, dtype).flatten(2), (y.to(device, dtype) if y.is_floating_point() else y.to(device)))
-            for side, (x, y) in ((side, batch[side]) for side in ("train", "test"))}
+    return {
+        side: (
+            x.to(device, dtype).flatten(2),
+            (y.to(device, dtype) if y.is_floating_point() else y.to(device)),
+        )
+        for side, (x, y) in ((side, batch[side]) for side in ("train", "test"))
+    }
 
 
-def meta_step(settings: Settings, net: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
-    """One step of the meta-optimiser on the mean query loss of a batch; that loss and the accuracy before the step."""
+def meta_step(
+    settings: Settings, net: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
+) -> dict[str, float]:
+    """One step of the meta-optimiser on the mean query loss of a batch; that loss and the accuracy
+    before the step."""
     outputs = adapted_to(settings, net, batch, learn=True)(batch["test"][0])
     loss = losses_of(settings)[1](outputs, batch["test"][1]).mean()
     require_finite(loss.item(), "the training loss")
@@ -144,19 +229,27 @@ def meta_step(settings: Settings, net: nn.Module, optimizer: torch.optim.Optimiz
 def require_finite(loss: float, what: str) -> None:
     """Raise where a run has diverged: what would follow is NaN."""
     if not math.isfinite(loss):
-        raise FloatingPointError(f"{what} became {loss}; lower --meta-lr or --step-size, or bound the meta-gradient with "
-                                 "--grad-clip")
+        raise FloatingPointError(
+            f"{what} became {loss}; lower --meta-lr or --step-size, or bound the meta-gradient "
+            "with "
+            "--grad-clip"
+        )
 
 
 def accuracy(settings: Settings, outputs: Tensor, y: Tensor) -> dict[str, float]:
-    return {} if settings.dataset == "sinusoid" else {"acc": (outputs.argmax(-1) == y).double().mean().item()}
+    return (
+        {}
+        if settings.dataset == "sinusoid"
+        else {"acc": (outputs.argmax(-1) == y).double().mean().item()}
+    )
 
 
 @torch.no_grad()
 def nilmax(net: nn.Module, batch: Batch, regression: bool, reg: float = 1e-6) -> Tensor:
     """Outputs without inner steps, from the readout's kernel alone.
 
-    For each class the mean inner product with its support samples; for regression, kernel ridge regression on the support set.
+    For each class the mean inner product with its support samples; for regression, kernel ridge
+    regression on the support set.
     """
     (x, y), (query, _) = batch["train"], batch["test"]
     cross = readout_kernel(net, query, x)
@@ -164,15 +257,28 @@ def nilmax(net: nn.Module, batch: Batch, regression: bool, reg: float = 1e-6) ->
         members = F.one_hot(y).to(cross)
         return cross @ (members / members.sum(1, keepdim=True))
     own = readout_kernel(net, x, x)
-    ridge = reg * own.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(x.shape[1]).to(own)
+    ridge = (
+        reg * own.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(x.shape[1]).to(own)
+    )
     return cross @ torch.linalg.solve(own + ridge, y)
 
 
-def evaluate(settings: Settings, net: nn.Module, batches: Iterable[Batch], count: int, device: torch.device, quiet: bool = True,
-             steps: int | None = None, without_steps: bool = False) -> dict[str, Any]:
-    """Mean query loss and accuracy over `count` batches of tasks, and half the width of a 95 % interval (of one task None)."""
+def evaluate(
+    settings: Settings,
+    net: nn.Module,
+    batches: Iterable[Batch],
+    count: int,
+    device: torch.device,
+    quiet: bool = True,
+    steps: int | None = None,
+    without_steps: bool = False,
+) -> dict[str, Any]:
+    """Mean query loss and accuracy over `count` batches of tasks, and half the width of a 95 %
+    interval (of one task None)."""
     per_task: dict[str, list[Tensor]] = {"loss": [], "acc": []}
-    for batch in tqdm(islice(batches, count), total=count, desc="testing", leave=False, disable=quiet):
+    for batch in tqdm(
+        islice(batches, count), total=count, desc="testing", leave=False, disable=quiet
+    ):
         batch = placed(batch, device, DTYPES[settings.dtype])
         y = batch["test"][1]
         if without_steps:
@@ -188,8 +294,13 @@ def evaluate(settings: Settings, net: nn.Module, batches: Iterable[Batch], count
     for name, parts in per_task.items():
         if parts:
             values = torch.cat(parts).double()
-            found |= {name: values.mean().item(), "tasks": len(values),
-                      f"{name}_ci95": 1.96 * values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None}
+            found |= {
+                name: values.mean().item(),
+                "tasks": len(values),
+                f"{name}_ci95": 1.96 * values.std().item() / math.sqrt(len(values))
+                if len(values) > 1
+                else None,
+            }
     return found
 
 

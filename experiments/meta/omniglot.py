@@ -1,8 +1,11 @@
-"""Omniglot in memory: 1,623 characters of 20 drawings as 28 x 28 images, in the few-shot split of Vinyals et al. 2016.
+"""Omniglot in memory: 1,623 characters of 20 drawings as 28 x 28 images, in the few-shot split of
+Vinyals et al. 2016.
 
-The two zip files of the published set (`images_background.zip`, `images_evaluation.zip`), or the folders in them, lie in DIR or
-DIR/omniglot. Source: Lake, Salakhutdinov & Tenenbaum 2015; https://github.com/brendenlake/omniglot/tree/master/python
+The two zip files of the published set (`images_background.zip`, `images_evaluation.zip`), or the
+folders in them, lie in DIR or DIR/omniglot. Source: Lake, Salakhutdinov & Tenenbaum 2015;
+https://github.com/brendenlake/omniglot/tree/master/python
 """
+
 from __future__ import annotations
 
 import io
@@ -21,8 +24,9 @@ PARTS = ("images_background", "images_evaluation")
 SIDE, DRAWINGS, CHARACTERS = 28, 20, 1623
 WHERE = "https://github.com/brendenlake/omniglot/tree/master/python"
 
-# The Vinyals split in words: five alphabets of the background set validate. The evaluation set is tested on from the last four
-# characters of Gurmukhi onwards in alphabetical order; all the rest trains.
+# The Vinyals split in words: five alphabets of the background set validate. The evaluation set is
+# tested on from the last four characters of Gurmukhi onwards in alphabetical order; all the rest
+# trains.
 VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 FIRST_TESTED = ("Gurmukhi", "character42")
 COUNTS = {"train": 1028, "val": 172, "test": 423}
@@ -38,16 +42,22 @@ def split_of(part: str, alphabet: str, character: str) -> str:
 def load_omniglot(root: str | Path, split: str, quiet: bool = False) -> np.ndarray:
     """The images of all characters of a split: uint8 [classes 20 28 28], white paper 255.
 
-    Reading them takes seconds, so of zip files a copy is kept beside them (omniglot_28.npz) where the folder may be written to.
-    Raises FileNotFoundError where files are missing, ValueError where they are damaged or not the whole set.
+    Reading them takes seconds, so of zip files a copy is kept beside them (omniglot_28.npz) where
+    the folder may be written to. Raises FileNotFoundError where files are missing, ValueError where
+    they are damaged or not the whole set.
     """
     if split not in COUNTS:
-        raise ValueError(f"there is no split '{split}' of Omniglot; choose one of {', '.join(COUNTS)}")
+        raise ValueError(
+            f"there is no split '{split}' of Omniglot; choose one of {', '.join(COUNTS)}"
+        )
     sources = _sources(Path(root))
     if any(source.is_dir() for source in sources):
-        return _read(sources, quiet)[split]  # nothing about a folder tells whether its files are still the same
+        # nothing about a folder tells whether its files are still the same
+        return _read(sources, quiet)[split]
     kept = sources[0].parent / "omniglot_28.npz"
-    stamp = [f"{source.name} {source.stat().st_size} {source.stat().st_mtime_ns}" for source in sources]
+    stamp = [
+        f"{source.name} {source.stat().st_size} {source.stat().st_mtime_ns}" for source in sources
+    ]
     images = _kept(kept, stamp)
     if images is None:
         images = _read(sources, quiet)
@@ -58,14 +68,21 @@ def load_omniglot(root: str | Path, split: str, quiet: bool = False) -> np.ndarr
 def _sources(root: Path) -> list[Path]:
     folders = [root, root / "omniglot"]
     for folder in folders:
-        found = [next((path for path in (folder / f"{part}.zip", folder / part) if path.exists()), None) for part in PARTS]
+        found = [
+            next((path for path in (folder / f"{part}.zip", folder / part) if path.exists()), None)
+            for part in PARTS
+        ]
         if all(found):
             return found
         if any(found):
             missing = PARTS[0] if found[0] is None else PARTS[1]
-            raise FileNotFoundError(f"{folder} holds one half of Omniglot, but not {missing}.zip; get it from {WHERE}")
-    raise FileNotFoundError(f"Omniglot is not in {root.resolve()} (nor in its folder omniglot): {PARTS[0]}.zip and "
-                            f"{PARTS[1]}.zip were expected; get them from {WHERE}")
+            raise FileNotFoundError(
+                f"{folder} holds one half of Omniglot, but not {missing}.zip; get it from {WHERE}"
+            )
+    raise FileNotFoundError(
+        f"Omniglot is not in {root.resolve()} (nor in its folder omniglot): {PARTS[0]}.zip and "
+        f"{PARTS[1]}.zip were expected; get them from {WHERE}"
+    )
 
 
 def _files(source: Path) -> Iterator[tuple[tuple[str, ...], bytes]]:
@@ -78,8 +95,16 @@ def _files(source: Path) -> Iterator[tuple[tuple[str, ...], bytes]]:
         with zipfile.ZipFile(source) as archive:
             for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
                 yield tuple(name.split("/"))[-3:], archive.read(name)
-    # zlib.error, NotImplementedError and RuntimeError: a damaged stream, compression method or encryption flag.
-    except (zipfile.BadZipFile, EOFError, OSError, zlib.error, NotImplementedError, RuntimeError) as error:
+    # zlib.error, NotImplementedError and RuntimeError: a damaged stream, compression method or
+    # encryption flag.
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
         raise ValueError(f"{source} is damaged ({error}); get it again from {WHERE}") from error
 
 
@@ -87,29 +112,45 @@ def _read(sources: list[Path], quiet: bool) -> dict[str, np.ndarray]:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise ImportError("reading Omniglot needs Pillow, which comes with torchvision: pip install 'pilimit[images]'") from error
+        raise ImportError(
+            "reading Omniglot needs Pillow, which comes with torchvision: pip install "
+            "'pilimit[images]'"
+        ) from error
     drawings = defaultdict(list)
     bar = tqdm(total=CHARACTERS * DRAWINGS, desc="reading Omniglot", disable=quiet, leave=False)
     with bar:
         for part, source in zip(PARTS, sources):
             for where, content in _files(source):
                 try:
-                    image = Image.open(io.BytesIO(content)).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+                    image = (
+                        Image.open(io.BytesIO(content))
+                        .convert("L")
+                        .resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+                    )
                 except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-                    raise ValueError(f"{'/'.join(where)} in {source} is no image ({error}); get the file again from "
-                                     f"{WHERE}") from error
+                    raise ValueError(
+                        f"{'/'.join(where)} in {source} is no image ({error}); get the file again "
+                        "from "
+                        f"{WHERE}"
+                    ) from error
                 drawings[part, *where[-3:-1]].append(np.asarray(image))
                 bar.update()
     by_split = defaultdict(list)
     for key in sorted(drawings):
         if len(drawings[key]) != DRAWINGS:
-            raise ValueError(f"{'/'.join(key)} of Omniglot has {len(drawings[key])} drawings, {DRAWINGS} were expected: the set "
-                             f"in {sources[0].parent} is not whole; get it again from {WHERE}")
+            raise ValueError(
+                f"{'/'.join(key)} of Omniglot has {len(drawings[key])} drawings, {DRAWINGS} were "
+                "expected: the set "
+                f"in {sources[0].parent} is not whole; get it again from {WHERE}"
+            )
         by_split[split_of(*key)].append(np.stack(drawings[key]))
     counts = {split: len(by_split[split]) for split in COUNTS}
     if counts != COUNTS:
-        raise ValueError(f"Omniglot in {sources[0].parent} has {counts} characters, {COUNTS} were expected: it is not whole; "
-                         f"get it again from {WHERE}")
+        raise ValueError(
+            f"Omniglot in {sources[0].parent} has {counts} characters, {COUNTS} were expected: it "
+            "is not whole; "
+            f"get it again from {WHERE}"
+        )
     return {split: np.stack(classes) for split, classes in by_split.items()}
 
 
@@ -117,7 +158,9 @@ def _kept(path: Path, stamp: list[str]) -> dict[str, np.ndarray] | None:
     """What an earlier reading kept, None if it was of other files or can't be read."""
     try:
         with np.load(path, allow_pickle=False) as found:
-            return {split: found[split] for split in COUNTS} if list(found["stamp"]) == stamp else None
+            return (
+                {split: found[split] for split in COUNTS} if list(found["stamp"]) == stamp else None
+            )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

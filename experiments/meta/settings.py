@@ -1,4 +1,5 @@
 """The settings of a meta-learning run, and the command line made of them."""
+
 from __future__ import annotations
 
 import argparse
@@ -13,15 +14,26 @@ from pilimit_lib.inf.hermite import FITS
 REMOVED = {
     "--orig-model": "the convolutional network of the MAML paper is not part of this library",
     "--lin-model": "the linear infinite network is not part of this library",
-    **dict.fromkeys(("--sigma1", "--sigma2", "--sigmab", "--first-layer-init-alpha", "--second-layer-init-alpha"),
-                    "it belonged to the linear infinite network"),
+    **dict.fromkeys(
+        (
+            "--sigma1",
+            "--sigma2",
+            "--sigmab",
+            "--first-layer-init-alpha",
+            "--second-layer-init-alpha",
+        ),
+        "it belonged to the linear infinite network",
+    ),
 }
-DTYPES = {"float16": torch.float32, "float32": torch.float32, "float64": torch.float64}  # of everything but rows
+# of everything but rows
+DTYPES = {"float16": torch.float32, "float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. Flags and defaults of the original where it had them; `depth` counts hidden layers of ReLU units."""
+    """One run. Flags and defaults of the original where it had them; `depth` counts hidden layers
+    of ReLU units."""
+
     folder: str = "./dataset"
     dataset: str = "omniglot"
     ink: bool = False
@@ -97,25 +109,57 @@ class Settings:
             finite = f"finite {'μ' if self.mu_init else 'π'}-network, width {self.hidden_size}"
             what = f"infinite π-network, {self.memory}" if self.infinite else finite
             what += f", r={self.infnet_r}"
-        tasks = self.dataset if self.dataset == "sinusoid" else f"{self.dataset} {self.num_ways}-way {self.num_shots}-shot"
+        tasks = (
+            self.dataset
+            if self.dataset == "sinusoid"
+            else f"{self.dataset} {self.num_ways}-way {self.num_shots}-shot"
+        )
         return f"{tasks}: {what}, depth {self.hidden_layers}, seed {self.seed}"
 
     def check(self) -> None:
         """Raise on settings that contradict each other or can't be meant."""
         problems = []
-        for name in ("num_ways", "num_shots", "num_shots_test", "infnet_r", "batch_size", "num_epochs", "num_batches",
-                     "num_test_batches", "num_steps", "depth"):
+        for name in (
+            "num_ways",
+            "num_shots",
+            "num_shots_test",
+            "infnet_r",
+            "batch_size",
+            "num_epochs",
+            "num_batches",
+            "num_test_batches",
+            "num_steps",
+            "depth",
+        ):
             if getattr(self, name) < 1:
-                problems.append(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("step_size", "meta_lr", "meta_momentum", "first_layer_lr_mult", "last_layer_lr_mult", "bias_lr_mult"):
+                problems.append(
+                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
+                )
+        for name in (
+            "step_size",
+            "meta_lr",
+            "meta_momentum",
+            "first_layer_lr_mult",
+            "last_layer_lr_mult",
+            "bias_lr_mult",
+        ):
             if getattr(self, name) < 0:
-                problems.append(f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}")
+                problems.append(
+                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
+                )
         if self.dataset == "miniimagenet":
-            problems.append("there is no reader of mini-ImageNet here; --dataset omniglot or sinusoid")
+            problems.append(
+                "there is no reader of mini-ImageNet here; --dataset omniglot or sinusoid"
+            )
         if self.normalize == "BN":
-            problems.append("batch norm has no infinite-width counterpart here; --normalize LN is layer norm")
+            problems.append(
+                "batch norm has no infinite-width counterpart here; --normalize LN is layer norm"
+            )
         if self.hidden_size < 1 and not self.infinite:
-            problems.append(f"--hidden-size is the width of a finite network, or -1 for the infinite one; got {self.hidden_size}")
+            problems.append(
+                "--hidden-size is the width of a finite network, or -1 for the infinite one; got "
+                f"{self.hidden_size}"
+            )
         if sum((self.gp, self.ntk, self.gp1lp, self.ntk1lp)) > 1:
             problems.append("give one of --gp, --ntk, --gp1lp and --ntk1lp")
         if self.mu_init and (self.infinite or self.kernel):
@@ -123,17 +167,27 @@ class Settings:
         if self.adapt_readout_only and self.no_adapt_readout:
             problems.append("--adapt-readout-only and --no-adapt-readout leave nothing to adapt")
         if self.kernel and self.no_adapt_readout:
-            problems.append("a kernel learner is a readout only, so --no-adapt-readout leaves nothing to adapt")
+            problems.append(
+                "a kernel learner is a readout only, so --no-adapt-readout leaves nothing to adapt"
+            )
         if bool(milestones(self.lr_drop_milestones)) != (self.scheduler == "multistep"):
             problems.append("--scheduler multistep and --lr-drop-milestones belong together")
         rows = self.memory == "rows" and self.infinite and not self.kernel
         if rows and not self.first_order and not self.adapt_readout_only:
-            problems.append("second order through adapted rows is no sum of rows: --adapt-readout-only, --first-order, or "
-                            "--memory moments")
-        learned_rows = rows and (self.depth > 1 and not self.train_last_layer_only or self.last_layer_lr_mult)
+            problems.append(
+                "second order through adapted rows is no sum of rows: --adapt-readout-only, "
+                "--first-order, or "
+                "--memory moments"
+            )
+        learned_rows = rows and (
+            self.depth > 1 and not self.train_last_layer_only or self.last_layer_lr_mult
+        )
         if self.optimizer != "sgd" and (learned_rows or self.kernel):
-            problems.append(f"--optimizer {self.optimizer} needs --memory moments or a finite network: rows are appended by SGD "
-                            "only")
+            problems.append(
+                f"--optimizer {self.optimizer} needs --memory moments or a finite network: rows "
+                "are appended by SGD "
+                "only"
+            )
         if self.optimizer != "sgd" and self.meta_momentum:
             problems.append(f"--meta-momentum is SGD's; --optimizer {self.optimizer} has its own")
         if problems:
@@ -143,47 +197,87 @@ class Settings:
         return asdict(self)
 
 
-CHOICES = {"dataset": ("sinusoid", "omniglot", "miniimagenet"), "normalize": ("BN", "LN", "None"), "memory": ("rows", "moments"),
-           "fit": FITS, "optimizer": ("sgd", "adam"), "scheduler": ("None", "cosine", "multistep", "linear", "exp"),
-           "train_loss_function": ("None", "SmoothL1Loss"), "test_dataset_split": ("test", "val"), "dtype": tuple(DTYPES)}
+CHOICES = {
+    "dataset": ("sinusoid", "omniglot", "miniimagenet"),
+    "normalize": ("BN", "LN", "None"),
+    "memory": ("rows", "moments"),
+    "fit": FITS,
+    "optimizer": ("sgd", "adam"),
+    "scheduler": ("None", "cosine", "multistep", "linear", "exp"),
+    "train_loss_function": ("None", "SmoothL1Loss"),
+    "test_dataset_split": ("test", "val"),
+    "dtype": tuple(DTYPES),
+}
 HELPS = {
     "Gproj_inner": "project inner gradients of the finite π-network; nothing for any other",
     "Gproj_outer": "project meta-gradients of the finite π-network; nothing for any other",
     "hidden_size": "width of a finite network; -1: infinite (default 64)",
     "depth": "hidden layers of ReLU units: InfMLP's L plus 1 (default 2)",
     "memory": "of the infinite network; moments for second order through all layers (default rows)",
-    "normalize": "LN: layer norm; learners in the space of a kernel see directions only (default None)",
+    "normalize": "LN: layer norm; learners in the space of a kernel see directions only (default "
+    "None)",
     "ink": "pixels are how black they are: paper 0, ink 1",
     "readout_zero_init": "nothing: every readout here starts at zero",
-    "num_workers": "processes of a torchmeta loader, where one is used; the sampler here needs none",
+    "num_workers": "processes of a torchmeta loader, where one is used; the sampler here needs "
+    "none",
     "no_train_shuffle": "the same training tasks in every epoch",
-    "dtype": "of the computation; float16 keeps rows so on a GPU and computes in float32 (default float64)",
-    "grad_clip": "bound on the norm of the meta-gradient, all parameters in it; negative: none (default -1)",
-    "step_size": "of inner steps, the same for all parameters: the multipliers are those of the meta-optimiser (default 0.1)",
+    "dtype": "of the computation; float16 keeps rows so on a GPU and computes in float32 (default "
+    "float64)",
+    "grad_clip": "bound on the norm of the meta-gradient, all parameters in it; negative: none "
+    "(default -1)",
+    "step_size": "of inner steps, the same for all parameters: the multipliers are those of the "
+    "meta-optimiser (default 0.1)",
     "num_test_batches": "batches of validation after every epoch (default 100)",
 }
 
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
     """The command line of `train`: one flag per setting, and what concerns the output only."""
-    result = argparse.ArgumentParser(prog="python -m experiments.meta.train", description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    result.add_argument("folder", nargs="?", default="./dataset", help="folder that holds the data; default ./dataset")
+    result = argparse.ArgumentParser(
+        prog="python -m experiments.meta.train",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    result.add_argument(
+        "folder",
+        nargs="?",
+        default="./dataset",
+        help="folder that holds the data; default ./dataset",
+    )
     for field in fields(Settings)[1:]:
-        flags, text = [f"--{field.name.replace('_', '-')}"], HELPS.get(field.name, f"default {field.default}")
+        flags, text = (
+            [f"--{field.name.replace('_', '-')}"],
+            HELPS.get(field.name, f"default {field.default}"),
+        )
         if field.name == "infnet_r":
             flags.append("--infnet_r")
         if field.default is False:
-            result.add_argument(*flags, dest=field.name, action="store_true", help=HELPS.get(field.name))
+            result.add_argument(
+                *flags, dest=field.name, action="store_true", help=HELPS.get(field.name)
+            )
         else:
-            result.add_argument(*flags, dest=field.name, type=type(field.default), default=field.default,
-                                choices=CHOICES.get(field.name), help=text)
+            result.add_argument(
+                *flags,
+                dest=field.name,
+                type=type(field.default),
+                default=field.default,
+                choices=CHOICES.get(field.name),
+                help=text,
+            )
     result.add_argument("--output-folder", default="", help="default output/meta/<date and time>")
-    result.add_argument("--store", choices=("jsonl", "cox"), default="jsonl",
-                        help="cox: also write the tables as a cox store (pip install 'pilimit[cox]')")
-    for flag, meaning in (("resume", "continue the run in --output-folder"),
-                          ("overwrite-existing", "replace the run in --output-folder"),
-                          ("validate-only", "no training: validate the network of --load-model-path, or a fresh one"),
-                          ("verbose", "print the network"), ("quiet", "print nothing while training")):
+    result.add_argument(
+        "--store",
+        choices=("jsonl", "cox"),
+        default="jsonl",
+        help="cox: also write the tables as a cox store (pip install 'pilimit[cox]')",
+    )
+    for flag, meaning in (
+        ("resume", "continue the run in --output-folder"),
+        ("overwrite-existing", "replace the run in --output-folder"),
+        ("validate-only", "no training: validate the network of --load-model-path, or a fresh one"),
+        ("verbose", "print the network"),
+        ("quiet", "print nothing while training"),
+    ):
         result.add_argument(f"--{flag}", action="store_true", help=meaning)
     return result

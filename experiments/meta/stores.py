@@ -1,7 +1,10 @@
-"""Tables of a run: one JSON line per row in `<table>.jsonl`, and on request the same tables as a cox store.
+"""Tables of a run: one JSON line per row in `<table>.jsonl`, and on request the same tables as a
+cox store.
 
-Table names: metadata (one row, the settings), train (one row per epoch), val (one row per epoch), test (one row per test).
+Table names: metadata (one row, the settings), train (one row per epoch), val (one row per epoch),
+test (one row per test).
 """
+
 from __future__ import annotations
 
 import json
@@ -23,7 +26,9 @@ def write_tables(folder: Path, tables: dict[str, Records], cox: bool = False) ->
     if unknown:
         raise ValueError(f"there is no table {', '.join(unknown)}; a run has {', '.join(TABLES)}")
     for name, records in tables.items():
-        write_text(folder / f"{name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+        write_text(
+            folder / f"{name}.jsonl", "".join(json.dumps(record) + "\n" for record in records)
+        )
     if cox:
         _write_cox(folder, tables)
 
@@ -33,15 +38,18 @@ def require_cox() -> Any:
     try:
         import cox.store
     except ImportError as error:
-        raise ImportError(f"--store cox needs cox and what it doesn't ask for ({error}): pip install 'pilimit[cox]'") from error
+        raise ImportError(
+            f"--store cox needs cox and what it doesn't ask for ({error}): pip install "
+            "'pilimit[cox]'"
+        ) from error
     return cox.store
 
 
 def _write_cox(folder: Path, tables: dict[str, Records]) -> None:
     """The tables in folder/cox, readable by cox.readers.CollectionReader.
 
-    cox appends row by row to an HDF5 table whose text columns keep the length of the first row, so a longer text breaks it. Here
-    each table is written whole, as wide as its longest text.
+    cox appends row by row to an HDF5 table whose text columns keep the length of the first row, so
+    a longer text breaks it. Here each table is written whole, as wide as its longest text.
     """
     store_of = require_cox()
     store = store_of.Store(str(folder), "cox")
@@ -49,16 +57,31 @@ def _write_cox(folder: Path, tables: dict[str, Records]) -> None:
         for name, records in tables.items():
             if not records:
                 continue
-            frame = pd.DataFrame([{key: _plain(value) for key, value in record.items()} for record in records])
+            frame = pd.DataFrame(
+                [{key: _plain(value) for key, value in record.items()} for record in records]
+            )
             for column in frame:
                 if frame[column].map(lambda value: isinstance(value, float)).any():
-                    frame[column] = frame[column].replace("", math.nan).astype(float)  # nothing among numbers
+                    # nothing among numbers
+                    frame[column] = frame[column].replace("", math.nan).astype(float)
             schema = {column: _kind(frame[column]) for column in frame}
-            texts = {column: int(frame[column].str.len().max()) + 1 for column, kind in schema.items() if kind is str}
+            texts = {
+                column: int(frame[column].str.len().max()) + 1
+                for column, kind in schema.items()
+                if kind is str
+            }
             if name in store.store:
                 store.store.remove(name)
-            store.store.append(name, frame.astype({column: object for column in texts}), format="table", min_itemsize=texts)
-            store.store.get_storer(name).attrs[store_of.COX_DATA_KEY] = {"schema": schema, "name": name}
+            store.store.append(
+                name,
+                frame.astype({column: object for column in texts}),
+                format="table",
+                min_itemsize=texts,
+            )
+            store.store.get_storer(name).attrs[store_of.COX_DATA_KEY] = {
+                "schema": schema,
+                "name": name,
+            }
     finally:
         store.tensorboard.close()
         store.close()
@@ -66,12 +89,21 @@ def _write_cox(folder: Path, tables: dict[str, Records]) -> None:
 
 def _plain(value: Any) -> Any:
     """What a column can hold: numbers and texts; nothing is an empty text."""
-    return value if isinstance(value, bool | int | float | str) else "" if value is None else json.dumps(value)
+    return (
+        value
+        if isinstance(value, bool | int | float | str)
+        else ""
+        if value is None
+        else json.dumps(value)
+    )
 
 
 def _kind(column: pd.Series) -> type:
-    for kind, fits in ((bool, pd.api.types.is_bool_dtype), (int, pd.api.types.is_integer_dtype),
-                       (float, pd.api.types.is_float_dtype)):
+    for kind, fits in (
+        (bool, pd.api.types.is_bool_dtype),
+        (int, pd.api.types.is_integer_dtype),
+        (float, pd.api.types.is_float_dtype),
+    ):
         if fits(column):
             return kind
     return str

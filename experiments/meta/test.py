@@ -4,8 +4,10 @@
     python -m experiments.meta.test --config results/config.json --num-steps 5     # with other inner steps than in training
     python -m experiments.meta.test --config results/config.json --nilmax          # no inner steps: the nearest class
 
-The result is printed and added to test.jsonl beside the config, and to the cox store there if the run has one.
+The result is printed and added to test.jsonl beside the config, and to the cox store there if the
+run has one.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,23 +28,40 @@ TEST_SEED = 2_000_003  # apart from the seeds of training and validation
 def settings_from(config: Path, folder: str | None = None) -> Settings:
     """The settings of the run that wrote `config`; `folder` says where its data are now."""
     if not config.is_file():
-        raise FileNotFoundError(f"there is no {config}; --config is the config.json that a training run wrote")
+        raise FileNotFoundError(
+            f"there is no {config}; --config is the config.json that a training run wrote"
+        )
     try:
         found = json.loads(config.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{config} is damaged ({error}); it should be the config.json of a training run") from error
+        raise ValueError(
+            f"{config} is damaged ({error}); it should be the config.json of a training run"
+        ) from error
     known = {field.name for field in fields(Settings)}
     if not isinstance(found, dict) or set(found) - known:
         odd = sorted(set(found) - known) if isinstance(found, dict) else [type(found).__name__]
-        raise ValueError(f"{config} is no config.json of a training run here: it holds {', '.join(odd)}")
+        raise ValueError(
+            f"{config} is no config.json of a training run here: it holds {', '.join(odd)}"
+        )
     settings = Settings(**found)
     return settings if folder is None else replace(settings, folder=folder)
 
 
-def test(config: str | Path, *, folder: str | None = None, split: str = "test", steps: int | None = None,
-         batches: int | None = None, without_steps: bool = False, seed: int | None = None, cuda: bool = False,
-         quiet: bool = False, verbose: bool = False) -> dict[str, Any]:
-    """The record of one test, also added to test.jsonl beside the config. `seed` draws other tasks."""
+def test(
+    config: str | Path,
+    *,
+    folder: str | None = None,
+    split: str = "test",
+    steps: int | None = None,
+    batches: int | None = None,
+    without_steps: bool = False,
+    seed: int | None = None,
+    cuda: bool = False,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """The record of one test, also added to test.jsonl beside the config. `seed` draws other
+    tasks."""
     config = Path(config)
     settings = settings_from(config, folder)
     settings.check()
@@ -51,7 +70,9 @@ def test(config: str | Path, *, folder: str | None = None, split: str = "test", 
         require_cox()
     model = config.parent / "model.th"
     if not model.is_file():
-        raise FileNotFoundError(f"there is no {model}: the training run that wrote {config} has not finished an epoch")
+        raise FileNotFoundError(
+            f"there is no {model}: the training run that wrote {config} has not finished an epoch"
+        )
     device = pick_device(cuda, "--use-cuda")
     net = build(settings, device)
     net.load_state_dict(load(model))
@@ -60,9 +81,23 @@ def test(config: str | Path, *, folder: str | None = None, split: str = "test", 
         print(net)
     seed = TEST_SEED if seed is None else seed
     stream = tasks(settings, split, seed, quiet)
-    found = evaluate(settings, net, stream, batches or settings.num_test_batches, device, quiet, steps, without_steps)
-    record = {"split": split, "num_steps": 0 if without_steps else settings.num_steps if steps is None else steps,
-              "nilmax": without_steps, "seed": seed, **found}
+    found = evaluate(
+        settings,
+        net,
+        stream,
+        batches or settings.num_test_batches,
+        device,
+        quiet,
+        steps,
+        without_steps,
+    )
+    record = {
+        "split": split,
+        "num_steps": 0 if without_steps else settings.num_steps if steps is None else steps,
+        "nilmax": without_steps,
+        "seed": seed,
+        **found,
+    }
     path = config.parent / "test.jsonl"
     earlier = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     write_tables(config.parent, {"test": [*earlier, record]}, cox=has_cox)
@@ -75,29 +110,63 @@ def _interval(half: float | None, times: float, digits: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    arguments = argparse.ArgumentParser(prog="python -m experiments.meta.test", description=__doc__, allow_abbrev=False,
-                                        formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        prog="python -m experiments.meta.test",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     arguments.add_argument("--config", required=True, help="config.json of the training run")
     arguments.add_argument("--folder", help="folder that holds the data; default: as in training")
-    arguments.add_argument("--test_dataset_split", "--test-dataset-split", choices=("test", "val"), default="test")
-    arguments.add_argument("--num-steps", type=int, default=-1, help="inner steps; default: as in training")
-    arguments.add_argument("--num-batches", type=int, default=-1, help="batches of tasks; default: as in validation")
-    arguments.add_argument("--num-workers", type=int, default=1, help="of a torchmeta loader; the sampler here needs none")
+    arguments.add_argument(
+        "--test_dataset_split", "--test-dataset-split", choices=("test", "val"), default="test"
+    )
+    arguments.add_argument(
+        "--num-steps", type=int, default=-1, help="inner steps; default: as in training"
+    )
+    arguments.add_argument(
+        "--num-batches", type=int, default=-1, help="batches of tasks; default: as in validation"
+    )
+    arguments.add_argument(
+        "--num-workers",
+        type=int,
+        default=1,
+        help="of a torchmeta loader; the sampler here needs none",
+    )
     arguments.add_argument("--seed", type=int, help="draw other test tasks")
-    for flag, meaning in (("nilmax", "no inner steps: classify by the readout's kernel"), ("use-cuda", "test on the GPU"),
-                          ("verbose", "print the network"), ("quiet", "no progress bar")):
+    for flag, meaning in (
+        ("nilmax", "no inner steps: classify by the readout's kernel"),
+        ("use-cuda", "test on the GPU"),
+        ("verbose", "print the network"),
+        ("quiet", "no progress bar"),
+    ):
         arguments.add_argument(f"--{flag}", action="store_true", help=meaning)
     args = arguments.parse_args(argv)
     try:
-        record = test(args.config, folder=args.folder, split=args.test_dataset_split,
-                      steps=None if args.num_steps < 0 else args.num_steps,
-                      batches=None if args.num_batches < 1 else args.num_batches, without_steps=args.nilmax, seed=args.seed,
-                      cuda=args.use_cuda, quiet=args.quiet, verbose=args.verbose)
+        record = test(
+            args.config,
+            folder=args.folder,
+            split=args.test_dataset_split,
+            steps=None if args.num_steps < 0 else args.num_steps,
+            batches=None if args.num_batches < 1 else args.num_batches,
+            without_steps=args.nilmax,
+            seed=args.seed,
+            cuda=args.use_cuda,
+            quiet=args.quiet,
+            verbose=args.verbose,
+        )
     except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
         arguments.error(str(error))
-    accuracy = f"accuracy {100 * record['acc']:.2f}{_interval(record['acc_ci95'], 100, 2)} %, " if "acc" in record else ""
-    print(f"{accuracy}loss {record['loss']:.4f}{_interval(record['loss_ci95'], 1, 4)} over {record['tasks']} tasks of the "
-          f"{record['split']} split (95 % interval)")
+    accuracy = (
+        f"accuracy {100 * record['acc']:.2f}{_interval(record['acc_ci95'], 100, 2)} %, "
+        if "acc" in record
+        else ""
+    )
+    print(
+        f"{accuracy}loss {record['loss']:.4f}{_interval(record['loss_ci95'], 1, 4)} over "
+        f"{record['tasks']} tasks of the "
+        f"{record['split']} split (95 % interval)"
+    )
     return record
 
 

@@ -1,10 +1,13 @@
-"""How fast do finite networks sampled from a trained infinite one converge to it, and do they stay together while both train?
+"""How fast do finite networks sampled from a trained infinite one converge to it, and do they stay
+together while both train?
 
     python -m experiments.networks.convergence --save-dir output/convergence         # about 2 minutes on 2 idle cores
 
-Trains an infinite π-network on digits, samples networks of width n from it, measures the root mean square of f_n - f over test
-images and outputs, then trains both on the same batches and measures again. Writes deviations.csv, slopes.json, convergence.png.
+Trains an infinite π-network on digits, samples networks of width n from it, measures the root mean
+square of f_n - f over test images and outputs, then trains both on the same batches and measures
+again. Writes deviations.csv, slopes.json, convergence.png.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,14 +34,16 @@ class Settings:
     lr: float = 0.5
     gclip: float = 0.4
     batch_size: int = 16
-    steps_alone: int = 60      # of the infinite network, before anything is sampled
-    steps_together: int = 20   # of both, on the same batches
+    steps_alone: int = 60  # of the infinite network, before anything is sampled
+    steps_together: int = 20  # of both, on the same batches
     widths: tuple[int, ...] = (512, 2048, 8192)
     seeds: tuple[int, ...] = (0, 1, 2)
     test_images: int = 128
 
 
-def train(net: nn.Module, optimizer: PiSGD, batches: list[tuple[Tensor, Tensor]], gclip: float) -> None:
+def train(
+    net: nn.Module, optimizer: PiSGD, batches: list[tuple[Tensor, Tensor]], gclip: float
+) -> None:
     for x, y in batches:
         optimizer.zero_grad()
         F.cross_entropy(net(x), y).backward()
@@ -47,21 +52,25 @@ def train(net: nn.Module, optimizer: PiSGD, batches: list[tuple[Tensor, Tensor]]
 
 
 def optimizer_for(net: nn.Module, lr: float) -> PiSGD:
-    return PiSGD(param_groups(net, lr, first_layer_lr_mult=.1, last_layer_lr_mult=4, bias_lr_mult=.5), lr=lr)
+    return PiSGD(
+        param_groups(net, lr, first_layer_lr_mult=0.1, last_layer_lr_mult=4, bias_lr_mult=0.5),
+        lr=lr,
+    )
 
 
 def measure(settings: Settings) -> pd.DataFrame:
-    """One row per seed, width and moment: the root mean square deviation of the outputs on the test images."""
+    """One row per seed, width and moment: the root mean square deviation of the outputs on the test
+    images."""
     data = load_images("digits")
-    x_test = data.test_x[:settings.test_images].flatten(1)
+    x_test = data.test_x[: settings.test_images].flatten(1)
     rows = []
     for seed in tqdm(settings.seeds, desc="seeds"):
         seed_everything(seed)
         source = Batches(data.train_x, data.train_y, settings.batch_size, seed)
         batches = [(x.flatten(1), y) for _, x, y in source]
         net = InfMLP(data.features, data.classes, settings.r, settings.depth, 1.0, 0.5, 0.5)
-        train(net, optimizer_for(net, settings.lr), batches[:settings.steps_alone], settings.gclip)
-        together = batches[settings.steps_alone:settings.steps_alone + settings.steps_together]
+        train(net, optimizer_for(net, settings.lr), batches[: settings.steps_alone], settings.gclip)
+        together = batches[settings.steps_alone : settings.steps_alone + settings.steps_together]
         with torch.no_grad():
             at_sampling = net(x_test)
         twins = {n: net.sample(n) for n in settings.widths}
@@ -75,30 +84,61 @@ def measure(settings: Settings) -> pd.DataFrame:
                     train(twin, optimizer_for(twin, settings.lr), together, settings.gclip)
                 with torch.no_grad():
                     deviation = (twin(x_test) - target).square().mean().sqrt().item()
-                rows.append({"seed": seed, "width": n, "moment": moment, "deviation": deviation,
-                             "output size": target.square().mean().sqrt().item()})
+                rows.append(
+                    {
+                        "seed": seed,
+                        "width": n,
+                        "moment": moment,
+                        "deviation": deviation,
+                        "output size": target.square().mean().sqrt().item(),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
 def slopes(frame: pd.DataFrame) -> dict[str, float]:
     """Exponent of n in the deviation, by least squares over all seeds in log-log coordinates."""
-    return {moment: float(np.polyfit(np.log(part["width"]), np.log(part["deviation"]), 1)[0])
-            for moment, part in frame.groupby("moment")}
+    return {
+        moment: float(np.polyfit(np.log(part["width"]), np.log(part["deviation"]), 1)[0])
+        for moment, part in frame.groupby("moment")
+    }
 
 
 def draw(frame: pd.DataFrame, path: Path) -> None:
     import seaborn as sns
     from matplotlib.figure import Figure
+
     fitted = slopes(frame)
     frame = frame.assign(curve=[f"{m} (slope {fitted[m]:.2f})" for m in frame["moment"]])
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(5.4, 3.8), layout="constrained")
         axis = figure.subplots()
-        sns.lineplot(frame, x="width", y="deviation", hue="curve", style="curve", markers=True, errorbar=("sd", 1), ax=axis)
+        sns.lineplot(
+            frame,
+            x="width",
+            y="deviation",
+            hue="curve",
+            style="curve",
+            markers=True,
+            errorbar=("sd", 1),
+            ax=axis,
+        )
         widths = np.array(sorted(frame["width"].unique()), dtype=float)
         start = frame.loc[frame["width"] == widths[0], "deviation"].max() * 1.3
-        axis.plot(widths, start * (widths / widths[0]) ** -.5, color="0.5", linewidth=1, linestyle=":", label=r"$n^{-1/2}$")
-        axis.set(xscale="log", yscale="log", xlabel="width n of the finite network", ylabel="root mean square of f_n - f")
+        axis.plot(
+            widths,
+            start * (widths / widths[0]) ** -0.5,
+            color="0.5",
+            linewidth=1,
+            linestyle=":",
+            label=r"$n^{-1/2}$",
+        )
+        axis.set(
+            xscale="log",
+            yscale="log",
+            xlabel="width n of the finite network",
+            ylabel="root mean square of f_n - f",
+        )
         axis.set_xticks(widths, [f"{int(n)}" for n in widths])
         axis.xaxis.minorticks_off()
         axis.legend(title=None)
@@ -106,7 +146,9 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--save-dir", type=Path, default=Path("output/convergence"))
     args = parser.parse_args(argv)
     settings = Settings()

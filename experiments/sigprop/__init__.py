@@ -1,1 +1,2 @@
-"""Signal propagation on real images: accuracy beside backprop and frozen layers, memory against depth, time per step."""
+"""Signal propagation on real images: accuracy beside backprop and frozen layers, memory against
+depth, time per step."""

@@ -1,14 +1,22 @@
-"""Example 4: each input is compared with the k closest targets; a monitor shows loss and accuracy of each layer.
+"""Example 4: each input is compared with the k closest targets; a monitor shows loss and accuracy
+of each layer.
 
     python -m experiments.sigprop.ex4_input_target_topk
-    python -m experiments.sigprop.ex4_input_target_topk --k 10 --dataset fashion_mnist --data FOLDER --network vgg --width 16
+    python -m experiments.sigprop.ex4_input_target_topk --k 10 --dataset fashion_mnist --data FOLDER
+    --network vgg --width 16
 
 Backprop and frozen hidden layers run beside it as controls.
 """
+
 from __future__ import annotations
 
 from .cli import main
 from .training import Settings
 
 if __name__ == "__main__":
-    main("Signal propagation, input target top-k", Settings(loss="v15"), "results/sigprop/ex4", watch=True)
+    main(
+        "Signal propagation, input target top-k",
+        Settings(loss="v15"),
+        "results/sigprop/ex4",
+        watch=True,
+    )

@@ -1,12 +1,15 @@
-"""Memory of a training step against depth: bytes saved for backward, and all tensors that are alive, beside backprop.
+"""Memory of a training step against depth: bytes saved for backward, and all tensors that are
+alive, beside backprop.
 
     python -m experiments.sigprop.memory
     python -m experiments.sigprop.memory --width 256 --batch 1024 --depths 4 8 16 32 64
 
-"saved" is what autograd holds at one time, counted by saved-tensor hooks, without parameters. "live" is the peak of all storages
-created during a step, gradients and temporaries of optimisers included, parameters and their moments not. On a GPU "allocated" is
-the allocator's own peak above what was there before the step. Gradients of local layers are dropped after each local step.
+"saved" is what autograd holds at one time, counted by saved-tensor hooks, without parameters.
+"live" is the peak of all storages created during a step, gradients and temporaries of optimisers
+included, parameters and their moments not. On a GPU "allocated" is the allocator's own peak above
+what was there before the step. Gradients of local layers are dropped after each local step.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,7 +31,8 @@ WAYS = ("sigprop", "sigprop per class", "backprop", "backprop checkpointed")
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of all storages that operations inside create, for as long as they live: `held` now, `peak` at most."""
+    """Counts the bytes of all storages that operations inside create, for as long as they live:
+    `held` now, `peak` at most."""
 
     def __init__(self):
         super().__init__()
@@ -67,14 +71,21 @@ class Checkpointed(nn.Module):
         self.chain = chain
 
     def forward(self, x):
-        return checkpoint_sequential(self.chain, max(1, round(len(self.chain) ** 0.5)), x, use_reentrant=False)
+        return checkpoint_sequential(
+            self.chain, max(1, round(len(self.chain) ** 0.5)), x, use_reentrant=False
+        )
 
 
 def measure(way: str, depth: int, width: int, batch: int, device: str) -> dict:
     """One MLP of `depth` hidden layers: the second step, when optimisers have their moments."""
     torch.manual_seed(0)
-    settings = Settings(network="mlp", width=width, depth=depth, per_class=way == "sigprop per class", partners="label"
-                        if way == "sigprop per class" else "product")
+    settings = Settings(
+        network="mlp",
+        width=width,
+        depth=depth,
+        per_class=way == "sigprop per class",
+        partners="label" if way == "sigprop per class" else "product",
+    )
     model, optimizer = make(settings, way.split()[0], (1, 8, 8))
     if way == "backprop checkpointed":
         model = Checkpointed(model)
@@ -86,10 +97,19 @@ def measure(way: str, depth: int, width: int, batch: int, device: str) -> dict:
         step(model, optimizer, x, y)
     found["saved kB"] = saved.peak / 1000
     optimizer.zero_grad()
-    optimizers = [optimizer, *(model.local_optimizers().values() if isinstance(model, sigprop.models.Model) else [])]
+    optimizers = [
+        optimizer,
+        *(model.local_optimizers().values() if isinstance(model, sigprop.models.Model) else []),
+    ]
     live = Live()
     live.existing([x, y, *model.state_dict().values()])
-    live.existing(v for o in optimizers for s in o.state.values() for v in s.values() if isinstance(v, torch.Tensor))
+    live.existing(
+        v
+        for o in optimizers
+        for s in o.state.values()
+        for v in s.values()
+        if isinstance(v, torch.Tensor)
+    )
     with live:
         step(model, optimizer, x, y)
     found["live kB"] = live.peak / 1000
@@ -106,23 +126,38 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     """Both measures against depth."""
     import seaborn as sns
     from matplotlib.figure import Figure  # not pyplot: nothing global, no window
+
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     for ax, column in zip(figure.subplots(1, 2, sharex=True), ("saved kB", "live kB")):
-        sns.lineplot(frame, x="depth", y=column, hue="way", marker="o", ax=ax, legend=column == "saved kB")
-        ax.set(xscale="log", xticks=sorted(frame.depth.unique()), xticklabels=sorted(frame.depth.unique()),
-               xlabel="hidden layers")
+        sns.lineplot(
+            frame, x="depth", y=column, hue="way", marker="o", ax=ax, legend=column == "saved kB"
+        )
+        ax.set(
+            xscale="log",
+            xticks=sorted(frame.depth.unique()),
+            xticklabels=sorted(frame.depth.unique()),
+            xlabel="hidden layers",
+        )
     figure.savefig(path, dpi=150)
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flags.add_argument("--depths", nargs="+", type=int, default=[4, 8, 16, 32])
     flags.add_argument("--width", type=int, default=64)
     flags.add_argument("--batch", type=int, default=256)
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     flags.add_argument("--out", type=Path, default=Path("results/sigprop/memory"))
     args = flags.parse_args(argv)
-    frame = pd.DataFrame([measure(way, depth, args.width, args.batch, args.device) for way in WAYS for depth in args.depths])
+    frame = pd.DataFrame(
+        [
+            measure(way, depth, args.width, args.batch, args.device)
+            for way in WAYS
+            for depth in args.depths
+        ]
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     frame.to_csv(args.out / "memory.csv", index=False)
     plot(frame, args.out / "memory.png")

@@ -1,4 +1,5 @@
 """What several runs together say: a table and a figure."""
+
 from __future__ import annotations
 
 import json
@@ -18,13 +19,20 @@ def write_settings(folder: Path, settings: Settings, **more) -> None:
 
 
 def summarise(records: list[dict], folder: Path) -> pd.DataFrame:
-    """Accuracy after the last epoch by method: every seed, their mean, seconds of training; CSV and figure into `folder`."""
+    """Accuracy after the last epoch by method: every seed, their mean, seconds of training; CSV and
+    figure into `folder`."""
     frame = pd.DataFrame([{k: v for k, v in record.items() if k != "layers"} for record in records])
     frame.to_csv(folder / "metrics.csv", index=False)
     last = frame[frame.epoch == frame.epoch.max()]
     by = last.groupby("method").accuracy
-    table = pd.DataFrame({"mean": by.mean(), "std": by.std(), "seeds": by.apply(lambda a: " ".join(f"{v:.4f}" for v in a)),
-                          "seconds": frame.groupby(["method", "seed"]).seconds.sum().groupby("method").mean()})
+    table = pd.DataFrame(
+        {
+            "mean": by.mean(),
+            "std": by.std(),
+            "seeds": by.apply(lambda a: " ".join(f"{v:.4f}" for v in a)),
+            "seconds": frame.groupby(["method", "seed"]).seconds.sum().groupby("method").mean(),
+        }
+    )
     table.to_csv(folder / "summary.csv")
     plot(frame, folder / "accuracy.png")
     return table
@@ -34,8 +42,11 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
     """Test accuracy against epochs, one line per method, a band over the seeds."""
     import seaborn as sns
     from matplotlib.figure import Figure  # not pyplot: nothing global, no window
+
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.subplots()
-    sns.lineplot(frame, x="epoch", y="accuracy", hue="method", errorbar=("pi", 100), marker="o", ax=axes)
+    sns.lineplot(
+        frame, x="epoch", y="accuracy", hue="method", errorbar=("pi", 100), marker="o", ax=axes
+    )
     axes.set(xlabel="epoch", ylabel="test accuracy")
     figure.savefig(path, dpi=150)

@@ -1,11 +1,14 @@
-"""Time of a training step relative to backprop on the same layers: a paired ratio, steps of both taken in turn.
+"""Time of a training step relative to backprop on the same layers: a paired ratio, steps of both
+taken in turn.
 
     python -m experiments.sigprop.timing
     python -m experiments.sigprop.timing --networks vgg --widths 32 --batch 256 --image 3 32 32
 
-On the CPU with one thread processor time is read, which other work on the machine disturbs least; on a GPU the clock, after
-waiting for the device. The median of the ratios is given with their quartiles.
+On the CPU with one thread processor time is read, which other work on the machine disturbs least;
+on a GPU the clock, after waiting for the device. The median of the ratios is given with their
+quartiles.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,8 +22,11 @@ from tqdm import tqdm
 from .networks import NAMES
 from .training import Settings, make, step
 
-WAYS = {"v9, a target per sample": {}, "v9 by label, a target per sample": {"partners": "label"},
-        "v9 by label, a target per class": {"partners": "label", "per_class": True}}
+WAYS = {
+    "v9, a target per sample": {},
+    "v9 by label, a target per sample": {"partners": "label"},
+    "v9 by label, a target per class": {"partners": "label", "per_class": True},
+}
 
 
 def timed(model, optimizer, x, y) -> float:
@@ -35,7 +41,9 @@ def timed(model, optimizer, x, y) -> float:
     return time.process_time() - started
 
 
-def compare(network: str, width: int, batch: int, image: tuple[int, int, int], repeats: int, device: str) -> list[dict]:
+def compare(
+    network: str, width: int, batch: int, image: tuple[int, int, int], repeats: int, device: str
+) -> list[dict]:
     """Ratios of every way of signal propagation to backprop, `repeats` pairs each."""
     torch.manual_seed(0)
     settings = Settings(network=network, width=width)
@@ -53,13 +61,23 @@ def compare(network: str, width: int, batch: int, image: tuple[int, int, int], r
     rows = []
     for _ in tqdm(range(repeats), desc=f"{network} {width}", leave=False):
         reference = timed(*base, x, y)
-        rows += [{"network": network, "width": width, "way": way, "backprop ms": 1000 * reference,
-                  "ratio": timed(*pair, x, y) / reference} for way, pair in others.items()]
+        rows += [
+            {
+                "network": network,
+                "width": width,
+                "way": way,
+                "backprop ms": 1000 * reference,
+                "ratio": timed(*pair, x, y) / reference,
+            }
+            for way, pair in others.items()
+        ]
     return rows
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flags.add_argument("--networks", nargs="+", choices=NAMES, default=["mlp", "conv", "vgg"])
     flags.add_argument("--widths", nargs="+", type=int, default=[16, 64])
     flags.add_argument("--batch", type=int, default=128)
@@ -69,12 +87,24 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     flags.add_argument("--out", type=Path, default=Path("results/sigprop/timing"))
     args = flags.parse_args(argv)
     torch.set_num_threads(1)
-    frame = pd.DataFrame([row for network in args.networks for width in args.widths
-                          for row in compare(network, width, args.batch, tuple(args.image), args.repeats, args.device)])
+    frame = pd.DataFrame(
+        [
+            row
+            for network in args.networks
+            for width in args.widths
+            for row in compare(
+                network, width, args.batch, tuple(args.image), args.repeats, args.device
+            )
+        ]
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     frame.to_csv(args.out / "ratios.csv", index=False)
     groups = frame.groupby(["network", "width", "way"], sort=False)
-    table = groups.ratio.quantile([.25, .5, .75]).unstack().rename(columns={.25: "25 %", .5: "ratio", .75: "75 %"})
+    table = (
+        groups.ratio.quantile([0.25, 0.5, 0.75])
+        .unstack()
+        .rename(columns={0.25: "25 %", 0.5: "ratio", 0.75: "75 %"})
+    )
     table["backprop ms"] = groups["backprop ms"].median()
     table.to_csv(args.out / "timing.csv")
     print(f"batch {args.batch}, images {args.image}, {args.device}, {args.repeats} pairs")

@@ -1,4 +1,6 @@
-"""One run: a network, a way to train it, a seed. Interrupted runs go on where they were, bit for bit."""
+"""One run: a network, a way to train it, a seed. Interrupted runs go on where they were, bit for
+bit."""
+
 from __future__ import annotations
 
 import json
@@ -23,7 +25,8 @@ METHODS = ("sigprop", "backprop", "frozen")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on. `lr` serves the hidden layers, `output_lr` the output layer (with backprop, `lr` serves all)."""
+    """What a run depends on. `lr` serves the hidden layers, `output_lr` the output layer (with
+    backprop, `lr` serves all)."""
 
     dataset: str = "digits"
     network: str = "conv"
@@ -50,24 +53,49 @@ def loss_of(settings: Settings) -> sigprop.loss.Contrast:
     if settings.loss not in modes:
         raise ValueError(f"unknown loss {settings.loss!r}; there are {tuple(modes)}")
     mode = modes[settings.loss]
-    return sigprop.loss.Contrast(mode, k=settings.k if mode == "topk" else None, by=settings.partners,
-                                 cosine=settings.cosine, temperature=settings.temperature)
+    return sigprop.loss.Contrast(
+        mode,
+        k=settings.k if mode == "topk" else None,
+        by=settings.partners,
+        cosine=settings.cosine,
+        temperature=settings.temperature,
+    )
 
 
-def make(settings: Settings, method: str, image: tuple[int, int, int],
-         monitors: sigprop.monitors.Group | None = None) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Model and global optimiser. All methods share the layers and, for one seed, their initial values."""
-    first, shape, blocks, output = build(settings.network, image, settings.classes, settings.width, settings.depth)
+def make(
+    settings: Settings,
+    method: str,
+    image: tuple[int, int, int],
+    monitors: sigprop.monitors.Group | None = None,
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and global optimiser. All methods share the layers and, for one seed, their initial
+    values."""
+    first, shape, blocks, output = build(
+        settings.network, image, settings.classes, settings.width, settings.depth
+    )
     if method == "backprop":
         model = nn.Sequential(first, *blocks, output)
         return model, torch.optim.Adam(model.parameters(), settings.lr)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; there are {METHODS}")
-    signal = sigprop.signals.project_labels(settings.classes, shape, first, per_class=settings.per_class)
-    watch = {} if monitors is None else {"monitor": sigprop.monitors.loss.LabelMetrics, "monitors": monitors}
-    # Frozen layers are those same propagators without an optimiser: batch norms still measure, no weight moves.
-    builder = (lambda m: torch.optim.Adam(m.parameters(), settings.lr)) if method == "sigprop" else (lambda m: None)
-    model = sigprop.wrap([*blocks, output], signal=signal, loss=loss_of(settings), optimizer=builder, **watch)
+    signal = sigprop.signals.project_labels(
+        settings.classes, shape, first, per_class=settings.per_class
+    )
+    watch = (
+        {}
+        if monitors is None
+        else {"monitor": sigprop.monitors.loss.LabelMetrics, "monitors": monitors}
+    )
+    # Frozen layers are those same propagators without an optimiser: batch norms still measure, no
+    # weight moves.
+    builder = (
+        (lambda m: torch.optim.Adam(m.parameters(), settings.lr))
+        if method == "sigprop"
+        else (lambda m: None)
+    )
+    model = sigprop.wrap(
+        [*blocks, output], signal=signal, loss=loss_of(settings), optimizer=builder, **watch
+    )
     return model, torch.optim.Adam(model.parameters(), settings.output_lr)
 
 
@@ -89,9 +117,17 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, size: int = 500) -> float:
     return float(right) / len(x)
 
 
-def run(settings: Settings, method: str, seed: int, images: ImageSet, folder: Path, watch: bool = False,
-        show: Callable[[str], None] = tqdm.write) -> list[dict]:
-    """Train and test after every epoch; returns one record per epoch, also written to `folder` with a checkpoint."""
+def run(
+    settings: Settings,
+    method: str,
+    seed: int,
+    images: ImageSet,
+    folder: Path,
+    watch: bool = False,
+    show: Callable[[str], None] = tqdm.write,
+) -> list[dict]:
+    """Train and test after every epoch; returns one record per epoch, also written to `folder` with
+    a checkpoint."""
     if settings.batch > len(images.train_x):
         raise ValueError(f"{len(images.train_x)} images do not fill a batch of {settings.batch}")
     seed_everything(seed)
@@ -102,7 +138,9 @@ def run(settings: Settings, method: str, seed: int, images: ImageSet, folder: Pa
     if checkpoint.exists():
         extras = core.restore(model, core.load(checkpoint), optimizer)
         if extras["settings"] != asdict(settings):
-            raise ValueError(f"{checkpoint} belongs to a run with other settings; choose another --out")
+            raise ValueError(
+                f"{checkpoint} belongs to a run with other settings; choose another --out"
+            )
         records, done = extras["records"], len(extras["records"])
         if isinstance(model, sigprop.models.Model):
             model.load_optimizer_state_dict(extras["local"])
@@ -114,17 +152,36 @@ def run(settings: Settings, method: str, seed: int, images: ImageSet, folder: Pa
             monitors.reset()
         started, losses = time.perf_counter(), []
         for _, x, y in tqdm(order, total=len(order), desc=f"{method} {seed}.{epoch}", leave=False):
-            if len(x) == settings.batch:     # a short last batch may lack the k partners that a loss wants
+            # a short last batch may lack the k partners that a loss wants
+            if len(x) == settings.batch:
                 losses.append(step(model, optimizer, x, y))
         seconds = time.perf_counter() - started
-        record = {"method": method, "seed": seed, "epoch": epoch + 1, "loss": float(torch.stack(losses).mean()),
-                  "accuracy": accuracy(model, images.test_x, images.test_y), "seconds": seconds}
+        record = {
+            "method": method,
+            "seed": seed,
+            "epoch": epoch + 1,
+            "loss": float(torch.stack(losses).mean()),
+            "accuracy": accuracy(model, images.test_x, images.test_y),
+            "seconds": seconds,
+        }
         if monitors is not None:
             show(monitors.metrics())
             record["layers"] = monitors.as_dict()
         records.append(record)
         local = model.optimizer_state_dict() if isinstance(model, sigprop.models.Model) else {}
-        core.save(core.snapshot(model, optimizer, settings=asdict(settings), records=records, local=local, order=order.state(),
-                                rng=core.rng_state()), checkpoint)
-        write_text(folder / f"{method}-{seed}.jsonl", "".join(json.dumps(r) + "\n" for r in records))
+        core.save(
+            core.snapshot(
+                model,
+                optimizer,
+                settings=asdict(settings),
+                records=records,
+                local=local,
+                order=order.state(),
+                rng=core.rng_state(),
+            ),
+            checkpoint,
+        )
+        write_text(
+            folder / f"{method}-{seed}.jsonl", "".join(json.dumps(r) + "\n" for r in records)
+        )
     return records

@@ -1,8 +1,10 @@
 """Who is in this batch: sample ids as ambient knowledge.
 
-Rows, statistics and ledgers want to know which samples a forward pass was about, without every layer's signature carrying
-them. A context variable is local to the thread and to the task, and it ends with its `with`.
+Rows, statistics and ledgers want to know which samples a forward pass was about, without every
+layer's signature carrying them. A context variable is local to the thread and to the task, and it
+ends with its `with`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -36,16 +38,24 @@ def _checked(ids: Tensor | list[int]) -> Tensor:
     if list(ids.shape) == [0]:
         ids = ids.long()  # an empty list says nothing about its dtype
     if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ValueError(f"batch ids must be a vector of integers, got {ids.dtype} of shape {list(ids.shape)}")
+        raise ValueError(
+            f"batch ids must be a vector of integers, got {ids.dtype} of shape {list(ids.shape)}"
+        )
     if len(ids) and int(ids.min()) < 0:
-        raise ValueError(f"batch ids must not be negative, got {int(ids.min())}; {UNKNOWN} stands for an unknown sample")
+        raise ValueError(
+            f"batch ids must not be negative, got {int(ids.min())}; {UNKNOWN} stands for an "
+            "unknown sample"
+        )
     return ids.to(torch.long)
 
 
 def current_ids(size: int | None = None) -> Tensor | None:
-    """The ids [b] of the surrounding `batch`, or None outside of one; `size` says how many the caller has samples."""
+    """The ids [b] of the surrounding `batch`, or None outside of one; `size` says how many the
+    caller has samples."""
     ids = _ids.get()
     if ids is not None and size is not None and len(ids) != size:
-        raise ValueError(f"a batch of {size} samples inside `with batch(ids)` that names {len(ids)}; "
-                         "name every sample of the forward pass, or run other data inside `with batch(None)`")
+        raise ValueError(
+            f"a batch of {size} samples inside `with batch(ids)` that names {len(ids)}; "
+            "name every sample of the forward pass, or run other data inside `with batch(None)`"
+        )
     return ids

@@ -1,8 +1,10 @@
 """Tensors that only ever get longer: rows in blocks of fixed size.
 
-Appending to one contiguous tensor copies it, and doubling its capacity needs three times its memory for a moment.
+Appending to one contiguous tensor copies it, and doubling its capacity needs three times its memory
+for a moment.
 Blocks do neither: old rows stay where they are, and at most one block is partly empty.
 """
+
 from __future__ import annotations
 
 import copy
@@ -15,25 +17,36 @@ from torch import Tensor
 
 from .part import Allocate, Part, in_memory
 
-BLOCK_ROWS = 4096  # large enough for matrix products at full rate, small enough that a block of [b, rows] stays in cache
+# large enough for matrix products at full rate, small enough that a block of [b, rows] stays in
+# cache
+BLOCK_ROWS = 4096
 SMALLEST = 2.0**-40  # a factor below this is multiplied in, long before it could underflow
 
 
 class Blocks:
     """A tensor of shape [m, *tail] kept as a list of blocks of `block_rows` rows each.
 
-    `edits` counts the changes of rows that already existed (scaling, writing, removal); appending does not count. Who keeps
-    a row number across time (a backward pass, say) compares it, as autograd does with a tensor's version.
+    `edits` counts the changes of rows that already existed (scaling, writing, removal); appending
+    does not count. Who keeps a row number across time (a backward pass, say) compares it, as
+    autograd does with a tensor's version.
 
-    Scaling all rows is lazy: each block remembers a factor, which readers apply. `state` and `load_state` keep the factors
-    apart, so that what is loaded goes on rounding as what was saved would have.
+    Scaling all rows is lazy: each block remembers a factor, which readers apply. `state` and
+    `load_state` keep the factors apart, so that what is loaded goes on rounding as what was saved
+    would have.
 
     Args:
         allocate: gives the memory of a new block; see `in_memory`.
     """
 
-    def __init__(self, tail: tuple[int, ...] = (), *, dtype: torch.dtype | None = None,
-                 device: torch.device | str | None = None, block_rows: int = BLOCK_ROWS, allocate: Allocate = in_memory) -> None:
+    def __init__(
+        self,
+        tail: tuple[int, ...] = (),
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        block_rows: int = BLOCK_ROWS,
+        allocate: Allocate = in_memory,
+    ) -> None:
         if block_rows < 1:
             raise ValueError(f"block_rows is {block_rows}; a block needs at least one row")
         self.tail = tuple(tail)
@@ -42,13 +55,17 @@ class Blocks:
         self.allocate = allocate
         self._blocks: list[Any] = []
         self._factors: list[float] = []
-        self._like = torch.empty((0, *self.tail), dtype=dtype or torch.get_default_dtype(), device=device)
+        self._like = torch.empty(
+            (0, *self.tail), dtype=dtype or torch.get_default_dtype(), device=device
+        )
         self._rows = 0
 
     @classmethod
     def of(cls, values: Tensor, *, block_rows: int = BLOCK_ROWS) -> Blocks:
         """Blocks that hold a copy of `values` [m, *tail]."""
-        blocks = cls(tuple(values.shape[1:]), dtype=values.dtype, device=values.device, block_rows=block_rows)
+        blocks = cls(
+            tuple(values.shape[1:]), dtype=values.dtype, device=values.device, block_rows=block_rows
+        )
         blocks.append(values)
         return blocks
 
@@ -82,7 +99,8 @@ class Blocks:
         return self._rows * math.prod(self.tail) * self._like.element_size()
 
     def parts(self, rows: int | None = None) -> Iterator[Part]:
-        """The first `rows` rows (default: all) as they are stored, block by block, in order, without copying."""
+        """The first `rows` rows (default: all) as they are stored, block by block, in order,
+        without copying."""
         left = self._rows if rows is None else rows
         for number in range(len(self._blocks)):
             if left <= 0:
@@ -91,7 +109,8 @@ class Blocks:
             left -= self.block_rows
 
     def views(self, rows: int | None = None) -> Iterator[Tensor]:
-        """The first `rows` rows (default: all) [<= block_rows, *tail], in order; views, except of blocks that were scaled.
+        """The first `rows` rows (default: all) [<= block_rows, *tail], in order; views, except of
+        blocks that were scaled.
 
         Only to be read: `put` and `write` change rows.
         """
@@ -103,17 +122,28 @@ class Blocks:
         return torch.cat(list(self.views())) if self._rows else self._like.clone()
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of what `load_state` needs to make the same blocks: "" is `dense()`, or the stored values where they differ."""
+        """Copies of what `load_state` needs to make the same blocks: "" is `dense()`, or the stored
+        values where they differ."""
         if all(factor == 1 for factor in self._factors):
             return {"": self.dense()}
-        raw = torch.cat([self._blocks[n][:self._used(n)] for n in range(len(self._blocks))])
-        return {"": self.dense(), "_raw": raw, "_factors": torch.tensor(self._factors, dtype=torch.float64)}
+        raw = torch.cat([self._blocks[n][: self._used(n)] for n in range(len(self._blocks))])
+        return {
+            "": self.dense(),
+            "_raw": raw,
+            "_factors": torch.tensor(self._factors, dtype=torch.float64),
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Hold what `state` says. Stored values that are not those of the dense tensor (it was edited) are passed over."""
+        """Hold what `state` says. Stored values that are not those of the dense tensor (it was
+        edited) are passed over."""
         self.set(state[""].detach())
         raw, factors = state.get("_raw"), state.get("_factors")
-        if raw is None or factors is None or raw.shape != state[""].shape or len(factors) != len(self._blocks):
+        if (
+            raw is None
+            or factors is None
+            or raw.shape != state[""].shape
+            or len(factors) != len(self._blocks)
+        ):
             return
         dense = [block.clone() for block in self.views()]
         self.set(raw.detach())
@@ -129,10 +159,13 @@ class Blocks:
         """Raise unless `values` [k, *tail] could be appended."""
         if values.ndim != 1 + len(self.tail) or tuple(values.shape[1:]) != self.tail:
             expected = ", ".join(["k", *map(str, self.tail)])
-            raise ValueError(f"{what} has shape {list(values.shape)}; rows of shape [{expected}] were expected")
+            raise ValueError(
+                f"{what} has shape {list(values.shape)}; rows of shape [{expected}] were expected"
+            )
 
     def append(self, values: Tensor) -> None:
-        """Add rows `values` [k, *tail]; they are copied off the tape, and converted to the dtype and device of the blocks."""
+        """Add rows `values` [k, *tail]; they are copied off the tape, and converted to the dtype
+        and device of the blocks."""
         self.check(values)
         values = values.detach()
         start, count = 0, values.shape[0]
@@ -143,7 +176,7 @@ class Blocks:
                 self._factors.append(1.0)
             take = min(self.block_rows - used, count - start)
             self._apply_factor(len(self._blocks) - 1)
-            self._store(len(self._blocks) - 1, used, values[start:start + take])
+            self._store(len(self._blocks) - 1, used, values[start : start + take])
             self._rows += take
             start += take
 
@@ -164,7 +197,9 @@ class Blocks:
         """The rows `index` [k] as one new tensor [k, *tail]."""
         result = self._like.new_empty((len(index), *self.tail))
         for number, here in self._by_block(index):
-            result[here] = self._part(number, self._used(number)).dense(self.dtype)[index[here] - number * self.block_rows]
+            result[here] = self._part(number, self._used(number)).dense(self.dtype)[
+                index[here] - number * self.block_rows
+            ]
         return result
 
     def put(self, position: Tensor, values: Tensor) -> None:
@@ -204,7 +239,13 @@ class Blocks:
         values = self._for_all_rows(values)
         for number, part in enumerate(values.split(self.block_rows) if len(values) else ()):
             self._apply_factor(number)
-            self._store(number, 0, self._part(number, len(part)).dense(self.dtype).add(part.to(self._like), alpha=alpha))
+            self._store(
+                number,
+                0,
+                self._part(number, len(part))
+                .dense(self.dtype)
+                .add(part.to(self._like), alpha=alpha),
+            )
         self.edits += 1
 
     def convert(self, fn: Callable[[Tensor], Tensor], keep_dtype: bool = False) -> None:
@@ -229,7 +270,8 @@ class Blocks:
         self.edits += 1
 
     def move(self, allocate: Allocate, device: torch.device | str = "cpu") -> None:
-        """Let every block, present and future, lie in the memory that `allocate` gives on `device`. No edit: no value changes."""
+        """Let every block, present and future, lie in the memory that `allocate` gives on `device`.
+        No edit: no value changes."""
         self.allocate, self._like = allocate, self._like.to(device)
         for number in range(len(self._blocks)):
             self._blocks[number] = self._copied(self._blocks[number])
@@ -237,7 +279,10 @@ class Blocks:
     def _by_block(self, index: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(number of a block, which of the positions `index` lie in it)."""
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < self._rows:
-            raise IndexError(f"positions from {int(index.min())} to {int(index.max())} in blocks of {self._rows} rows")
+            raise IndexError(
+                f"positions from {int(index.min())} to {int(index.max())} in blocks of "
+                f"{self._rows} rows"
+            )
         for number in torch.unique(index // self.block_rows).tolist():
             yield number, (index // self.block_rows == number).nonzero().squeeze(1)
 
@@ -254,7 +299,7 @@ class Blocks:
         if isinstance(where, Tensor):
             self._blocks[number][where] = values.to(self._like)
         else:
-            self._blocks[number][where:where + len(values)].copy_(values)
+            self._blocks[number][where : where + len(values)].copy_(values)
 
     def _part(self, number: int, stop: int) -> Part:
         block = self._blocks[number]
@@ -279,7 +324,9 @@ class Blocks:
 
     def _for_all_rows(self, values: Tensor) -> Tensor:
         if tuple(values.shape) != tuple(self.shape):
-            raise ValueError(f"got values of shape {list(values.shape)} for rows of shape {list(self.shape)}")
+            raise ValueError(
+                f"got values of shape {list(values.shape)} for rows of shape {list(self.shape)}"
+            )
         return values.detach()
 
     def _replace(self, values: Tensor) -> None:
@@ -290,7 +337,10 @@ class Blocks:
     def __deepcopy__(self, memo: dict) -> Blocks:
         twin = copy.copy(self)
         memo[id(self)] = twin
-        twin._blocks, twin._factors = [self._copied(block) for block in self._blocks], list(self._factors)
+        twin._blocks, twin._factors = (
+            [self._copied(block) for block in self._blocks],
+            list(self._factors),
+        )
         return twin
 
     def __repr__(self) -> str:

@@ -1,4 +1,5 @@
 """What an edit did to which tensors: the record that optimisers and ledgers follow."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,10 +13,13 @@ from .blocks import Blocks
 
 @dataclass(frozen=True)
 class Source:
-    """Where each new slice comes from: a prefix of the old ones plus `fresh` new ones, or an explicit `index` (-1 = new).
+    """Where each new slice comes from: a prefix of the old ones plus `fresh` new ones, or an
+    explicit `index` (-1 = new).
 
-    The prefix form exists because rows are appended every training step, where a list of all positions would cost O(m).
+    The prefix form exists because rows are appended every training step, where a list of all
+    positions would cost O(m).
     """
+
     prefix: int = 0
     fresh: int = 0
     index: Tensor | None = None
@@ -39,10 +43,11 @@ class Source:
         return torch.cat([torch.arange(self.prefix), torch.full((self.fresh,), -1)])
 
     def apply(self, tensor: Tensor, dim: int, fill: Tensor | None) -> Tensor:
-        """`tensor` with its dimension `dim` rearranged; new slices from `fill` in order, or zero."""
+        """`tensor` with its dimension `dim` rearranged; new slices from `fill` in order, or
+        zero."""
         positions = self.positions().to(tensor.device)
         old = positions >= 0
-        result = tensor.new_zeros([*tensor.shape[:dim], len(positions), *tensor.shape[dim + 1:]])
+        result = tensor.new_zeros([*tensor.shape[:dim], len(positions), *tensor.shape[dim + 1 :]])
         result.index_copy_(dim, old.nonzero().squeeze(1), tensor.index_select(dim, positions[old]))
         if fill is not None:
             result.index_copy_(dim, (~old).nonzero().squeeze(1), fill.detach().to(tensor))
@@ -55,7 +60,11 @@ class Source:
         if self.index is None:
             return lambda: blocks.truncate(self.prefix)
         index = self.index.to(blocks.device)
-        values = blocks.select(index.clamp_min(0)) if len(blocks) else blocks.like().new_zeros((len(index), *blocks.tail))
+        values = (
+            blocks.select(index.clamp_min(0))
+            if len(blocks)
+            else blocks.like().new_zeros((len(index), *blocks.tail))
+        )
         if fill is not None and len(fill):
             values[index < 0] = fill.detach().to(values)
         return lambda: blocks.set(values)
@@ -63,7 +72,9 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One tensor's part in a change: `old` was replaced by `new` (the same object where the tensor is kept in blocks)."""
+    """One tensor's part in a change: `old` was replaced by `new` (the same object where the tensor
+    is kept in blocks)."""
+
     module: nn.Module
     name: str
     old: Tensor | Blocks
@@ -80,7 +91,9 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """A sequence of edits, additions and removals of parameters. Changes add up in the order in which they happened."""
+    """A sequence of edits, additions and removals of parameters. Changes add up in the order in
+    which they happened."""
+
     edits: tuple[Edit, ...] = ()
     added: tuple[tuple[nn.Parameter, nn.Parameter | None], ...] = ()
     removed: tuple[nn.Parameter, ...] = ()
@@ -98,4 +111,6 @@ class Change:
 
     def __add__(self, other: Change) -> Change:
         parts = (self.steps or (self,)) + (other.steps or (other,))
-        return Change(self.edits + other.edits, self.added + other.added, self.removed + other.removed, parts)
+        return Change(
+            self.edits + other.edits, self.added + other.added, self.removed + other.removed, parts
+        )

@@ -1,4 +1,5 @@
 """An optimiser follows the tensors that it optimises when they change shape."""
+
 from __future__ import annotations
 
 import torch
@@ -9,10 +10,12 @@ from .change import Change, Edit
 
 
 def follow(optimizer: Optimizer, change: Change) -> None:
-    """Re-key `optimizer` after `change`: parameters that were replaced take their groups and state along.
+    """Re-key `optimizer` after `change`: parameters that were replaced take their groups and state
+    along.
 
-    Every state tensor that extends along the changed dimension (momentum, Adam's moments) is rearranged like the parameter,
-    new slices starting at zero; step counters, groups and hyper-parameters stay, so schedulers remain valid. Parameters that
+    Every state tensor that extends along the changed dimension (momentum, Adam's moments) is
+    rearranged like the parameter, new slices starting at zero; step counters, groups and
+    hyper-parameters stay, so schedulers remain valid. Parameters that
     this optimiser does not hold are passed over: it may be one of several.
     """
     for step in change.steps or (change,):
@@ -60,7 +63,10 @@ def _remove(optimizer: Optimizer, parameter: Tensor) -> None:
 
 def _add(optimizer: Optimizer, parameter: Tensor, beside: Tensor | None) -> None:
     if _place(optimizer, parameter) is not None:
-        raise ValueError(f"a parameter of shape {list(parameter.shape)} was added that the optimiser already holds")
+        raise ValueError(
+            f"a parameter of shape {list(parameter.shape)} was added that the optimiser already "
+            "holds"
+        )
     if beside is None:
         group = optimizer.param_groups[-1]
     else:
@@ -69,7 +75,8 @@ def _add(optimizer: Optimizer, parameter: Tensor, beside: Tensor | None) -> None
             return
         group = place[0]
     group["params"].append(parameter)
-    # torch's optional record of names would be one short: nobody told the name of the new parameter.
+    # torch's optional record of names would be one short: nobody told the name of the new
+    # parameter.
     for group in optimizer.param_groups:
         group.pop("param_names", None)
 

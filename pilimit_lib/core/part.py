@@ -1,4 +1,5 @@
 """How a stretch of rows is stored, and where."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,7 +18,9 @@ def in_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows as they are stored: `values` [k, *tail] stand for values · scale + shift, with `scale` and `shift` per row or one."""
+    """Rows as they are stored: `values` [k, *tail] stand for values · scale + shift, with `scale`
+    and `shift` per row or one."""
+
     values: Tensor
     scale: float | Tensor = 1.0
     shift: Tensor | None = None
@@ -26,7 +29,9 @@ class Part:
         """The rows themselves in `dtype`; without copying where they are stored so."""
         dense = self.values.to(dtype)
         if not isinstance(self.scale, float) or self.scale != 1.0:
-            dense = dense * (self._column(self.scale, dtype) if isinstance(self.scale, Tensor) else self.scale)
+            dense = dense * (
+                self._column(self.scale, dtype) if isinstance(self.scale, Tensor) else self.scale
+            )
         return dense if self.shift is None else dense + self._column(self.shift, dtype)
 
     def _column(self, per_row: Tensor, dtype: torch.dtype) -> Tensor:

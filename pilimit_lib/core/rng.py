@@ -1,4 +1,5 @@
 """The state of the random number generators that training draws from."""
+
 from __future__ import annotations
 
 import random
@@ -7,10 +8,15 @@ import torch
 
 
 def rng_state() -> dict:
-    """States of torch (CPU and every CUDA device) and of Python's `random`, as tensors and builtins."""
+    """States of torch (CPU and every CUDA device) and of Python's `random`, as tensors and
+    builtins."""
     version, internal, gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": [version, list(internal), gauss]}
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "python": [version, list(internal), gauss],
+    }
 
 
 def set_rng_state(state: dict) -> None:

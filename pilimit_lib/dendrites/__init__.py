@@ -1,6 +1,7 @@
 """Dendrites: networks that grow beside their neurons when learning stalls.
 
-The engine is `DendriteConfig`, `dendritic` and `Growth`; `GPA`, `UPA` and `PBM` are the documented facade over it.
+The engine is `DendriteConfig`, `dendritic` and `Growth`; `GPA`, `UPA` and `PBM` are the documented
+facade over it.
 """
 
 from .compat import GPA, PBM, UPA

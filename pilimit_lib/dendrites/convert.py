@@ -14,17 +14,23 @@ from .plain import PlainDendritic
 
 
 class PAISequential(nn.Sequential):
-    """A block that gets dendrites as a whole: a layer with the normalisation that follows it. Takes modules, or one list
-    of them."""
+    """A block that gets dendrites as a whole: a layer with the normalisation that follows it. Takes
+    modules, or one list of them."""
 
     def __init__(self, *modules):
-        super().__init__(*(modules[0] if len(modules) == 1 and isinstance(modules[0], (list, tuple)) else modules))
+        super().__init__(
+            *(
+                modules[0]
+                if len(modules) == 1 and isinstance(modules[0], (list, tuple))
+                else modules
+            )
+        )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the conversion did: module names that were wrapped and tracked, parameters in neither, and norm layers outside
-    of blocks."""
+    """What the conversion did: module names that were wrapped and tracked, parameters in neither,
+    and norm layers outside of blocks."""
 
     wrapped: tuple[str, ...]
     tracked: tuple[str, ...]
@@ -34,10 +40,12 @@ class Report:
 
 
 def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Module:
-    """Make the layers of a network dendritic, in place; returns the network (or its wrapper, if the network itself is a layer).
+    """Make the layers of a network dendritic, in place; returns the network (or its wrapper, if the
+    network itself is a layer).
 
-    For each module, in this order: tracked by id, converted by id, replaced, tracked or converted by type, class name or
-    predicate, else its children are visited. A module that is used in several places is converted once.
+    For each module, in this order: tracked by id, converted by id, replaced, tracked or converted
+    by type, class name or predicate, else its children are visited. A module that is used in
+    several places is converted once.
     """
     config = config or DendriteConfig()
     if any(True for _ in dendritic_layers(model)):
@@ -46,10 +54,12 @@ def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Modu
     root = walk.visit(model, "")
     walk.check_ids(model)
     for parent, key, new in walk.assignments:
-        parent._modules[key] = new  # setattr would run property setters of the parent; the slot is what holds a child
+        # setattr would run property setters of the parent; the slot is what holds a child
+        parent._modules[key] = new
     for encoder in (m for m in root.modules() if isinstance(m, nn.TransformerEncoderLayer)):
         if any(isinstance(m, DendriticLayer) for m in encoder.modules()):
-            encoder.activation_relu_or_gelu = 0  # torch's fused inference path reads weights and would pass the dendrites by
+            # torch's fused inference path reads weights and would pass the dendrites by
+            encoder.activation_relu_or_gelu = 0
     tracked = {id(module) for module in walk.tracked.values()}
     for name, module in root.named_modules():
         if id(module) in tracked:
@@ -64,7 +74,8 @@ class _Walk:
         self.config = config
         self.assignments: list[tuple[nn.Module, str, nn.Module]] = []
         self.done: dict[int, nn.Module] = {}
-        self.keep: list[nn.Module] = []  # replaced modules must outlive the walk: `done` knows them by id
+        # replaced modules must outlive the walk: `done` knows them by id
+        self.keep: list[nn.Module] = []
         self.tracked: dict[str, nn.Module] = {}
         self.ids = {
             _plain(r): False
@@ -92,7 +103,8 @@ class _Walk:
                 module = new(module)
                 if not isinstance(module, nn.Module):
                     raise TypeError(
-                        f"replacement of '{name}' ({old.__name__}) gave a {type(module).__name__}; a module was expected"
+                        f"replacement of '{name}' ({old.__name__}) gave a {type(module).__name__}; "
+                        "a module was expected"
                     )
                 break
         if self._matches(config.track, module, name):
@@ -112,7 +124,9 @@ class _Walk:
         return name in self.ids
 
     def _id_in(self, rules, name: str) -> bool:
-        return self._seen(name) and any(isinstance(r, str) and r.startswith(".") and _plain(r) == name for r in rules)
+        return self._seen(name) and any(
+            isinstance(r, str) and r.startswith(".") and _plain(r) == name for r in rules
+        )
 
     @staticmethod
     def _matches(rules, module: nn.Module, name: str) -> bool:
@@ -137,7 +151,8 @@ class _Walk:
         return DendriticLayer(module, self.config, name, processor)
 
     def check_ids(self, model: nn.Module) -> None:
-        """Ids that met no module are an error: the layer that was meant would silently not be treated."""
+        """Ids that met no module are an error: the layer that was meant would silently not be
+        treated."""
         names = [n for n, _ in model.named_modules()]
         for name, seen in self.ids.items():
             if not seen:
@@ -146,7 +161,11 @@ class _Walk:
                 raise ValueError(
                     f"no module with id '.{name}' was met"
                     + (" (it is inside a tracked module)" if inside else "")
-                    + (f"; did you mean {['.' + n for n in near]}?" if near else "; ids look like '.layer1.0.conv1'")
+                    + (
+                        f"; did you mean {['.' + n for n in near]}?"
+                        if near
+                        else "; ids look like '.layer1.0.conv1'"
+                    )
                 )
 
 
@@ -156,16 +175,26 @@ def _plain(rule: str) -> str:
 
 def dendritic_layers(model: nn.Module) -> Iterator[tuple[str, DendriticLayer]]:
     """Every dendritic layer of a network with its dotted name, once."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, DendriticLayer))
+    return (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, DendriticLayer)
+    )
 
 
 def report(model: nn.Module) -> Report:
     """What is wrapped, what is tracked, and what is neither."""
     wrapped = tuple(name for name, _ in dendritic_layers(model))
-    tracked = tuple(name for name, module in model.named_modules() if getattr(module, "dendrites_tracked", False))
+    tracked = tuple(
+        name
+        for name, module in model.named_modules()
+        if getattr(module, "dendrites_tracked", False)
+    )
 
     def inside(parameter, roots):
-        return any(root == "" or parameter == root or parameter.startswith(root + ".") for root in roots)
+        return any(
+            root == "" or parameter == root or parameter.startswith(root + ".") for root in roots
+        )
 
     names = [name for name, _ in model.named_parameters()]
     unwrapped = tuple(n for n in names if not inside(n, wrapped))
@@ -174,12 +203,15 @@ def report(model: nn.Module) -> Report:
         tracked,
         tuple(n for n in unwrapped if not inside(n, tracked)),
         unwrapped,
-        tuple(n for n, m in model.named_modules() if is_norm(m) and not inside(n, wrapped + tracked)),
+        tuple(
+            n for n, m in model.named_modules() if is_norm(m) and not inside(n, wrapped + tracked)
+        ),
     )
 
 
 def finalize(model: nn.Module) -> nn.Module:
-    """A plain copy for inference or further training without growth: neurons where nothing grew, PlainDendritic where it did."""
+    """A plain copy for inference or further training without growth: neurons where nothing grew,
+    PlainDendritic where it did."""
     model = copy.deepcopy(model)
     if isinstance(model, DendriticLayer):
         return PlainDendritic.of(model)

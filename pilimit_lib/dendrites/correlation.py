@@ -1,14 +1,14 @@
 """Dendrites that learn to correlate with the error: cascade correlation.
 
-Our reading of Fahlman & Lebiere 1990 ("The cascade-correlation learning architecture") and of the abstract of arXiv 2501.18018;
-the authors of the latter may do otherwise in detail. With E_in = ∂L/∂y_in, the error that reaches neuron i at sample or
-position n,
+Our reading of Fahlman & Lebiere 1990 ("The cascade-correlation learning architecture") and of the
+abstract of arXiv 2501.18018; the authors of the latter may do otherwise in detail. With E_in =
+∂L/∂y_in, the error that reaches neuron i at sample or position n,
 
     S_i = |Σ_n (a_in − ā_i)(E_in − Ē_i)|          ∂S_i/∂a_in ≈ s_i (E_in − Ē_i),    s_i the sign of the covariance
 
-A candidate maximises Σ_i S_i: `tap` lets y pass unchanged and, in the backward pass, gives the candidate's activation the
-gradient of −S. Means and signs are running averages over batches. Neurons are frozen meanwhile, and nothing flows from a
-dendrite to earlier layers.
+A candidate maximises Σ_i S_i: `tap` lets y pass unchanged and, in the backward pass, gives the
+candidate's activation the gradient of −S. Means and signs are running averages over batches.
+Neurons are frozen meanwhile, and nothing flows from a dendrite to earlier layers.
 """
 
 import torch
@@ -18,13 +18,15 @@ MOMENTUM = 0.1  # weight of a new batch in the running averages
 
 
 class CorrelationStats(nn.Module):
-    """Running averages that the gradient needs, and the sums over an epoch that give the score. Buffers, so that they are
-    saved."""
+    """Running averages that the gradient needs, and the sums over an epoch that give the score.
+    Buffers, so that they are saved."""
 
     def __init__(self, neurons: int, like: Tensor):
         super().__init__()
         for name in ("mean_a", "mean_e", "covariance", "sum_a", "sum_e", "sum_ae"):
-            self.register_buffer(name, torch.zeros(neurons, dtype=torch.float64, device=like.device))
+            self.register_buffer(
+                name, torch.zeros(neurons, dtype=torch.float64, device=like.device)
+            )
         self.register_buffer("count", torch.zeros((), dtype=torch.float64, device=like.device))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long, device=like.device))
 
@@ -71,6 +73,6 @@ class _Tap(torch.autograd.Function):
 
 
 def tap(y: Tensor, a: Tensor, stats: CorrelationStats, axis: int, warmup: int = 0) -> Tensor:
-    """y unchanged; in backward a receives −∂S/∂a instead of the task's gradient. The first ``warmup`` batches only gather
-    averages."""
+    """y unchanged; in backward a receives −∂S/∂a instead of the task's gradient. The first
+    ``warmup`` batches only gather averages."""
     return _Tap.apply(y, a, stats, axis, warmup)

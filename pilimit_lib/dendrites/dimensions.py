@@ -4,7 +4,14 @@ from torch import Tensor, nn
 
 from .initial import is_norm
 
-CONVS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+CONVS = {
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
 
 LAST = (
     nn.Linear,
@@ -18,7 +25,18 @@ LAST = (
     nn.Embedding,
     nn.TransformerEncoderLayer,
 )
-SAME = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Dropout, nn.Dropout2d)
+SAME = (
+    nn.Identity,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.ELU,
+    nn.Dropout,
+    nn.Dropout2d,
+)
 
 
 class DimensionError(ValueError):
@@ -31,7 +49,8 @@ def along(vector: Tensor, like: Tensor, axis: int) -> Tensor:
 
 
 def known_dims(neuron: nn.Module, default) -> tuple[int, ...] | None:
-    """The dimensions before anyone set them for this layer: Linear is [-1, 0], the rest as configured, or None to find out."""
+    """The dimensions before anyone set them for this layer: Linear is [-1, 0], the rest as
+    configured, or None to find out."""
     if default is None:
         return None
     return (-1, 0) if type(neuron) is nn.Linear else tuple(default)
@@ -61,13 +80,16 @@ def found_dims(neuron: nn.Module, ndim: int) -> tuple[int, ...] | None:
 
 
 def check_output(layer, y) -> bool:
-    """Whether y can be combined with dendrites; sets dims and neurons on the first forward, raises on a mismatch."""
+    """Whether y can be combined with dendrites; sets dims and neurons on the first forward, raises
+    on a mismatch."""
     if not isinstance(y, Tensor):
         raise TypeError(
-            f"layer '{layer.name}' ({type(layer.neuron).__name__}) returned a {type(y).__name__}, but dendrites need one tensor. "
+            f"layer '{layer.name}' ({type(layer.neuron).__name__}) returned a {type(y).__name__}, "
+            "but dendrites need one tensor. "
             f'Give it a processor: DendriteConfig(processors={{"{type(layer.neuron).__name__}": MultiOutputProcessor}}), or '
             f"GPA.pc.append_module_names_with_processing(['{type(layer.neuron).__name__}']) and "
-            "GPA.pc.append_module_by_name_processing_classes([PBM.MultiOutputProcessor]) before the conversion"
+            "GPA.pc.append_module_by_name_processing_classes([PBM.MultiOutputProcessor]) before "
+            "the conversion"
         )
     if layer.dims is None:
         layer.dims = found_dims(layer.neuron, y.dim())
@@ -93,18 +115,18 @@ def _problem(layer, y: Tensor) -> str | None:
     if len(dims) != y.dim():
         return f"{who} ({y.dim()} dimensions), but its dimensions are set to {list(dims)} ({len(dims)}); {remedy}"
     if layer.neurons is not None and layer.neurons != y.shape[dims.index(0)]:
-        return (
-            f"{who}, but {layer.neurons} neurons were expected in dimension {dims.index(0)} (dimensions {list(dims)}); {remedy}"
-        )
+        return f"{who}, but {layer.neurons} neurons were expected in dimension {dims.index(0)} (dimensions {list(dims)}); {remedy}"
     return None
 
 
 def _likely_axis(neuron: nn.Module, y: Tensor) -> int:
-    """The axis to suggest: that of a Linear or Conv layer, else the only one (not the batch) as long as some weight has
-    rows, else the last."""
+    """The axis to suggest: that of a Linear or Conv layer, else the only one (not the batch) as
+    long as some weight has rows, else the last."""
     found = found_dims(neuron, y.dim())
     if found is not None:
         return found.index(0)
-    rows = {p.shape[0] for p in neuron.parameters() if p.dim()} | {getattr(neuron, "hidden_size", -1)}
+    rows = {p.shape[0] for p in neuron.parameters() if p.dim()} | {
+        getattr(neuron, "hidden_size", -1)
+    }
     matches = [d for d in range(1, y.dim()) if y.shape[d] in rows]
     return matches[0] if len(matches) == 1 else y.dim() - 1

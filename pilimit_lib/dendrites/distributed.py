@@ -1,4 +1,5 @@
-"""Growth in several processes: rank 0 decides, and new weights agree. Without torch.distributed everything here does nothing."""
+"""Growth in several processes: rank 0 decides, and new weights agree. Without torch.distributed
+everything here does nothing."""
 
 import inspect
 
@@ -32,7 +33,9 @@ def is_first() -> bool:
     return not active() or dist.get_rank() == 0
 
 
-def agree(values: list[float], reduce: str = "rank0", device: torch.device | None = None) -> list[float]:
+def agree(
+    values: list[float], reduce: str = "rank0", device: torch.device | None = None
+) -> list[float]:
     """The same numbers on every rank: those of rank 0, or the mean."""
     if not active():
         return values
@@ -71,15 +74,22 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def rewrap(model: nn.Module, network: nn.Module) -> nn.Module:
-    """Wrap a network that has changed as ``model`` was wrapped: DDP registers parameters once, when it is built.
+    """Wrap a network that has changed as ``model`` was wrapped: DDP registers parameters once, when
+    it is built.
 
     A compiled model stays the same object: it compiles anew by itself when the network has changed.
     """
     if isinstance(model, DistributedDataParallel):
-        kwargs = {name: getattr(model, name) for name in (*DDP_ARGUMENTS, BUFFERS) if hasattr(model, name)}
+        kwargs = {
+            name: getattr(model, name) for name in (*DDP_ARGUMENTS, BUFFERS) if hasattr(model, name)
+        }
         return DistributedDataParallel(network, **kwargs)
     if isinstance(model, DataParallel):
-        known = {name: getattr(model, name) for name in ("device_ids", "output_device", "dim") if hasattr(model, name)}
+        known = {
+            name: getattr(model, name)
+            for name in ("device_ids", "output_device", "dim")
+            if hasattr(model, name)
+        }
         return (
             DataParallel(network, **known) if model.device_ids else DataParallel(network)
         )  # without devices it only passes calls on

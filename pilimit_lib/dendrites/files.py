@@ -1,8 +1,11 @@
-"""Files of a run, written once per epoch and therefore cheaply: all tensors as one, all else as JSON, atomically.
+"""Files of a run, written once per epoch and therefore cheaply: all tensors as one, all else as
+JSON, atomically.
 
-`torch.save` costs about 0.1 ms for each tensor and a persistent-id call for each number; a small network with optimiser state
-and the best weights has a hundred tensors, which would be a tenth of its epoch. Files load under weights_only like all others.
-Nothing is flushed to the platter here: a rename survives the death of the process, which is what interrupts a run.
+`torch.save` costs about 0.1 ms for each tensor and a persistent-id call for each number; a small
+network with optimiser state and the best weights has a hundred tensors, which would be a tenth of
+its epoch. Files load under weights_only like all others.
+Nothing is flushed to the platter here: a rename survives the death of the process, which is what
+interrupts a run.
 """
 
 import io
@@ -22,7 +25,8 @@ TENSOR, TUPLE, PAIRS, PART = "\x00tensor", "\x00tuple", "\x00pairs", "\x00part"
 
 
 class Packed(dict):
-    """A packed state, {"json": text, "data": one uint8 tensor}; inside of another state it is taken over as it is."""
+    """A packed state, {"json": text, "data": one uint8 tensor}; inside of another state it is taken
+    over as it is."""
 
 
 def pack(state: Any) -> Packed:
@@ -37,7 +41,11 @@ def pack(state: Any) -> Packed:
         if isinstance(value, Tensor):
             if id(value) not in seen:
                 flat = value.detach().cpu().reshape(-1).view(torch.uint8)
-                seen[id(value)] = [str(value.dtype).removeprefix("torch."), list(value.shape), offset]
+                seen[id(value)] = [
+                    str(value.dtype).removeprefix("torch."),
+                    list(value.shape),
+                    offset,
+                ]
                 offset += flat.numel()
                 chunks.append(flat)
                 keep.append(value)  # an id is only unique while its object lives
@@ -57,7 +65,9 @@ def pack(state: Any) -> Packed:
         return value
 
     text = json.dumps(walk(state))
-    return Packed(json=text, data=torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.uint8))
+    return Packed(
+        json=text, data=torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.uint8)
+    )
 
 
 def unpack(packed: dict[str, Any]) -> Any:

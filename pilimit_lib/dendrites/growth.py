@@ -1,8 +1,8 @@
 """Growth of a network while it learns: one call per epoch.
 
 net = dendritic(net, config)
-growth = Growth(net, config, optimizer=lambda ps: Adam(ps, 1e-3), scheduler=lambda o: ReduceLROnPlateau(o, patience=5))
-while not done:
+growth = Growth(net, config, optimizer=lambda ps: Adam(ps, 1e-3), scheduler=lambda o:
+ReduceLROnPlateau(o, patience=5)) while not done:
     train_epoch(growth.model, growth.optimizer)
     done = growth.step(validate(growth.model)).complete
 """
@@ -32,8 +32,8 @@ from .scores import as_score
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an epoch led to. After ``restructured`` use ``model`` and the growth's ``optimizer`` anew; after ``complete``
-    the best network is in."""
+    """What an epoch led to. After ``restructured`` use ``model`` and the growth's ``optimizer``
+    anew; after ``complete`` the best network is in."""
 
     model: nn.Module
     restructured: bool
@@ -46,10 +46,12 @@ class StepResult:
 class Growth:
     """Watches the score of a dendritic network and grows it when learning stalls.
 
-    ``optimizer``: a factory ``parameters -> Optimizer``, or an optimiser, which then follows every growth without restarts of its
-    learning rate. ``scheduler``: a factory ``optimizer -> scheduler``, stepped here once per epoch (with the score, if it is a
-    ReduceLROnPlateau) and built anew after growth. ``select``: ``network -> names`` of the layers to grow (default: all; see
-    preview). ``wrap``: how to wrap the network for several processes; a model that is given wrapped in DDP is wrapped so again.
+    ``optimizer``: a factory ``parameters -> Optimizer``, or an optimiser, which then follows every
+    growth without restarts of its learning rate. ``scheduler``: a factory ``optimizer ->
+    scheduler``, stepped here once per epoch (with the score, if it is a ReduceLROnPlateau) and
+    built anew after growth. ``select``: ``network -> names`` of the layers to grow (default: all;
+    see preview). ``wrap``: how to wrap the network for several processes; a model that is given
+    wrapped in DDP is wrapped so again.
     """
 
     def __init__(
@@ -65,7 +67,10 @@ class Growth:
         self.network = distributed.unwrap(model)
         layers = [layer for _, layer in dendritic_layers(self.network)]
         if not layers:
-            raise ValueError(f"{type(self.network).__name__} has no dendritic layers; call dendritic(model, config) first")
+            raise ValueError(
+                f"{type(self.network).__name__} has no dendritic layers; call dendritic(model, "
+                "config) first"
+            )
         self.config = config or layers[0].config
         for layer in layers:
             layer.config = self.config
@@ -75,7 +80,10 @@ class Growth:
                 f"lambda optimizer: {type(scheduler).__name__}(optimizer, ...)"
             )
         if scheduler is not None and (optimizer is None or isinstance(optimizer, Optimizer)):
-            raise TypeError("a scheduler factory needs an optimiser factory: optimizer=lambda parameters: Adam(parameters, lr)")
+            raise TypeError(
+                "a scheduler factory needs an optimiser factory: optimizer=lambda parameters: "
+                "Adam(parameters, lr)"
+            )
         self.make_optimizer = None if isinstance(optimizer, Optimizer) else optimizer
         self.make_scheduler, self.select, self.wrap = scheduler, select, wrap
         self.plateau = Plateau(self.config)
@@ -103,7 +111,8 @@ class Growth:
         """The network, wrapped for several processes if it was given so."""
         return self._model
 
-    # --- the one call per epoch ------------------------------------------------------------------------------------------------
+    # --- the one call per epoch
+    # ------------------------------------------------------------------------------------------------
 
     def step(
         self,
@@ -114,10 +123,11 @@ class Growth:
         also: dict[str, dict[str, float]] | None = None,
         force: bool = False,
     ) -> StepResult:
-        """Take the validation score of an epoch, and grow, retry, go back or finish where the rules say so.
+        """Take the validation score of an epoch, and grow, retry, go back or finish where the rules
+        say so.
 
-        ``extra`` and ``test`` scores are recorded and drawn beside it, ``also`` (kinds of numbers by name) is recorded only.
-        ``force`` acts as if the patience had run out.
+        ``extra`` and ``test`` scores are recorded and drawn beside it, ``also`` (kinds of numbers
+        by name) is recorded only. ``force`` acts as if the patience had run out.
         """
         started = time.perf_counter()
         trained = (self._stopped or started) - self._clock
@@ -126,7 +136,8 @@ class Growth:
         if self.plateau.state.finished:
             return StepResult(self.model, False, True, self.plateau.state.finished, "finish")
         if self.pending is not None and self.pending[0] == "fresh":
-            self.pending = None  # nobody set up an optimiser after growth: the old one has followed and goes on
+            # nobody set up an optimiser after growth: the old one has followed and goes on
+            self.pending = None
         before = self.plateau.state_dict()
         parameters, lr, correlation = self.parameter_count(), first_rate(self.optimizer), None
         try:
@@ -135,7 +146,9 @@ class Growth:
             else:
                 self._step_scheduler(score)
                 decision = self.plateau.observe(
-                    score, first_rate(self.optimizer) if self.scheduler is not None else None, force=force
+                    score,
+                    first_rate(self.optimizer) if self.scheduler is not None else None,
+                    force=force,
                 )
             if decision.new_best:
                 self.best = self.snapshot(plateau=self.plateau.at_best(before))
@@ -177,15 +190,23 @@ class Growth:
     def adopt(self, model: nn.Module) -> None:
         """Take over the wrapper that the caller uses around the same network."""
         if distributed.unwrap(model) is not self.network:
-            raise ValueError(f"the model given ({type(model).__name__}) is not the network of this Growth")
+            raise ValueError(
+                f"the model given ({type(model).__name__}) is not the network of this Growth"
+            )
         self._model = model
 
     def reconfigure(self, config: DendriteConfig) -> None:
         """Change settings during the run; what the conversion already did stays."""
         if config.mode != self.config.mode and self.plateau.state.dendrites:
-            raise ValueError(f"mode cannot change from '{self.config.mode}' to '{config.mode}' once the network has dendrites")
+            raise ValueError(
+                f"mode cannot change from '{self.config.mode}' to '{config.mode}' once the network "
+                "has dendrites"
+            )
         if config.save_dir != self.config.save_dir:
-            raise ValueError(f"save_dir cannot change during a run ('{self.config.save_dir}' to '{config.save_dir}')")
+            raise ValueError(
+                f"save_dir cannot change during a run ('{self.config.save_dir}' to "
+                f"'{config.save_dir}')"
+            )
         self.config = self.plateau.rules = config
         for _, layer in dendritic_layers(self.network):
             layer.config = config
@@ -219,16 +240,22 @@ class Growth:
             self._enter(restart=False)
         elif self.plateau.state.search is None and self.plateau.state.phase == "n":
             self.base = self.trial = None
-        return StepResult(self.model, restructured, action == "finish", decision.reason, action, added)
+        return StepResult(
+            self.model, restructured, action == "finish", decision.reason, action, added
+        )
 
     def _observe_candidates(self, force: bool) -> tuple[Decision, float]:
         scores = phases.candidate_scores(self)
-        return self.plateau.observe_candidates(scores, force=force), max((max(v) for v in scores.values()), default=0.0)
+        return self.plateau.observe_candidates(scores, force=force), max(
+            (max(v) for v in scores.values()), default=0.0
+        )
 
-    # --- optimiser and scheduler ----------------------------------------------------------------------------------------------
+    # --- optimiser and scheduler
+    # ----------------------------------------------------------------------------------------------
 
     def attach(self, optimizer: Optimizer, scheduler: Any = None) -> None:
-        """Work with this optimiser (and scheduler) from now on, at the learning rate or in the state that growth left pending."""
+        """Work with this optimiser (and scheduler) from now on, at the learning rate or in the
+        state that growth left pending."""
         self.optimizer, self.scheduler = optimizer, scheduler
         kind, value = self.pending or (None, None)
         self.pending = None
@@ -243,17 +270,21 @@ class Growth:
 
     @property
     def starts_anew(self) -> bool:
-        """Whether the next optimiser attached begins as it was built, not at a rate or in a state that growth left pending."""
+        """Whether the next optimiser attached begins as it was built, not at a rate or in a state
+        that growth left pending."""
         return self.pending is None or self.pending[0] == "fresh"
 
     def _build(self) -> None:
         """Optimiser and scheduler from their factories, over what is trainable now."""
         optimizer = self.make_optimizer([p for p in self.network.parameters() if p.requires_grad])
         self._initial = initial_rates(optimizer)
-        self.attach(optimizer, self.make_scheduler(optimizer) if self.make_scheduler is not None else None)
+        self.attach(
+            optimizer, self.make_scheduler(optimizer) if self.make_scheduler is not None else None
+        )
 
     def _enter(self, restart: bool) -> None:
-        """After a change of the network: flags for the phase, the same weights everywhere, the wrapper, learning rates."""
+        """After a change of the network: flags for the phase, the same weights everywhere, the
+        wrapper, learning rates."""
         phases.set_trainable(self)
         distributed.synchronise(self.network)
         for _, layer in dendritic_layers(self.network):
@@ -264,16 +295,27 @@ class Growth:
                 self.pending = ("fresh", None)
             return
         if not restart:
-            self.attach(self.optimizer, self.make_scheduler(self.optimizer) if self.make_scheduler is not None else None)
+            self.attach(
+                self.optimizer,
+                self.make_scheduler(self.optimizer) if self.make_scheduler is not None else None,
+            )
         elif self.config.optimizer_state == "reset":
             self._build()
         else:
             restart_rates(self.optimizer, self._initial)
-            self.attach(self.optimizer, self.make_scheduler(self.optimizer) if self.make_scheduler is not None else None)
+            self.attach(
+                self.optimizer,
+                self.make_scheduler(self.optimizer) if self.make_scheduler is not None else None,
+            )
 
     def wrap_again(self) -> None:
-        """The network in the wrapper for several processes, which must be built anew when parameters have changed."""
-        self._model = self.wrap(self.network) if self.wrap is not None else distributed.rewrap(self._model, self.network)
+        """The network in the wrapper for several processes, which must be built anew when
+        parameters have changed."""
+        self._model = (
+            self.wrap(self.network)
+            if self.wrap is not None
+            else distributed.rewrap(self._model, self.network)
+        )
 
     def _step_scheduler(self, score: float) -> None:
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -281,18 +323,22 @@ class Growth:
         elif self.scheduler is not None:
             self.scheduler.step()
 
-    # --- checkpoints ----------------------------------------------------------------------------------------------------------
+    # --- checkpoints
+    # ----------------------------------------------------------------------------------------------------------
 
     def snapshot(self, **extras: Any) -> dict:
         """The network, its optimiser and scheduler, as plain tensors and builtins."""
-        scheduler = None if self.scheduler is None else resume.plain_state(self.scheduler.state_dict())
+        scheduler = (
+            None if self.scheduler is None else resume.plain_state(self.scheduler.state_dict())
+        )
         return snapshot(self.network, self.optimizer, scheduler=scheduler, **extras)
 
     def _restore(self, state: dict) -> None:
         restore(self.network, state, self.optimizer if "optimizer" in state else None)
 
     def state_dict(self) -> dict:
-        """The whole run: network, optimiser, scheduler, decisions so far, what it may go back to, random states, records."""
+        """The whole run: network, optimiser, scheduler, decisions so far, what it may go back to,
+        random states, records."""
         return resume.state_of(self)
 
     def load_state_dict(self, state: dict) -> None:
@@ -300,11 +346,13 @@ class Growth:
         resume.take_up(self, state)
 
     def load_best(self, state: dict) -> None:
-        """Begin from the best network that a run wrote (best_model.pt), with the decisions up to then."""
+        """Begin from the best network that a run wrote (best_model.pt), with the decisions up to
+        then."""
         resume.take_up_best(self, state)
 
     def progress(self) -> dict:
-        """Everything of state_dict() but the network and optimiser as they are now: for trainers that save those themselves."""
+        """Everything of state_dict() but the network and optimiser as they are now: for trainers
+        that save those themselves."""
         state = self.state_dict()
         return {key: value for key, value in state.items() if key not in ("now", "rng")}
 
@@ -313,30 +361,41 @@ class Growth:
         self.load_state_dict({**state, "now": None, "rng": None})
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the whole run to a file (rank 0 writes, all wait); load() in a fresh process continues identically."""
+        """Write the whole run to a file (rank 0 writes, all wait); load() in a fresh process
+        continues identically."""
         state = self.state_dict()
         if distributed.is_first():
             write(path, resume.encoded(self, state))
         distributed.wait()
 
     def load(self, path: str | os.PathLike) -> None:
-        """Continue a run from a file; the network must be built and converted with the same arguments."""
+        """Continue a run from a file; the network must be built and converted with the same
+        arguments."""
         self.load_state_dict(load_state(path))
 
-    # --- records --------------------------------------------------------------------------------------------------------------
+    # --- records
+    # --------------------------------------------------------------------------------------------------------------
 
     def parameter_count(self) -> int:
         """Parameters of the network as it is now, frozen ones too, shared ones once."""
         return sum(p.numel() for p in self.network.parameters())
 
-    # --- checks ---------------------------------------------------------------------------------------------------------------
+    # --- checks
+    # ---------------------------------------------------------------------------------------------------------------
 
     def _raise_dimension_errors(self) -> None:
-        problems = [layer.dimension_error for _, layer in dendritic_layers(self.network) if layer.dimension_error is not None]
+        problems = [
+            layer.dimension_error
+            for _, layer in dendritic_layers(self.network)
+            if layer.dimension_error is not None
+        ]
         if problems:
             for _, layer in dendritic_layers(self.network):
                 layer.dimension_error = None
-            raise DimensionError(f"{len(problems)} layers have wrong dimensions:\n" + "\n".join(f"  {p}" for p in problems))
+            raise DimensionError(
+                f"{len(problems)} layers have wrong dimensions:\n"
+                + "\n".join(f"  {p}" for p in problems)
+            )
 
     def _device(self):
         return next((p.device for p in self.network.parameters()), None)

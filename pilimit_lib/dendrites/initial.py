@@ -12,24 +12,33 @@ def reference_parameter(neuron: nn.Module, name: str) -> Tensor:
         if parameter.is_floating_point():
             return parameter
     raise ValueError(
-        f"layer '{name}' ({type(neuron).__name__}) has no parameters, so dendrites of its kind could not learn; do not convert it"
+        f"layer '{name}' ({type(neuron).__name__}) has no parameters, so dendrites of its kind "
+        "could not learn; do not convert it"
     )
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises: its gain starts at one, never at noise."""
-    return isinstance(module, nn.modules.batchnorm._NormBase) or "norm" in type(module).__name__.lower()
+    return (
+        isinstance(module, nn.modules.batchnorm._NormBase)
+        or "norm" in type(module).__name__.lower()
+    )
 
 
-def fresh_copy(neuron: nn.Module, generator: torch.Generator | None, scale: float, by_main: bool) -> nn.Module:
-    """The same architecture with parameters N(0, 1)·scale (· mean |θ| of the neurons); norm layers start neutral.
+def fresh_copy(
+    neuron: nn.Module, generator: torch.Generator | None, scale: float, by_main: bool
+) -> nn.Module:
+    """The same architecture with parameters N(0, 1)·scale (· mean |θ| of the neurons); norm layers
+    start neutral.
 
-    Without a generator the contents are zero: they are about to be overwritten. Drawn on the CPU in order of the parameters'
-    names, so that devices and ranks agree.
+    Without a generator the contents are zero: they are about to be overwritten. Drawn on the CPU in
+    order of the parameters' names, so that devices and ranks agree.
     """
     body = copy.deepcopy(neuron)
     if by_main:
-        values = torch.cat([p.detach().abs().flatten() for p in neuron.parameters() if p.is_floating_point()])
+        values = torch.cat(
+            [p.detach().abs().flatten() for p in neuron.parameters() if p.is_floating_point()]
+        )
         scale = scale * values.mean().item()
     with torch.no_grad():
         for parameter in body.parameters():
@@ -40,7 +49,11 @@ def fresh_copy(neuron: nn.Module, generator: torch.Generator | None, scale: floa
             if generator is None:
                 parameter.zero_()
             else:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64).mul_(scale))
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator, dtype=torch.float64).mul_(
+                        scale
+                    )
+                )
         for module in body.modules():
             if is_norm(module):
                 _neutral(module)

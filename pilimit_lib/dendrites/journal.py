@@ -13,9 +13,15 @@ if TYPE_CHECKING:
 
 
 def record(growth: "Growth", row: dict, extras: dict, decision: Decision) -> None:
-    """Take in an epoch: what is known of it, scores and numbers by kind, and what was decided. Rank 0 writes."""
+    """Take in an epoch: what is known of it, scores and numbers by kind, and what was decided. Rank
+    0 writes."""
     s = growth.plateau.state
-    row = {"epoch": s.epoch, "running": row["validation"] if s.running is None else s.running, "best": s.best, **row}
+    row = {
+        "epoch": s.epoch,
+        "running": row["validation"] if s.running is None else s.running,
+        "best": s.best,
+        **row,
+    }
     named = {
         kind: ({kind: float(v)} if not isinstance(v, dict) else {k: float(x) for k, x in v.items()})
         for kind, v in extras.items()
@@ -34,7 +40,12 @@ def record(growth: "Growth", row: dict, extras: dict, decision: Decision) -> Non
 def record_switch(growth: "Growth", decision: Decision) -> None:
     state = growth.plateau.state
     growth.records.switch(
-        {"epoch": state.epoch, "action": decision.action, "dendrites": state.dendrites, "reason": decision.reason}
+        {
+            "epoch": state.epoch,
+            "action": decision.action,
+            "dendrites": state.dendrites,
+            "reason": decision.reason,
+        }
     )
 
 
@@ -46,14 +57,21 @@ def _write(growth: "Growth", folder: Path, decision: Decision, switched: bool) -
             save_state(growth.snapshot(), folder / f"switch_{k}.pt")
         elif decision.action == "lower_rate":
             save_state(growth.trial, folder / f"PBCount_{k}_startSteps_{decision.skip - 1}.pt")
-    unchanged = growth.best if decision.new_best and not switched else None  # the network is what was just kept as the best
+    # the network is what was just kept as the best
+    unchanged = growth.best if decision.new_best and not switched else None
     latest = how == "epoch" or (how == "switch" and switched)
-    content = encoded(growth, state_of(growth, unchanged)) if latest or (unchanged is not None and how != "never") else None
+    content = (
+        encoded(growth, state_of(growth, unchanged))
+        if latest or (unchanged is not None and how != "never")
+        else None
+    )
     if latest:
         write(folder / "latest.pt", content)
     if decision.new_best and how != "never":
         write(folder / "best_model.pt", content if unchanged is not None else encode(growth.best))
-    pictures = {"never": False, "epoch": True, "switch": decision.action in ("grow", "finish")}[growth.config.graphs]
+    pictures = {"never": False, "epoch": True, "switch": decision.action in ("grow", "finish")}[
+        growth.config.graphs
+    ]
     if pictures:
         from .picture import draw
 

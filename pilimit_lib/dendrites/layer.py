@@ -2,9 +2,10 @@
 
     z_k = d_k(x) + Σ_{j<k} v_kj ⊙ a_j      a_k = σ(z_k)      y = f(x) + Σ_k w_k ⊙ a_k
 
-f: the neurons (any module); d_k: a copy of their architecture with its own parameters; w_k, v_kj [n]: one number for each
-of the n neurons,
-zero at birth, so that the function does not change when a dendrite is added; ⊙ runs along the neurons' axis of the output.
+f: the neurons (any module); d_k: a copy of their architecture with its own parameters; w_k, v_kj
+[n]: one number for each of the n neurons,
+zero at birth, so that the function does not change when a dendrite is added; ⊙ runs along the
+neurons' axis of the output.
 """
 
 import torch
@@ -20,24 +21,38 @@ from .initial import fresh_copy, reference_parameter
 
 
 class Dendrite(nn.Module):
-    """One dendrite d_k with its weights w_k [n] and, from the second on, v_k [k n] from the earlier ones.
+    """One dendrite d_k with its weights w_k [n] and, from the second on, v_k [k n] from the earlier
+    ones.
 
-    A candidate is a dendrite in its correlation phase: it sees the layer's input, learns from the error, and adds nothing yet.
+    A candidate is a dendrite in its correlation phase: it sees the layer's input, learns from the
+    error, and adds nothing yet.
     """
 
-    def __init__(self, body: nn.Module, neurons: int, earlier: int, like: Tensor, processor=None, candidate: bool = False):
+    def __init__(
+        self,
+        body: nn.Module,
+        neurons: int,
+        earlier: int,
+        like: Tensor,
+        processor=None,
+        candidate: bool = False,
+    ):
         super().__init__()
         self.body = body
         self.processor = processor
         self.w = nn.Parameter(like.new_zeros(neurons))
-        self.register_parameter("v", nn.Parameter(like.new_zeros(earlier, neurons)) if earlier else None)
+        self.register_parameter(
+            "v", nn.Parameter(like.new_zeros(earlier, neurons)) if earlier else None
+        )
         self.stats = CorrelationStats(neurons, like) if candidate else None
 
     @property
     def candidate(self) -> bool:
         return self.stats is not None
 
-    def inner(self, args: tuple, kwargs: dict, activations: list[Tensor], axis: int, perforated: bool) -> Tensor:
+    def inner(
+        self, args: tuple, kwargs: dict, activations: list[Tensor], axis: int, perforated: bool
+    ) -> Tensor:
         """The pre-activation z_k for inputs of the layer and the earlier dendrites' activations."""
         if self.processor is not None:
             args, kwargs = self.processor.pre_d(*args, **kwargs)
@@ -63,12 +78,20 @@ def _detached(value):
 
 
 class DendriticLayer(nn.Module):
-    """Neurons f and the dendrites grown beside them; attributes that it lacks are those of f (``model.fc1.weight``).
+    """Neurons f and the dendrites grown beside them; attributes that it lacks are those of f
+    (``model.fc1.weight``).
 
-    ``name`` is the dotted name in the network and appears in errors; ``processor`` a class from processors.py.
+    ``name`` is the dotted name in the network and appears in errors; ``processor`` a class from
+    processors.py.
     """
 
-    def __init__(self, neuron: nn.Module, config: DendriteConfig, name: str = "", processor: type | None = None):
+    def __init__(
+        self,
+        neuron: nn.Module,
+        config: DendriteConfig,
+        name: str = "",
+        processor: type | None = None,
+    ):
         super().__init__()
         self.neuron = neuron
         self.dendrites = nn.ModuleList()
@@ -95,27 +118,31 @@ class DendriticLayer(nn.Module):
                 return getattr(modules["neuron"], name)
             except AttributeError:
                 raise AttributeError(
-                    f"neither the dendritic layer nor its neurons ({type(modules['neuron']).__name__}) have an attribute '{name}'"
+                    "neither the dendritic layer nor its neurons "
+                    f"({type(modules['neuron']).__name__}) have an attribute '{name}'"
                 ) from None
 
     def __getitem__(self, index):
         return self.neuron[index]
 
     def __getstate__(self):
-        self.clear_processors()  # what they keep belongs to a running graph, which neither copies nor pickles
+        # what they keep belongs to a running graph, which neither copies nor pickles
+        self.clear_processors()
         return self.__dict__
 
     def extra_repr(self) -> str:
         return f"dendrites={len(self.dendrites)}, dims={None if self.dims is None else list(self.dims)}"
 
-    # --- where the neurons are ------------------------------------------------------------------------------------------------
+    # --- where the neurons are
+    # ------------------------------------------------------------------------------------------------
 
     def set_this_input_dimensions(self, dims) -> None:
         """Say where the neurons are in this layer's OUTPUT: one 0 at their axis, -1 elsewhere."""
         dims = check_dims(dims, f"set_this_input_dimensions of '{self.name}'")
         if len(self.dendrites) and self.dims != dims:
             raise RuntimeError(
-                f"'{self.name}' has dendrites along {list(self.dims)} already; set dimensions before the first growth"
+                f"'{self.name}' has dendrites along {list(self.dims)} already; set dimensions "
+                "before the first growth"
             )
         self.dims, self.dimension_error = dims, None
         if self.processor_class is not None or known_neurons(self.neuron) is None:
@@ -125,12 +152,14 @@ class DendriticLayer(nn.Module):
     def axis(self) -> int:
         if self.dims is None:
             raise RuntimeError(
-                f"'{self.name}' does not know which dimension its neurons are: run one batch through the network first, "
+                f"'{self.name}' does not know which dimension its neurons are: run one batch "
+                "through the network first, "
                 f"or call model{self.path}.set_this_input_dimensions([...])"
             )
         return self.dims.index(0)
 
-    # --- forward --------------------------------------------------------------------------------------------------------------
+    # --- forward
+    # --------------------------------------------------------------------------------------------------------------
 
     def forward(self, *args, **kwargs):
         output = self.neuron(*args, **kwargs)
@@ -150,12 +179,20 @@ class DendriticLayer(nn.Module):
             z = dendrite.inner(args, kwargs, activations, self.axis, perforated)
             if z.shape != y.shape:
                 raise RuntimeError(
-                    f"dendrite {k + 1} of '{self.name}' gave {list(z.shape)} where the neurons gave {list(y.shape)}; "
-                    "a layer whose output shape depends on more than its input cannot have dendrites"
+                    f"dendrite {k + 1} of '{self.name}' gave {list(z.shape)} where the neurons "
+                    f"gave {list(y.shape)}; "
+                    "a layer whose output shape depends on more than its input cannot have "
+                    "dendrites"
                 )
             activations.append(self.config.activate(z))
             if dendrite.candidate:
-                y = tap(y, activations[-1], dendrite.stats, self.axis, self.config.initial_correlation_batches)
+                y = tap(
+                    y,
+                    activations[-1],
+                    dendrite.stats,
+                    self.axis,
+                    self.config.initial_correlation_batches,
+                )
             else:
                 y = y + along(dendrite.w, y, self.axis) * activations[-1]
         return y
@@ -167,14 +204,22 @@ class DendriticLayer(nn.Module):
             if processor is not None:
                 processor.clear_processor()
 
-    # --- growth ---------------------------------------------------------------------------------------------------------------
+    # --- growth
+    # ---------------------------------------------------------------------------------------------------------------
 
     def grow(self, generator: torch.Generator, candidate: bool = False) -> Dendrite:
-        """Add a dendrite with fresh weights from ``generator``; the function of the layer does not change."""
+        """Add a dendrite with fresh weights from ``generator``; the function of the layer does not
+        change."""
         if self.neurons is None:
             raise RuntimeError(
-                f"'{self.name}' does not know how many neurons it has: run one batch through the network before "
-                "it grows" + ("" if self.dims else f", after model{self.path}.set_this_input_dimensions([...])")
+                f"'{self.name}' does not know how many neurons it has: run one batch through the "
+                "network before "
+                "it grows"
+                + (
+                    ""
+                    if self.dims
+                    else f", after model{self.path}.set_this_input_dimensions([...])"
+                )
             )
         config = self.config
         body = fresh_copy(self.neuron, generator, config.init_scale, config.init_by_main)
@@ -183,7 +228,9 @@ class DendriticLayer(nn.Module):
     def _attach(self, body: nn.Module, candidate: bool) -> Dendrite:
         like = reference_parameter(self.neuron, self.name)
         processor = self.processor_class() if self.processor_class is not None else None
-        dendrite = Dendrite(body, self.neurons, len(self.dendrites), like.detach(), processor, candidate)
+        dendrite = Dendrite(
+            body, self.neurons, len(self.dendrites), like.detach(), processor, candidate
+        )
         dendrite.train(self.training)
         self.dendrites.append(dendrite)
         return dendrite
@@ -205,11 +252,14 @@ class DendriticLayer(nn.Module):
         }
 
     def restructure(self, structure: dict) -> Change | None:
-        """Have as many dendrites as ``structure`` says, contents arbitrary; surplus ones go from the end."""
+        """Have as many dendrites as ``structure`` says, contents arbitrary; surplus ones go from
+        the end."""
         if structure["activation"] != self.config.activation_name:
             raise ValueError(
-                f"'{self.name}' was saved with dendrites of activation '{structure['activation']}', but is configured "
-                f"with '{self.config.activation_name}'; give DendriteConfig(activation=...) as it was"
+                f"'{self.name}' was saved with dendrites of activation "
+                f"'{structure['activation']}', but is configured "
+                f"with '{self.config.activation_name}'; give DendriteConfig(activation=...) as it "
+                "was"
             )
         self.dims = None if structure["dims"] is None else tuple(structure["dims"])
         self.neurons = structure["neurons"]
@@ -232,11 +282,23 @@ class DendriticLayer(nn.Module):
         return change
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """A plain state_dict of a grown network loads into a network that has not grown: the dendrites are made first."""
-        keys = [k[len(prefix + "dendrites.") :] for k in state_dict if k.startswith(prefix + "dendrites.")]
+        """A plain state_dict of a grown network loads into a network that has not grown: the
+        dendrites are made first."""
+        keys = [
+            k[len(prefix + "dendrites.") :]
+            for k in state_dict
+            if k.startswith(prefix + "dendrites.")
+        ]
         wanted = 1 + max((int(k.split(".")[0]) for k in keys), default=-1)
         if wanted > len(self.dendrites):
             candidate = any(k.startswith(f"{wanted - 1}.stats.") for k in keys)
             neurons = state_dict[f"{prefix}dendrites.0.w"].shape[0]
-            self.restructure({**self.structure(), "dendrites": wanted, "neurons": neurons, "candidate": candidate})
+            self.restructure(
+                {
+                    **self.structure(),
+                    "dendrites": wanted,
+                    "neurons": neurons,
+                    "candidate": candidate,
+                }
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -9,8 +9,8 @@ from .dimensions import along
 
 
 class PlainDendritic(nn.Module):
-    """y = f(x) + Σ_k w_k ⊙ a_k with a fixed number of dendrites: weights w [K n] and v [K(K−1)/2 n], rows of v in the
-    order of (k, j<k)."""
+    """y = f(x) + Σ_k w_k ⊙ a_k with a fixed number of dendrites: weights w [K n] and v [K(K−1)/2
+    n], rows of v in the order of (k, j<k)."""
 
     def __init__(
         self,
@@ -30,14 +30,18 @@ class PlainDendritic(nn.Module):
 
     @staticmethod
     def of(layer) -> nn.Module:
-        """The plain form of a DendriticLayer, sharing its tensors where they keep their shape; its neurons alone, if
-        nothing grew."""
+        """The plain form of a DendriticLayer, sharing its tensors where they keep their shape; its
+        neurons alone, if nothing grew."""
         grown = [d for d in layer.dendrites if not d.candidate]
         if not grown:
             return layer.neuron
         earlier = [d.v.detach() for d in grown if d.v is not None]
         w = torch.stack([d.w.detach() for d in grown])
-        processors = [layer.processor, *(d.processor for d in grown)] if layer.processor is not None else None
+        processors = (
+            [layer.processor, *(d.processor for d in grown)]
+            if layer.processor is not None
+            else None
+        )
         plain = PlainDendritic(
             layer.neuron,
             [d.body for d in grown],

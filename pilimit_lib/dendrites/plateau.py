@@ -1,9 +1,14 @@
-"""The plateau logic: a state machine from scores to decisions. Pure Python, no torch: numbers in, a decision out.
+"""The plateau logic: a state machine from scores to decisions. Pure Python, no torch: numbers in, a
+decision out.
 
-first training ──plateau──► grow ──► [search the starting learning rate] ──plateau──► beat the best? ──yes──► grow …
+first training ──plateau──► grow ──► [search the starting learning rate] ──plateau──► beat the best?
+──yes──► grow …
                              ▲                                                            │ no
                              └──────────── retry, fresh weights (tries left) ◄────────────┤
-                                                                                          └► finish, best network restored
+                                                                                          └► finish,
+                                                                                          best
+                                                                                          network
+                                                                                          restored
 """
 
 import math
@@ -14,14 +19,16 @@ from typing import Literal
 from .rules import CAPACITY_DENDRITES, EveryEpoch, Fixed, History, Never, Rules, at
 
 Action = Literal["continue", "grow", "retry", "lower_rate", "commit_rate", "mature", "finish"]
-STEP_DOWN = 0.9  # a learning rate below this share of the last level counts as lowered; slow decay is not a step
-STALLED_WAIT = 5  # patiences without a lower learning rate after which the user is told why nothing happens
+# a learning rate below this share of the last level counts as lowered; slow decay is not a step
+STEP_DOWN = 0.9
+# patiences without a lower learning rate after which the user is told why nothing happens
+STALLED_WAIT = 5
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do after an epoch: ``new_best`` says that the network just scored is the best so far, ``rollback`` that it
-    must be restored first."""
+    """What to do after an epoch: ``new_best`` says that the network just scored is the best so far,
+    ``rollback`` that it must be restored first."""
 
     action: Action
     reason: str
@@ -33,7 +40,8 @@ class Decision:
 
 @dataclass
 class Search:
-    """A search for the learning rate that a grown network starts with: trial ``skip`` starts that many levels lower."""
+    """A search for the learning rate that a grown network starts with: trial ``skip`` starts that
+    many levels lower."""
 
     skip: int = 0
     best: float | None = None
@@ -55,8 +63,10 @@ class PlateauState:
     last_improved: int = 0
     accepted: bool = False  # the newest generation has beaten the best score before it
     first_cycle: int | None = None
-    levels: list[float] = field(default_factory=list)  # learning rates of this generation, each a step below the last
-    rates: list[float] = field(default_factory=list)  # the same for the generation before, from the usual start on
+    # learning rates of this generation, each a step below the last
+    levels: list[float] = field(default_factory=list)
+    # the same for the generation before, from the usual start on
+    rates: list[float] = field(default_factory=list)
     skip: int = 0  # this generation started at rates[skip]
     search: Search | None = None
     candidate_best: dict[str, list[float]] = field(default_factory=dict)
@@ -72,22 +82,31 @@ class Plateau:
         self.rules = rules
         self.state = PlateauState()
 
-    # --- the two inputs -------------------------------------------------------------------------------------------------------
+    # --- the two inputs
+    # -------------------------------------------------------------------------------------------------------
 
     def observe(self, score: float, lr: float | None = None, *, force: bool = False) -> Decision:
-        """Take the score of an epoch of neuron training and the learning rate that follows it (None: no scheduler).
+        """Take the score of an epoch of neuron training and the learning rate that follows it
+        (None: no scheduler).
 
-        A score that is not a number (nan) never improves. ``force`` acts as if the patience had run out.
+        A score that is not a number (nan) never improves. ``force`` acts as if the patience had run
+        out.
         """
         s = self.state
         if s.finished:
             return Decision("finish", s.finished)
         if s.phase != "n":
-            raise RuntimeError("candidates are being trained: feed their correlations to observe_candidates()")
+            raise RuntimeError(
+                "candidates are being trained: feed their correlations to observe_candidates()"
+            )
         s.epoch += 1
         self._note_rate(lr)
         weight = 1.0 / at(self._history.lookback, s.dendrites)
-        s.running = score if s.running is None or math.isnan(s.running) else s.running + weight * (score - s.running)
+        s.running = (
+            score
+            if s.running is None or math.isnan(s.running)
+            else s.running + weight * (score - s.running)
+        )
         new_best = self.improves(s.running, s.best)
         judged = self.improves(s.running, s.cycle_best) if self.rules.reset_best else new_best
         if judged:
@@ -100,19 +119,29 @@ class Plateau:
             return self._conclude(new_best)
         return Decision("continue", self._waiting(lr), new_best)
 
-    def observe_candidates(self, correlations: dict[str, list[float]], *, force: bool = False) -> Decision:
-        """Take the correlation of every candidate neuron after an epoch of dendrite training, by layer."""
+    def observe_candidates(
+        self, correlations: dict[str, list[float]], *, force: bool = False
+    ) -> Decision:
+        """Take the correlation of every candidate neuron after an epoch of dendrite training, by
+        layer."""
         s, k = self.state, self.state.dendrites
         if s.phase != "p":
-            raise RuntimeError("no candidates are being trained: feed the validation score to observe()")
+            raise RuntimeError(
+                "no candidates are being trained: feed the validation score to observe()"
+            )
         s.epoch += 1
-        share, amount = at(self.rules.candidate_threshold, k), at(self.rules.candidate_threshold_raw, k)
+        share, amount = (
+            at(self.rules.candidate_threshold, k),
+            at(self.rules.candidate_threshold_raw, k),
+        )
         for layer, values in correlations.items():
             best = s.candidate_best.setdefault(layer, [0.0] * len(values))
             for i, value in enumerate(values):
                 if value >= best[i] * (1 + share) and value >= best[i] + amount:
                     best[i], s.candidate_improved = value, s.epoch
-        if force or s.epoch - max(s.candidate_improved, s.cycle_start) >= at(self.rules.candidate_patience, k):
+        if force or s.epoch - max(s.candidate_improved, s.cycle_start) >= at(
+            self.rules.candidate_patience, k
+        ):
             return self._mature("no candidate improves its correlation any more")
         if self.rules.cap_at_n and s.epoch - s.cycle_start >= (s.first_cycle or 1):
             return self._mature("as many epochs as the first training of the neurons (cap_at_n)")
@@ -121,7 +150,10 @@ class Plateau:
     def grow_now(self) -> Decision:
         """Begin a new generation without waiting for a plateau, from the network as it is."""
         if self.state.finished or self.state.phase != "n":
-            raise RuntimeError(f"the run is {'finished' if self.state.finished else 'training candidates'}; it cannot grow now")
+            raise RuntimeError(
+                f"the run is {'finished' if self.state.finished else 'training candidates'}; it "
+                "cannot grow now"
+            )
         self.state.accepted = False
         return self._start_generation("grow", "asked for", False)
 
@@ -130,7 +162,8 @@ class Plateau:
         self.state.levels = [] if lr is None else [lr]
 
     def improves(self, score: float, best: float | None) -> bool:
-        """Whether a score beats the best by both thresholds; for positive scores s·(1∓thr) against best, as documented."""
+        """Whether a score beats the best by both thresholds; for positive scores s·(1∓thr) against
+        best, as documented."""
         if math.isnan(score):
             return False
         if best is None:
@@ -142,7 +175,8 @@ class Plateau:
         return score + share < best and score + amount < best
 
     def at_best(self, before: dict) -> dict:
-        """The state to go on from with the network just scored, had nothing been decided; ``before``: as it was until then."""
+        """The state to go on from with the network just scored, had nothing been decided;
+        ``before``: as it was until then."""
         s = self.state
         return {
             **before,
@@ -155,22 +189,37 @@ class Plateau:
             "finished": "",
         }
 
-    # --- state in and out -----------------------------------------------------------------------------------------------------
+    # --- state in and out
+    # -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        state = dict(vars(self.state))  # asdict() takes ten times as long, and this is done every epoch
+        # asdict() takes ten times as long, and this is done every epoch
+        state = dict(vars(self.state))
         best = {layer: list(values) for layer, values in self.state.candidate_best.items()}
-        copied = {"levels": list(self.state.levels), "rates": list(self.state.rates), "candidate_best": best}
-        return {**state, **copied, "search": None if self.state.search is None else asdict(self.state.search)}
+        copied = {
+            "levels": list(self.state.levels),
+            "rates": list(self.state.rates),
+            "candidate_best": best,
+        }
+        return {
+            **state,
+            **copied,
+            "search": None if self.state.search is None else asdict(self.state.search),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         known = {f.name for f in fields(PlateauState)}
         if set(state) != known:
-            raise ValueError(f"state of a plateau has the entries {sorted(state)}, expected {sorted(known)}")
+            raise ValueError(
+                f"state of a plateau has the entries {sorted(state)}, expected {sorted(known)}"
+            )
         search = state["search"]
-        self.state = PlateauState(**{**state, "search": None if search is None else Search(**search)})
+        self.state = PlateauState(
+            **{**state, "search": None if search is None else Search(**search)}
+        )
 
-    # --- the rules ------------------------------------------------------------------------------------------------------------
+    # --- the rules
+    # ------------------------------------------------------------------------------------------------------------
 
     @property
     def _history(self) -> History:
@@ -191,13 +240,18 @@ class Plateau:
             return False
         if isinstance(switch, Fixed):
             every = at(switch.every, s.dendrites)
-            return s.epoch - s.cycle_start >= (max(every, switch.first) if s.dendrites == 0 else every)
+            return s.epoch - s.cycle_start >= (
+                max(every, switch.first) if s.dendrites == 0 else every
+            )
         return self._patience_over() and not self._must_wait(lr)
 
     def _patience_over(self) -> bool:
         s, history = self.state, self._history
         patience, grace = at(history.patience, s.dendrites), at(history.grace, s.dendrites)
-        return s.epoch - max(s.last_improved, s.cycle_start) >= patience and s.epoch - s.cycle_start >= grace + patience
+        return (
+            s.epoch - max(s.last_improved, s.cycle_start) >= patience
+            and s.epoch - s.cycle_start >= grace + patience
+        )
 
     def _must_wait(self, lr: float | None) -> bool:
         return self.rules.wait_for_lower_lr and lr is not None and len(self.state.levels) < 2
@@ -210,8 +264,10 @@ class Plateau:
         if stalled >= STALLED_WAIT * at(self._history.patience, s.dendrites) and not s.warned:
             s.warned = True
             warnings.warn(
-                f"the score has stalled for {stalled} epochs, but the scheduler never lowered the learning rate, and "
-                "wait_for_lower_lr (dont_give_up_unless_learning_rate_lowered) forbids growth before; switch it off, "
+                f"the score has stalled for {stalled} epochs, but the scheduler never lowered the "
+                "learning rate, and "
+                "wait_for_lower_lr (dont_give_up_unless_learning_rate_lowered) forbids growth "
+                "before; switch it off, "
                 "or give the scheduler less patience than History.patience (n_epochs_to_switch)",
                 stacklevel=4,
             )
@@ -222,17 +278,29 @@ class Plateau:
         if t.best is None or self.better(score, t.best):
             t.best = score
         if len(s.levels) < 2 and not self._patience_over():
-            return Decision("continue", f"trying the learning rate {t.skip} steps below the usual start", new_best)
+            return Decision(
+                "continue",
+                f"trying the learning rate {t.skip} steps below the usual start",
+                new_best,
+            )
         if t.skip and not self.better(t.best, t.previous):
             s.skip, s.levels = t.skip - 1, list(t.previous_levels)
             s.search, s.last_improved = None, s.epoch
-            return Decision("commit_rate", f"the start {t.skip - 1} steps below the usual learning rate was better", new_best)
+            return Decision(
+                "commit_rate",
+                f"the start {t.skip - 1} steps below the usual learning rate was better",
+                new_best,
+            )
         if t.skip + 1 < len(s.rates):
             s.search = Search(t.skip + 1, None, t.best, s.levels)
             s.cycle_start = s.last_improved = s.epoch
             s.running, s.levels, s.skip = None, [], t.skip + 1
             return Decision(
-                "lower_rate", "trying a lower starting learning rate", new_best, skip=s.skip, rate=s.rates[s.skip] / s.rates[0]
+                "lower_rate",
+                "trying a lower starting learning rate",
+                new_best,
+                skip=s.skip,
+                rate=s.rates[s.skip] / s.rates[0],
             )
         s.search, s.last_improved = None, s.epoch
         return Decision("continue", "the lowest starting learning rate was the best", new_best)
@@ -241,7 +309,11 @@ class Plateau:
         """Whether a score is better at all, without thresholds."""
         if math.isnan(score):
             return False
-        return other is None or math.isnan(other) or (score > other if self.rules.maximize else score < other)
+        return (
+            other is None
+            or math.isnan(other)
+            or (score > other if self.rules.maximize else score < other)
+        )
 
     def _conclude(self, new_best: bool) -> Decision:
         s, rules, k = self.state, self.rules, self.state.dendrites
@@ -253,14 +325,20 @@ class Plateau:
             return self._start_generation("grow", "capacity test", new_best)
         if k == 0 or s.accepted or rules.retain_all:
             if k >= rules.max_dendrites:
-                return self._finish(f"the maximum of {rules.max_dendrites} dendrites is reached", new_best)
+                return self._finish(
+                    f"the maximum of {rules.max_dendrites} dendrites is reached", new_best
+                )
             return self._start_generation(
-                "grow", "learning has stalled" if k == 0 else "the newest dendrites were kept", new_best
+                "grow",
+                "learning has stalled" if k == 0 else "the newest dendrites were kept",
+                new_best,
             )
         tries = at(rules.max_tries, k)
         if s.tries < tries:
             return self._start_generation(
-                "retry", f"the newest dendrites did not beat the best score; try {s.tries + 1} of {tries}", new_best
+                "retry",
+                f"the newest dendrites did not beat the best score; try {s.tries + 1} of {tries}",
+                new_best,
             )
         return self._finish(f"dendrite {k} did not beat the best score in {tries} tries", new_best)
 
@@ -270,12 +348,24 @@ class Plateau:
         if s.first_cycle is None:
             s.first_cycle = s.epoch
         searching = (
-            rules.find_best_lr and rules.mode == "joint" and isinstance(rules.switch, History) and not rules.testing_capacity
+            rules.find_best_lr
+            and rules.mode == "joint"
+            and isinstance(rules.switch, History)
+            and not rules.testing_capacity
         )
         s.rates, s.skip = s.rates[: s.skip] + s.levels, 0
         s.search = Search() if searching and len(s.rates) > 1 else None
-        s.dendrites, s.tries = (s.dendrites + 1, 1) if action == "grow" else (s.dendrites, s.tries + 1)
-        s.cycle_start, s.accepted, s.running, s.cycle_best, s.levels, s.warned = s.epoch, False, None, None, [], False
+        s.dendrites, s.tries = (
+            (s.dendrites + 1, 1) if action == "grow" else (s.dendrites, s.tries + 1)
+        )
+        s.cycle_start, s.accepted, s.running, s.cycle_best, s.levels, s.warned = (
+            s.epoch,
+            False,
+            None,
+            None,
+            [],
+            False,
+        )
         if rules.mode == "correlation":
             s.phase, s.candidate_best = "p", {}
         return Decision(action, reason, new_best, rollback)

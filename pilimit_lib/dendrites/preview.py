@@ -1,13 +1,16 @@
 """Which layers would gain most from a dendrite, before any is grown.
 
-A dendrite adds w_i a_i to neuron i. With the error δ_in = ∂L/∂y_in, the best such w_i lowers a loss of unit curvature by half of
+A dendrite adds w_i a_i to neuron i. With the error δ_in = ∂L/∂y_in, the best such w_i lowers a loss
+of unit curvature by half of
 
     g_i = cov(δ_i, a_i)² / var(a_i),     cov and var as sums over samples and positions n
 
-so g asks how much of the error a new feature could explain. As in GradMax (Evci et al. 2022) and gromo the gradient chooses, but
-not the weights: candidates are drawn, with pre-activations scaled to unit variance and shifted by N(0, 1) so that σ bends
-both ways, and
-the best of several draws counts. A feature that is linear in the layer's input gains nothing once the neurons have converged.
+so g asks how much of the error a new feature could explain. As in GradMax (Evci et al. 2022) and
+gromo the gradient chooses, but
+not the weights: candidates are drawn, with pre-activations scaled to unit variance and shifted by
+N(0, 1) so that σ bends both ways, and
+the best of several draws counts. A feature that is linear in the layer's input gains nothing once
+the neurons have converged.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +28,8 @@ from .phases import generator_for
 
 @dataclass(frozen=True)
 class LayerGain:
-    """A layer, the error that a new dendrite could explain there, what it would cost, and whether the budget allows for it."""
+    """A layer, the error that a new dendrite could explain there, what it would cost, and whether
+    the budget allows for it."""
 
     name: str
     gain: float
@@ -42,14 +46,17 @@ def preview(
     draws: int = 4,
     seed: int = 0,
 ) -> list[LayerGain]:
-    """Rank layers by gain for each parameter, best first; choose them in that order while they fit the ``budget`` (None:
-    all that gain).
+    """Rank layers by gain for each parameter, best first; choose them in that order while they fit
+    the ``budget`` (None: all that gain).
 
-    ``loss(model, batch)``: the loss of a batch, summed or averaged over its samples. Nothing in the model changes.
+    ``loss(model, batch)``: the loss of a batch, summed or averaged over its samples. Nothing in the
+    model changes.
     """
     layers = dict(dendritic_layers(model))
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no dendritic layers; call dendritic(model, config) first")
+        raise ValueError(
+            f"{type(model).__name__} has no dendritic layers; call dendritic(model, config) first"
+        )
     was_training = {module: module.training for module in model.modules()}
     model.eval()  # batch norm and dropout must not move or blur what is compared
     watchers = {name: _Watcher(name, layer, draws, seed) for name, layer in layers.items()}
@@ -62,7 +69,9 @@ def preview(
                 probes = [(w, probe) for w in watchers.values() for probe in w.probes]
                 if not probes:
                     raise RuntimeError("loss(model, batch) ran no dendritic layer of this model")
-                errors = torch.autograd.grad(value, [probe for _, probe in probes], allow_unused=True)
+                errors = torch.autograd.grad(
+                    value, [probe for _, probe in probes], allow_unused=True
+                )
             for (watcher, _), error in zip(probes, errors):
                 watcher.take(error)
     finally:
@@ -71,11 +80,15 @@ def preview(
             layer.clear_processors()
         for module, training in was_training.items():
             module.training = training
-    return _choose([LayerGain(name, w.gain(), _cost(layers[name]), False) for name, w in watchers.items()], budget)
+    return _choose(
+        [LayerGain(name, w.gain(), _cost(layers[name]), False) for name, w in watchers.items()],
+        budget,
+    )
 
 
 class _Watcher:
-    """Sits in a layer's forward pass: lets the error be read off, and tries candidates on the same input."""
+    """Sits in a layer's forward pass: lets the error be read off, and tries candidates on the same
+    input."""
 
     def __init__(self, name: str, layer: DendriticLayer, draws: int, seed: int):
         generator = generator_for(seed, name, -1, 0)
@@ -88,11 +101,17 @@ class _Watcher:
         axis, features = self.layer.axis, []
         if self.offsets is None:
             shape = (len(self.bodies), y.shape[axis])
-            self.offsets = torch.randn(shape, generator=self.shifts, dtype=torch.float64).to(y.device)
+            self.offsets = torch.randn(shape, generator=self.shifts, dtype=torch.float64).to(
+                y.device
+            )
         with torch.no_grad():
             for body, offset in zip(self.bodies, self.offsets):
                 z = body(*args, **kwargs)
-                z = z if self.layer.processor_class is None else self.layer.processor_class().post_d(z)
+                z = (
+                    z
+                    if self.layer.processor_class is None
+                    else self.layer.processor_class().post_d(z)
+                )
                 rows = z.movedim(axis, -1).reshape(-1, z.shape[axis]).double()
                 standard = (rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-12)
                 features.append(self.layer.config.activate(standard + offset))
@@ -106,7 +125,13 @@ class _Watcher:
         if error is None:
             return
         e = error.movedim(self.layer.axis, -1).reshape(-1, a.shape[-1]).double()
-        new = [torch.tensor(float(len(e)), dtype=torch.float64), a.sum(1), e.sum(0), (a * e).sum(1), (a * a).sum(1)]
+        new = [
+            torch.tensor(float(len(e)), dtype=torch.float64),
+            a.sum(1),
+            e.sum(0),
+            (a * e).sum(1),
+            (a * a).sum(1),
+        ]
         self.sums = new if self.sums is None else [s + n for s, n in zip(self.sums, new)]
 
     def gain(self) -> float:

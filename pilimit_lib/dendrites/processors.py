@@ -1,8 +1,11 @@
-"""Processors: how layers with several tensors in or out lend one tensor to be combined with their dendrites'.
+"""Processors: how layers with several tensors in or out lend one tensor to be combined with their
+dendrites'.
 
-The neurons' instance sees post_n1(output) -> tensor, then post_n2(combined tensor) -> output as the caller expects it.
-Each dendrite has an instance of its own: pre_d(*inputs) -> (args, kwargs) for the dendrite, post_d(its output) -> tensor.
-Any class with these four methods and clear_processor() will do; it is built without arguments.
+The neurons' instance sees post_n1(output) -> tensor, then post_n2(combined tensor) -> output as the
+caller expects it.
+Each dendrite has an instance of its own: pre_d(*inputs) -> (args, kwargs) for the dendrite,
+post_d(its output) -> tensor. Any class with these four methods and clear_processor() will do; it is
+built without arguments.
 """
 
 import torch
@@ -38,7 +41,8 @@ class MultiOutputProcessor(Processor):
     def post_n1(self, output):
         if not isinstance(output, (tuple, list)):
             raise TypeError(
-                f"MultiOutputProcessor expects a layer that returns a tuple, got {type(output).__name__}; "
+                "MultiOutputProcessor expects a layer that returns a tuple, got "
+                f"{type(output).__name__}; "
                 "a layer with one output needs no processor"
             )
         self.kind, self.rest = type(output), tuple(output[1:])
@@ -55,15 +59,17 @@ class MultiOutputProcessor(Processor):
 def _beginning(states: tuple[Tensor, ...]) -> Tensor:
     """Which sequences begin: those whose given states are zero in every entry, [1 b 1] or [b 1].
 
-    Decided for each sequence by itself and without reading values back from the device; a state whose entries merely
-    cancel in their sum is no beginning.
+    Decided for each sequence by itself and without reading values back from the device; a state
+    whose entries merely cancel in their sum is no beginning.
     """
     begins = torch.stack([(s == 0).all(dim=-1, keepdim=True) for s in states]).all(dim=0)
-    return begins.all(dim=0, keepdim=True) if begins.dim() == 3 else begins  # [layers b h]: all layers must begin
+    # [layers b h]: all layers must begin
+    return begins.all(dim=0, keepdim=True) if begins.dim() == 3 else begins
 
 
 class _Recurrent(Processor):
-    """A layer f(x, state) -> (out, state) whose dendrites keep a hidden state of their own (DHT) beside the neurons' (NHT)."""
+    """A layer f(x, state) -> (out, state) whose dendrites keep a hidden state of their own (DHT)
+    beside the neurons' (NHT)."""
 
     own = None
 
@@ -80,8 +86,11 @@ class _Recurrent(Processor):
             return (inputs, state), kwargs
         given, own = (state, self.own) if isinstance(state, tuple) else ((state,), (self.own,))
         begins = _beginning(given)
-        # a caller who detached the state cuts the sequence for backpropagation: the dendrite's state is cut with it
-        mixed = tuple(torch.where(begins, s, o if s.requires_grad else o.detach()) for s, o in zip(given, own))
+        # a caller who detached the state cuts the sequence for backpropagation: the dendrite's
+        # state is cut with it
+        mixed = tuple(
+            torch.where(begins, s, o if s.requires_grad else o.detach()) for s, o in zip(given, own)
+        )
         return (inputs, mixed if isinstance(state, tuple) else mixed[0]), kwargs
 
     def _fits(self, state) -> bool:
@@ -98,11 +107,13 @@ class GRUProcessor(_Recurrent):
 
 
 class LSTMProcessor(_Recurrent):
-    """nn.LSTM: (x, (h, c)) -> (out, (h, c)). The output is combined; the dendrite keeps its own h and c."""
+    """nn.LSTM: (x, (h, c)) -> (out, (h, c)). The output is combined; the dendrite keeps its own h
+    and c."""
 
 
 class LSTMProcessorLastHidden(LSTMProcessor):
-    """nn.LSTM in networks that read the last hidden state: h is combined, and returned in place of the neurons' h.
+    """nn.LSTM in networks that read the last hidden state: h is combined, and returned in place of
+    the neurons' h.
 
     The neurons' axis then is that of h [layers b hidden]: set_this_input_dimensions([-1, -1, 0]).
     """

@@ -14,8 +14,8 @@ from .phases import removing
 
 @dataclass(frozen=True)
 class Pruned:
-    """What went: (layer, number of the dendrite as it was, from 0), the parameters saved, and the change for further
-    optimisers."""
+    """What went: (layer, number of the dendrite as it was, from 0), the parameters saved, and the
+    change for further optimisers."""
 
     removed: tuple[tuple[str, int], ...]
     parameters: int
@@ -23,17 +23,20 @@ class Pruned:
 
 
 def prune(model, threshold: float = 1e-3, optimizer: Optimizer | None = None) -> Pruned:
-    """Remove every dendrite whose weights w, and whose v into later dendrites that stay, are nowhere above ``threshold``.
+    """Remove every dendrite whose weights w, and whose v into later dendrites that stay, are
+    nowhere above ``threshold``.
 
-    The output moves by at most threshold · max|a| for each dendrite removed, and not at all at threshold 0. The optimiser
-    follows.
+    The output moves by at most threshold · max|a| for each dendrite removed, and not at all at
+    threshold 0. The optimiser follows.
     """
     if threshold < 0:
         raise ValueError(f"threshold got {threshold}; give a number ≥ 0")
     layers = list(dendritic_layers(model))
     learning = [name for name, layer in layers if any(d.candidate for d in layer.dendrites)]
     if learning:
-        raise RuntimeError(f"candidates are being trained in {learning}; prune after the correlation phase")
+        raise RuntimeError(
+            f"candidates are being trained in {learning}; prune after the correlation phase"
+        )
     before = sum(p.numel() for p in model.parameters())
     change, removed = Change(), []
     for name, layer in layers:
@@ -46,12 +49,14 @@ def prune(model, threshold: float = 1e-3, optimizer: Optimizer | None = None) ->
 
 
 def _negligible(layer: DendriticLayer, threshold: float) -> list[int]:
-    """Numbers of the dendrites that do nothing, the last first: a dendrite may count only for later ones that do nothing
-    themselves."""
+    """Numbers of the dendrites that do nothing, the last first: a dendrite may count only for later
+    ones that do nothing themselves."""
     found: list[int] = []
     for k in reversed(range(len(layer.dendrites))):
         reached = [layer.dendrites[k].w]
-        reached += [layer.dendrites[l].v[k] for l in range(k + 1, len(layer.dendrites)) if l not in found]
+        reached += [
+            layer.dendrites[l].v[k] for l in range(k + 1, len(layer.dendrites)) if l not in found
+        ]
         if all(weights.detach().abs().max() <= threshold for weights in reached):
             found.append(k)
     return found

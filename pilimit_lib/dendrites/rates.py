@@ -1,5 +1,5 @@
-"""Learning rates of an optimiser across growth: where they started, back to it, and a share of it. Parameter groups keep
-their ratios."""
+"""Learning rates of an optimiser across growth: where they started, back to it, and a share of it.
+Parameter groups keep their ratios."""
 
 from typing import Any
 
@@ -9,7 +9,9 @@ from torch.optim import Optimizer
 
 def first_rate(optimizer: Optimizer | None) -> float | None:
     """The highest learning rate among the groups."""
-    return None if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
+    return (
+        None if optimizer is None else max(float(group["lr"]) for group in optimizer.param_groups)
+    )
 
 
 def initial_rates(optimizer: Optimizer) -> list[float]:
@@ -31,7 +33,8 @@ def restart_rates(optimizer: Optimizer, initial: list[float]) -> None:
 
 
 def scale_rates(optimizer: Optimizer, scheduler: Any, share: float) -> None:
-    """Start at a share of the usual learning rate, without replaying the steps that led there before."""
+    """Start at a share of the usual learning rate, without replaying the steps that led there
+    before."""
     for group in optimizer.param_groups:
         for key in ("lr", "initial_lr"):
             if key in group:

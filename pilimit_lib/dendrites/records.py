@@ -1,4 +1,5 @@
-"""What a run writes: CSV files always, pictures only when asked, one row per epoch appended rather than rewritten."""
+"""What a run writes: CSV files always, pictures only when asked, one row per epoch appended rather
+than rewritten."""
 
 import csv
 import io
@@ -23,18 +24,21 @@ class Rows:
 
 COLUMNS = {
     "Scores": ["epoch", "validation", "running", "best", "phase"],
-    "Times": ["epoch", "train_seconds", "bookkeeping_seconds"],  # the latter: of the step before, this one is still being written
+    # the latter: of the step before, this one is still being written
+    "Times": ["epoch", "train_seconds", "bookkeeping_seconds"],
     "learning_rate": ["epoch", "learning_rate"],
     "param_counts": ["epoch", "parameters", "dendrites"],
     "BestPBScores": ["epoch", "phase", "correlation"],
 }
 SWITCH_COLUMNS = ["epoch", "action", "dendrites", "reason"]
 BEST_COLUMNS = ["Param Counts", "Max Valid Scores", "Max Test Scores"]
-BEST_NAMES = ("bestTestScores", "best_test_scores")  # documented under both names; the second is brought up to date at switches
+# documented under both names; the second is brought up to date at switches
+BEST_NAMES = ("bestTestScores", "best_test_scores")
 
 
 class Records:
-    """Collects a run's numbers and keeps ``<folder>/<name>*.csv`` up to date; without a folder it only collects."""
+    """Collects a run's numbers and keeps ``<folder>/<name>*.csv`` up to date; without a folder it
+    only collects."""
 
     def __init__(self, folder: str | os.PathLike | None):
         self.folder = None if folder is None else Path(folder)
@@ -45,11 +49,14 @@ class Records:
     def file(self, kind: str) -> Path:
         return self.folder / f"{self.folder.name}{kind}.csv"
 
-    def epoch(self, row: dict, extras: dict[str, dict[str, float]], better: Callable[[float, float], bool]) -> None:
-        """Take in an epoch: ``extras`` maps kinds of score ("extra", "test", "loss", …) to names to values.
+    def epoch(
+        self, row: dict, extras: dict[str, dict[str, float]], better: Callable[[float, float], bool]
+    ) -> None:
+        """Take in an epoch: ``extras`` maps kinds of score ("extra", "test", "loss", …) to names to
+        values.
 
-        The best-score table has a row for each architecture, which its parameter count tells: the best validation score while
-        neurons learned, and the test score of that same epoch.
+        The best-score table has a row for each architecture, which its parameter count tells: the
+        best validation score while neurons learned, and the test score of that same epoch.
         """
         self.rows.epochs.append(row)
         added = [
@@ -60,7 +67,11 @@ class Records:
         self.rows.extras += added
         key, score = str(row["parameters"]), row["validation"]
         old = self.rows.best.get(key)
-        record = row["phase"] == "n" and score == score and (old is None or better(score, old["Max Valid Scores"]))
+        record = (
+            row["phase"] == "n"
+            and score == score
+            and (old is None or better(score, old["Max Valid Scores"]))
+        )
         if record:
             test = next(iter(extras.get("test", {}).values()), float("nan"))
             self.rows.best[key] = dict(zip(BEST_COLUMNS, (row["parameters"], score, test)))
@@ -97,12 +108,16 @@ class Records:
         for kind in ("epochs", "extras", "switches"):
             lines, rows = self._lines[kind], getattr(self.rows, kind)
             lines += [json.dumps(row) for row in rows[len(lines) :]]
-        return {**{kind: "\n".join(lines) for kind, lines in self._lines.items()}, "best": dict(self.rows.best)}
+        return {
+            **{kind: "\n".join(lines) for kind, lines in self._lines.items()},
+            "best": dict(self.rows.best),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self._lines = {kind: state[kind].splitlines() for kind in ("epochs", "extras", "switches")}
         self.rows = Rows(
-            **{kind: [json.loads(line) for line in lines] for kind, lines in self._lines.items()}, best=dict(state["best"])
+            **{kind: [json.loads(line) for line in lines] for kind, lines in self._lines.items()},
+            best=dict(state["best"]),
         )
         if self.folder is not None:
             self.rewrite()

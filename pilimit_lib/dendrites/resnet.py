@@ -1,5 +1,5 @@
-"""A torchvision ResNet rebuilt so that each convolution and its norm are one block: what dendrites want of pretrained
-networks."""
+"""A torchvision ResNet rebuilt so that each convolution and its norm are one block: what dendrites
+want of pretrained networks."""
 
 from torch import nn
 
@@ -7,16 +7,20 @@ from .convert import PAISequential
 
 
 class _Block(nn.Module):
-    """A BasicBlock or Bottleneck with PAISequential(conv, norm) in the places of conv_i and bn_i; same tensors, same function."""
+    """A BasicBlock or Bottleneck with PAISequential(conv, norm) in the places of conv_i and bn_i;
+    same tensors, same function."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
         count = sum(name.startswith("conv") for name, _ in block.named_children())
         self.convs = nn.ModuleList(
-            PAISequential([getattr(block, f"conv{i + 1}"), getattr(block, f"bn{i + 1}")]) for i in range(count)
+            PAISequential([getattr(block, f"conv{i + 1}"), getattr(block, f"bn{i + 1}")])
+            for i in range(count)
         )
         self.relu = block.relu
-        self.downsample = None if block.downsample is None else PAISequential(list(block.downsample))
+        self.downsample = (
+            None if block.downsample is None else PAISequential(list(block.downsample))
+        )
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -28,17 +32,24 @@ class _Block(nn.Module):
 
 
 class ResNetPAI(nn.Module):
-    """Takes a torchvision ResNet, pretrained or not, and computes the same; every convolution with its norm becomes
-    dendritic as one block.
+    """Takes a torchvision ResNet, pretrained or not, and computes the same; every convolution with
+    its norm becomes dendritic as one block.
 
-    For use as a replacement (``append_replacement_modules([PBM.ResNetPB])``) or directly: ``model = ResNetPAI(resnet18())``.
+    For use as a replacement (``append_replacement_modules([PBM.ResNetPB])``) or directly: ``model =
+    ResNetPAI(resnet18())``.
     """
 
     def __init__(self, resnet: nn.Module):
         super().__init__()
-        missing = [n for n in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer4", "avgpool", "fc") if not hasattr(resnet, n)]
+        missing = [
+            n
+            for n in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer4", "avgpool", "fc")
+            if not hasattr(resnet, n)
+        ]
         if missing:
-            raise TypeError(f"ResNetPAI takes a torchvision ResNet; {type(resnet).__name__} lacks {missing}")
+            raise TypeError(
+                f"ResNetPAI takes a torchvision ResNet; {type(resnet).__name__} lacks {missing}"
+            )
         self.stem = PAISequential([resnet.conv1, resnet.bn1])
         self.relu, self.maxpool, self.avgpool = resnet.relu, resnet.maxpool, resnet.avgpool
         for name in ("layer1", "layer2", "layer3", "layer4"):

@@ -1,7 +1,8 @@
-"""When a network grows and when it stops: validated settings of the plateau logic. No torch in here.
+"""When a network grows and when it stops: validated settings of the plateau logic. No torch in
+here.
 
-A setting typed ``Schedule`` may be one number or a sequence; entry k holds while the network has k dendrites, the last
-entry from there on.
+A setting typed ``Schedule`` may be one number or a sequence; entry k holds while the network has k
+dendrites, the last entry from there on.
 """
 
 import math
@@ -19,17 +20,26 @@ def at(value, dendrites: int):
 
 
 def check_number(name: str, value, *, low=None, whole=False, schedule=False, above=None) -> None:
-    """Raise unless the setting is a finite number in range (or, for schedules, a sequence of such)."""
+    """Raise unless the setting is a finite number in range (or, for schedules, a sequence of
+    such)."""
     entries = value if schedule and isinstance(value, (list, tuple)) else [value]
     kind = "a whole number" if whole else "a number"
-    wanted = kind + (f" ≥ {low}" if low is not None else "") + (f" > {above}" if above is not None else "")
+    wanted = (
+        kind
+        + (f" ≥ {low}" if low is not None else "")
+        + (f" > {above}" if above is not None else "")
+    )
     wanted += ", or a list of such (one for each number of dendrites)" if schedule else ""
     if not entries:
         raise ValueError(f"{name} is an empty list; give {wanted}")
     for entry in entries:
         if isinstance(entry, bool) or not isinstance(entry, int if whole else (int, float)):
             raise TypeError(f"{name} got {value!r} ({type(value).__name__}); give {wanted}")
-        if not math.isfinite(entry) or (low is not None and entry < low) or (above is not None and entry <= above):
+        if (
+            not math.isfinite(entry)
+            or (low is not None and entry < low)
+            or (above is not None and entry <= above)
+        ):
             raise ValueError(f"{name} got {value!r}; give {wanted}")
 
 
@@ -37,8 +47,8 @@ def check_number(name: str, value, *, low=None, whole=False, schedule=False, abo
 class History:
     """Grow when the score has not improved for ``patience`` epochs.
 
-    ``lookback`` L smooths the score by a running mean of weight 1/L (1: none); ``grace`` adds epochs after each growth
-    before the patience counts.
+    ``lookback`` L smooths the score by a running mean of weight 1/L (1: none); ``grace`` adds
+    epochs after each growth before the patience counts.
     """
 
     patience: Schedule = 10
@@ -83,7 +93,8 @@ class Rules:
 
     ``switch``                  when to grow: History, Fixed, EveryEpoch or Never
     ``maximize``                whether a higher score is better
-    ``threshold``, ``threshold_raw``  a score improves when it beats the best by this share of itself and by this amount
+    ``threshold``, ``threshold_raw``  a score improves when it beats the best by this share of
+    itself and by this amount
     ``max_dendrites``           generations of dendrites after which the network is finished
     ``max_tries``               attempts, each with fresh random weights, that one generation has to beat the best score
     ``retain_all``              keep dendrites that did not improve the score
@@ -95,9 +106,10 @@ class Rules:
     ``mode``                    "joint": everything is trained by the task loss; "correlation": cascade correlation (our
                                 reading), see correlation.py
     ``candidate_patience``, ``candidate_threshold``, ``candidate_threshold_raw``, ``cap_at_n``
-                                when the correlation phase ends: no neuron improved by the share and the amount for so many
-                                epochs,
-                                or (cap_at_n) after as many epochs as the first training of the neurons took
+                                when the correlation phase ends: no neuron improved by the share and
+                                the amount for so many epochs,
+                                or (cap_at_n) after as many epochs as the first training of the
+                                neurons took
     """
 
     switch: History | Fixed | EveryEpoch | Never = History()
@@ -119,16 +131,23 @@ class Rules:
 
     def __post_init__(self):
         if not isinstance(self.switch, SWITCHES):
-            raise TypeError(f"switch got {self.switch!r}; give History(...), Fixed(...), EveryEpoch() or Never()")
+            raise TypeError(
+                f"switch got {self.switch!r}; give History(...), Fixed(...), EveryEpoch() or "
+                "Never()"
+            )
         check_number("threshold", self.threshold, low=0, schedule=True)
         check_number("threshold_raw", self.threshold_raw, low=0, schedule=True)
         check_number("max_dendrites", self.max_dendrites, low=0, whole=True)
         check_number("max_tries", self.max_tries, low=1, whole=True, schedule=True)
-        check_number("candidate_patience", self.candidate_patience, low=1, whole=True, schedule=True)
+        check_number(
+            "candidate_patience", self.candidate_patience, low=1, whole=True, schedule=True
+        )
         check_number("candidate_threshold", self.candidate_threshold, low=0, schedule=True)
         check_number("candidate_threshold_raw", self.candidate_threshold_raw, low=0, schedule=True)
         if self.mode not in ("joint", "correlation"):
             raise ValueError(f'mode got {self.mode!r}; give "joint" or "correlation"')
         for field in fields(self):
             if field.type is bool and not isinstance(getattr(self, field.name), bool):
-                raise TypeError(f"{field.name} got {getattr(self, field.name)!r}; give True or False")
+                raise TypeError(
+                    f"{field.name} got {getattr(self, field.name)!r}; give True or False"
+                )

@@ -1,5 +1,5 @@
-"""Names as people type them: camelCase and old spellings lead to the right one, with one warning each; unknown ones to a
-suggestion."""
+"""Names as people type them: camelCase and old spellings lead to the right one, with one warning
+each; unknown ones to a suggestion."""
 
 import difflib
 import re
@@ -38,14 +38,19 @@ def warn_once(typed: str, meant: str) -> None:
     """Say the right name the first time that another spelling is used."""
     if typed not in _warned:
         _warned.add(typed)
-        warnings.warn(f"{typed} is taken as {meant}; use that name", DeprecationWarning, stacklevel=4)
+        warnings.warn(
+            f"{typed} is taken as {meant}; use that name", DeprecationWarning, stacklevel=4
+        )
 
 
 def unknown(owner: str, name: str, known: Iterable[str]) -> AttributeError:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) or difflib.get_close_matches(
-        snake(name), list(known), n=3, cutoff=0.4
+    near = difflib.get_close_matches(
+        name, list(known), n=3, cutoff=0.5
+    ) or difflib.get_close_matches(snake(name), list(known), n=3, cutoff=0.4)
+    return AttributeError(
+        f"{owner} has no '{name}'"
+        + (f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else "")
     )
-    return AttributeError(f"{owner} has no '{name}'" + (f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""))
 
 
 def reader(owner: str, known: Iterable[str], namespace: dict) -> Callable[[str], Any]:

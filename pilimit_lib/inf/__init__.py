@@ -1,4 +1,6 @@
-"""π-networks: infinitely wide networks that learn features, and the finite networks sampled from them."""
+"""π-networks: infinitely wide networks that learn features, and the finite networks sampled from
+them."""
+
 from .clip import clip_grad_norm_
 from .conv import InfPiConv2d, InfPiInputConv2d
 from .conv_finite import FinPiConv2d
@@ -9,6 +11,23 @@ from .mlp import FinPiMLPSample, InfMLP
 from .moments import InfPiLinear
 from .optim import InfSGD, PiSGD, param_groups
 
-__all__ = ["FinPiConv2d", "FinPiConvNetSample", "FinPiInputLinearReLU", "FinPiLinearReLU", "FinPiMLPSample", "InfMLP",
-           "InfPiConv2d", "InfPiConvNet", "InfPiInputConv2d", "InfPiInputLinearReLU", "InfPiLinear", "InfPiLinearReLU",
-           "InfPiResNet", "InfSGD", "PiSGD", "clip_grad_norm_", "hermite_series", "param_groups"]
+__all__ = [
+    "FinPiConv2d",
+    "FinPiConvNetSample",
+    "FinPiInputLinearReLU",
+    "FinPiLinearReLU",
+    "FinPiMLPSample",
+    "InfMLP",
+    "InfPiConv2d",
+    "InfPiConvNet",
+    "InfPiInputConv2d",
+    "InfPiInputLinearReLU",
+    "InfPiLinear",
+    "InfPiLinearReLU",
+    "InfPiResNet",
+    "InfSGD",
+    "PiSGD",
+    "clip_grad_norm_",
+    "hermite_series",
+    "param_groups",
+]

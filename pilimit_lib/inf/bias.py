@@ -1,4 +1,6 @@
-"""The bias of an infinitely wide layer and its multiplier: when there is one, and what a checkpoint says about it."""
+"""The bias of an infinitely wide layer and its multiplier: when there is one, and what a checkpoint
+says about it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -9,7 +11,8 @@ from torch import nn
 
 
 def bias_parameter(alpha: float, size: int, device, dtype) -> nn.Parameter | None:
-    """No multiplier, no bias: one that is never used would still be trained and count in gradient norms."""
+    """No multiplier, no bias: one that is never used would still be trained and count in gradient
+    norms."""
     return nn.Parameter(torch.zeros(size, device=device, dtype=dtype)) if alpha else None
 
 
@@ -25,7 +28,8 @@ def bias_misfit(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> str 
 
 
 def take_bias_alpha(layer: nn.Module, state: dict, prefix: str, errors: list) -> None:
-    """The checkpoint's multiplier counts. Unused zero biases, which the original stores where it is 0, are passed over."""
+    """The checkpoint's multiplier counts. Unused zero biases, which the original stores where it is
+    0, are passed over."""
     misfit = bias_misfit(layer, state, prefix)
     alpha = float(state.pop(prefix + "bias_alpha", layer.bias_alpha))
     if misfit:
@@ -38,13 +42,22 @@ def take_bias_alpha(layer: nn.Module, state: dict, prefix: str, errors: list) ->
 
 class BiasedLayer(nn.Module):
     """A layer with a `bias` or None, and its multiplier `bias_alpha`, which checkpoints hold."""
+
     bias_alpha: float
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
 
-    def _load_from_state_dict(self, state: dict, prefix: str, metadata: dict, strict: bool, missing: list, unexpected: list,
-                              errors: list) -> None:
+    def _load_from_state_dict(
+        self,
+        state: dict,
+        prefix: str,
+        metadata: dict,
+        strict: bool,
+        missing: list,
+        unexpected: list,
+        errors: list,
+    ) -> None:
         take_bias_alpha(self, state, prefix, errors)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)

@@ -1,4 +1,5 @@
 """Gradient clipping that knows rows: one norm over ordinary gradients and pending rows."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,9 @@ from .tensors import InfPiParameter, Pending
 
 @dataclass
 class _Part:
-    """One gradient: an ordinary tensor, all pending rows of a π-layer, or moments whose gradient is in factors."""
+    """One gradient: an ordinary tensor, all pending rows of a π-layer, or moments whose gradient is
+    in factors."""
+
     holder: Any
     norm: Tensor
 
@@ -26,11 +29,15 @@ class _Part:
 
 
 @torch.no_grad()
-def clip_grad_norm_(net_or_params: nn.Module | Tensor | Iterable[Tensor], max_norm: float, per_param: bool = False) -> Tensor:
-    """Scale gradients so that their norm is at most `max_norm`; returns the total norm before clipping.
+def clip_grad_norm_(
+    net_or_params: nn.Module | Tensor | Iterable[Tensor], max_norm: float, per_param: bool = False
+) -> Tensor:
+    """Scale gradients so that their norm is at most `max_norm`; returns the total norm before
+    clipping.
 
-    The norm of a π-layer's update is that of the function it changes, |ΔW|² = Σ_ij A_i·A_j k(B_i·B_j) over the rows about to
-    be appended; only their A is scaled. A, Amult and B of one layer count once, whichever of them are listed.
+    The norm of a π-layer's update is that of the function it changes, |ΔW|² = Σ_ij A_i·A_j
+    k(B_i·B_j) over the rows about to be appended; only their A is scaled. A, Amult and B of one
+    layer count once, whichever of them are listed.
 
     Args:
         net_or_params: a module or parameters, π-layers and others mixed.
@@ -38,7 +45,10 @@ def clip_grad_norm_(net_or_params: nn.Module | Tensor | Iterable[Tensor], max_no
         per_param: clip every parameter (every π-layer) by its own norm instead of all by the total.
     """
     if not max_norm > 0:
-        raise ValueError(f"max_norm is {max_norm}; a positive bound was expected (leave the call out to not clip)")
+        raise ValueError(
+            f"max_norm is {max_norm}; a positive bound was expected (leave the call out to not "
+            "clip)"
+        )
     parts = list(_parts(net_or_params))
     if not parts:
         return torch.tensor(0.0)
@@ -50,11 +60,17 @@ def clip_grad_norm_(net_or_params: nn.Module | Tensor | Iterable[Tensor], max_no
 
 
 @torch.no_grad()
-def store_pi_grad_norm_(modules: Iterable[nn.Module], exclude_last_layer: bool = False, buffer: Any = None) -> None:
-    """Do nothing: `clip_grad_norm_` computes the norms of pending rows itself. Callable because the original needs the call."""
+def store_pi_grad_norm_(
+    modules: Iterable[nn.Module], exclude_last_layer: bool = False, buffer: Any = None
+) -> None:
+    """Do nothing: `clip_grad_norm_` computes the norms of pending rows itself. Callable because the
+    original needs the call."""
     if exclude_last_layer or buffer is not None:
-        raise ValueError("store_pi_grad_norm_ no longer stores anything, so it can't exclude layers or read a buffer; "
-                         "pass the parameters that shall count to clip_grad_norm_")
+        raise ValueError(
+            "store_pi_grad_norm_ no longer stores anything, so it can't exclude layers or read a "
+            "buffer; "
+            "pass the parameters that shall count to clip_grad_norm_"
+        )
 
 
 def _parts(net_or_params: nn.Module | Tensor | Iterable[Tensor]) -> Iterator[_Part]:

@@ -1,9 +1,12 @@
-"""Where the outputs of a convolution get their inputs from: sizes, and the offsets grouped so that no product is wasted.
+"""Where the outputs of a convolution get their inputs from: sizes, and the offsets grouped so that
+no product is wasted.
 
-An input position q feeds the output p through the offset δ where q = p·stride + δ·dilation - padding. Positions with the same
-remainder q mod stride use the same offsets, so they make a `Phase`: a sublattice of the input, q = start + t·stride with t = 0,
-1, ..., and for each of its offsets the shift with p = t + shift.
+An input position q feeds the output p through the offset δ where q = p·stride + δ·dilation -
+padding. Positions with the same remainder q mod stride use the same offsets, so they make a
+`Phase`: a sublattice of the input, q = start + t·stride with t = 0, 1, ..., and for each of its
+offsets the shift with p = t + shift.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +17,18 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Phase:
-    """A sublattice `start` of the input, and (offset, shift) of those it feeds outputs through, as (row, column) pairs."""
+    """A sublattice `start` of the input, and (offset, shift) of those it feeds outputs through, as
+    (row, column) pairs."""
+
     start: Pair
     taps: tuple[tuple[Pair, Pair], ...]
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Kernel, stride, padding and dilation as (rows, columns), on a map whose activations were averaged over `pool` windows."""
+    """Kernel, stride, padding and dilation as (rows, columns), on a map whose activations were
+    averaged over `pool` windows."""
+
     kernel: Pair
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
@@ -43,33 +50,46 @@ class Geometry:
         return self.kernel[0] * self.kernel[1]
 
     def pooled(self, size: Pair) -> Pair:
-        """Size of the map after pooling; positions that fill no window are left out, as in nn.AvgPool2d."""
+        """Size of the map after pooling; positions that fill no window are left out, as in
+        nn.AvgPool2d."""
         return size[0] // self.pool[0], size[1] // self.pool[1]
 
     def output(self, size: Pair) -> Pair:
         """Size of the output map of an input map [h w]; may be 0 or less, where nothing fits."""
-        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 if n else 0 for n, k, s, p, d in  # no padding around nothing
-                     zip(self.pooled(size), self.kernel, self.stride, self.padding, self.dilation))
+        # no padding around nothing
+        return tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1 if n else 0
+            for n, k, s, p, d in zip(
+                self.pooled(size), self.kernel, self.stride, self.padding, self.dilation
+            )
+        )
 
     def phases(self) -> Iterator[Phase]:
         """The sublattices that feed any output at all."""
         for row in range(self.stride[0]):
             for column in range(self.stride[1]):
-                taps = tuple(((i, j), (up, left)) for i, up in self._taps(0, row) for j, left in self._taps(1, column))
+                taps = tuple(
+                    ((i, j), (up, left))
+                    for i, up in self._taps(0, row)
+                    for j, left in self._taps(1, column)
+                )
                 if taps:
                     yield Phase((row, column), taps)
 
     def _taps(self, axis: int, start: int) -> list[tuple[int, int]]:
         found = []
         for offset in range(self.kernel[axis]):
-            shift, rest = divmod(start + self.padding[axis] - offset * self.dilation[axis], self.stride[axis])
+            shift, rest = divmod(
+                start + self.padding[axis] - offset * self.dilation[axis], self.stride[axis]
+            )
             if rest == 0:
                 found.append((offset, shift))
         return found
 
 
 def overlap(shift: int, begin: int, end: int, size: int) -> tuple[slice, slice]:
-    """Where t in [begin, end) meets p = t + shift in [0, size): slices of t - begin and of p. Empty ones where nothing does."""
+    """Where t in [begin, end) meets p = t + shift in [0, size): slices of t - begin and of p. Empty
+    ones where nothing does."""
     first, last = max(begin, -shift), min(end, size - shift)
     last = max(first, last)
     return slice(first - begin, last - begin), slice(first + shift, last + shift)
@@ -78,8 +98,12 @@ def overlap(shift: int, begin: int, end: int, size: int) -> tuple[slice, slice]:
 def pair(value: int | Pair, name: str, least: int) -> Pair:
     """`value` for rows and columns, checked."""
     values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
-        raise ValueError(f"{name} is {value!r}; a whole number from {least}, or a pair of them, was expected")
+    if len(values) != 2 or any(
+        isinstance(v, bool) or not isinstance(v, int) or v < least for v in values
+    ):
+        raise ValueError(
+            f"{name} is {value!r}; a whole number from {least}, or a pair of them, was expected"
+        )
     return values
 
 
@@ -87,6 +111,9 @@ def same_padding(kernel: Pair, stride: Pair, dilation: Pair) -> Pair:
     """The padding that keeps the size of a map; raises where there is none on both sides alike."""
     reach = tuple(d * (k - 1) for k, d in zip(kernel, dilation))
     if stride != (1, 1) or any(n % 2 for n in reach):
-        raise ValueError(f"padding='same' needs stride 1 and an odd kernel, got kernel_size={kernel}, stride={stride}, "
-                         f"dilation={dilation}; give the padding as numbers")
+        raise ValueError(
+            f"padding='same' needs stride 1 and an odd kernel, got kernel_size={kernel}, "
+            f"stride={stride}, "
+            f"dilation={dilation}; give the padding as numbers"
+        )
     return reach[0] // 2, reach[1] // 2

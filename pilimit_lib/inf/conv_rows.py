@@ -1,12 +1,14 @@
-"""The same convolution as rows, b·h·w more of them with every step: for tiny inputs. What the moments are checked against.
+"""The same convolution as rows, b·h·w more of them with every step: for tiny inputs. What the
+moments are checked against.
 
     y_δ(q) = s(q) Σ_m Amult_m A_{m,δ} k(⟨B_m, ĝ(q)⟩) ,    g_out(p) = Σ_δ y_δ(p·stride + δ·dilation - padding)
     one SGD step:  Amult ← (1 - lr·wd)·Amult ;  append  A_δ ← s(q) ∂L/∂y_δ(q) ,  B ← ĝ(q) ,  Amult ← -lr    for every sample and q
     plus bias_alpha · bias where the layer has one, trained by the same SGD
 
-Written from the definition in plain torch, without anything of the moments' own code. Index legend: b samples, m rows, r rank in,
-o rank out, k offsets, q input positions.
+Written from the definition in plain torch, without anything of the moments' own code. Index legend:
+b samples, m rows, r rank in, o rank out, k offsets, q input positions.
 """
+
 from __future__ import annotations
 
 import torch
@@ -20,22 +22,44 @@ from .vtransform import relu_k
 
 
 class InfPiConv2dRows(nn.Module):
-    """An infinitely wide convolution as rows A [m k o], Amult [m], B [m r] (unit rows), with shape and bias of the layer `like`.
+    """An infinitely wide convolution as rows A [m k o], Amult [m], B [m r] (unit rows), with shape
+    and bias of the layer `like`.
 
-    `series`: the polynomial kernel to use, default that of `like`; None stands for the exact kernel of ReLU. After a backward
-    pass `step` appends the rows that SGD makes.
+    `series`: the polynomial kernel to use, default that of `like`; None stands for the exact kernel
+    of ReLU. After a backward pass `step` appends the rows that SGD makes.
     """
 
-    def __init__(self, like: InfPiConv2d, A: Tensor, Amult: Tensor, B: Tensor, series: Series | None | str = "like") -> None:
+    def __init__(
+        self,
+        like: InfPiConv2d,
+        A: Tensor,
+        Amult: Tensor,
+        B: Tensor,
+        series: Series | None | str = "like",
+    ) -> None:
         super().__init__()
-        self.geometry, self.r, self.r_out, self.layernorm = like.geometry, like.r, like.r_out, like.layernorm
-        expected = {"A": (len(B), self.geometry.offsets, self.r_out), "Amult": (len(B),), "B": (len(B), self.r)}
+        self.geometry, self.r, self.r_out, self.layernorm = (
+            like.geometry,
+            like.r,
+            like.r_out,
+            like.layernorm,
+        )
+        expected = {
+            "A": (len(B), self.geometry.offsets, self.r_out),
+            "Amult": (len(B),),
+            "B": (len(B), self.r),
+        }
         given = {"A": A, "Amult": Amult, "B": B}
-        wrong = [f"{name} is {list(given[name].shape)}, not {list(shape)}" for name, shape in expected.items()
-                 if given[name].shape != shape]
+        wrong = [
+            f"{name} is {list(given[name].shape)}, not {list(shape)}"
+            for name, shape in expected.items()
+            if given[name].shape != shape
+        ]
         if wrong:
             raise ValueError(f"rows that don't fit the layer: {'; '.join(wrong)}")
-        self.kernel = (like.series if series == "like" else series).kernel if series is not None else relu_k
+        self.kernel = (
+            (like.series if series == "like" else series).kernel if series is not None else relu_k
+        )
         for name, value in given.items():
             self.register_buffer(name, value.clone())
         self.bias_alpha = like.bias_alpha
@@ -70,7 +94,8 @@ class InfPiConv2dRows(nn.Module):
 
     @torch.no_grad()
     def step(self, lr: float, weight_decay: float = 0.0) -> None:
-        """One SGD step: append a row for every sample and position of the forward passes since the last one."""
+        """One SGD step: append a row for every sample and position of the forward passes since the
+        last one."""
         self.Amult.mul_(1 - lr * weight_decay)
         for probe, unit, scale in self.probes:
             if probe.grad is not None:

@@ -1,16 +1,19 @@
-"""The feature map Φ of a polynomial dual kernel: ⟨Φ(u), Φ(v)⟩ = Σ_j κ_j ⟨u, v⟩^j, one column per monomial.
+"""The feature map Φ of a polynomial dual kernel: ⟨Φ(u), Φ(v)⟩ = Σ_j κ_j ⟨u, v⟩^j, one column per
+monomial.
 
     column of the monomial u^α, |α| = j:   √κ_j √(j!/α!) u^α             P = Σ_{j: κ_j>0} C(r+j-1, j), C(r+D, D) if no κ_j is 0
 
-Index legend: b batch, r rank in, o rank out, P columns. Columns are ordered by degree. Within a degree nothing is gathered or
-scattered, forward or backward:
+Index legend: b batch, r rank in, o rank out, P columns. Columns are ordered by degree. Within a
+degree nothing is gathered or scattered, forward or backward:
 
     degree 2     by distance: row d of a rectangle is u ∘ roll(u, -d), d = 0 ... r/2, a strided view of (u, u) times u
     degree 3+    lexicographic: the monomials with smallest index i are u_i times a suffix of those of one degree less
 
-Φ is made tile by tile and never stored. Tiles lie transposed, [columns b]: every slice above is then contiguous in memory, and
-the products with V [P o] need no transposed copy, which is what small batches spend their time on otherwise.
+Φ is made tile by tile and never stored. Tiles lie transposed, [columns b]: every slice above is
+then contiguous in memory, and the products with V [P o] need no transposed copy, which is what
+small batches spend their time on otherwise.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,12 +25,14 @@ import torch
 from torch import Tensor
 
 TILE_ELEMENTS = 1 << 18  # one MiB of float32: a tile and its gradient stay in the cache of one core
-BATCH_CHUNK = 1024       # larger batches are walked in pieces
+BATCH_CHUNK = 1024  # larger batches are walked in pieces
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Columns start ... stop of Φ, of one degree: `rows` of the rectangle of degree 2, `pieces` (i, from, to) beyond it."""
+    """Columns start ... stop of Φ, of one degree: `rows` of the rectangle of degree 2, `pieces` (i,
+    from, to) beyond it."""
+
     degree: int
     start: int
     stop: int
@@ -41,6 +46,7 @@ class Segment:
 @dataclass(frozen=True)
 class Tile:
     """Neighbouring segments that are multiplied with V at once."""
+
     segments: tuple[Segment, ...]
 
     @property
@@ -56,27 +62,32 @@ class Tile:
 
 
 def suffix(r: int, degree: int, i: int) -> int:
-    """Position of the first monomial of this degree whose indices are all >= i, in lexicographic order."""
+    """Position of the first monomial of this degree whose indices are all >= i, in lexicographic
+    order."""
     return comb(r + degree - 1, degree) - comb(r - i + degree - 1, degree)
 
 
 class Basis:
-    """What the tiles of one batch of directions `u` [b r] are made of: u and (u, u) transposed, monomials of degree 2 ... D-1."""
+    """What the tiles of one batch of directions `u` [b r] are made of: u and (u, u) transposed,
+    monomials of degree 2 ... D-1."""
 
     def __init__(self, features: PolynomialFeatures, u: Tensor) -> None:
         self.u = u.T.contiguous()  # [r b]
         self.windows = None
         if 2 in features.degrees:
-            self.windows = torch.cat([self.u, self.u]).unfold(0, features.r, 1).transpose(1, 2)  # [r+1 r b]
+            # [r+1 r b]
+            self.windows = torch.cat([self.u, self.u]).unfold(0, features.r, 1).transpose(1, 2)
         self.monomials = {1: self.u}
         for degree in range(2, features.degree):
             lower = self.monomials[degree - 1]
             self.monomials[degree] = torch.cat(
-                [self.u[i] * lower[suffix(features.r, degree - 1, i):] for i in range(features.r)])
+                [self.u[i] * lower[suffix(features.r, degree - 1, i) :] for i in range(features.r)]
+            )
 
 
 class PolynomialFeatures:
-    """Φ for directions of rank `r` and the coefficients `kappa` [D+1] >= 0 of a polynomial kernel."""
+    """Φ for directions of rank `r` and the coefficients `kappa` [D+1] >= 0 of a polynomial
+    kernel."""
 
     def __init__(self, r: int, kappa: Sequence[float], tile_elements: int = TILE_ELEMENTS) -> None:
         self.r, self.kappa, self.tile_elements = r, tuple(kappa), tile_elements
@@ -97,7 +108,8 @@ class PolynomialFeatures:
         return result
 
     def matrix(self, u: Tensor) -> Tensor:
-        """All of Φ(u): [b P]. Differentiable to any order; this is the definition that the rest is tested against."""
+        """All of Φ(u): [b P]. Differentiable to any order; this is the definition that the rest is
+        tested against."""
         basis = Basis(self, u)
         return torch.cat([self.tile(tile, basis) for tile in self.tiles(len(u))]).T
 
@@ -114,14 +126,15 @@ class PolynomialFeatures:
         yield Tile(tuple(segments))
 
     def columns(self, batch: int) -> int:
-        """No tile for a batch of this size has more columns, unless a single row of the rectangle does."""
+        """No tile for a batch of this size has more columns, unless a single row of the rectangle
+        does."""
         return max(self.tile_elements // max(1, min(batch, BATCH_CHUNK)), self.r)
 
     def _segments(self, limit: int) -> Iterator[Segment]:
         for degree in self.degrees:
             start = self.starts[degree]
             if degree < 2:
-                yield Segment(degree, start, start + self.r ** degree)
+                yield Segment(degree, start, start + self.r**degree)
             elif degree == 2:
                 yield from self._rectangle(start, max(1, limit // self.r))
             else:
@@ -133,8 +146,11 @@ class PolynomialFeatures:
             last = min(first + step, full)
             yield Segment(2, start + first * self.r, start + last * self.r, (first, last))
         if self.r % 2 == 0:
-            # At distance r/2 every pair appears twice in a row of r, so only half of the row is kept.
-            yield Segment(2, start + full * self.r, start + full * self.r + self.r // 2, (full, full + 1))
+            # At distance r/2 every pair appears twice in a row of r, so only half of the row is
+            # kept.
+            yield Segment(
+                2, start + full * self.r, start + full * self.r + self.r // 2, (full, full + 1)
+            )
 
     def _suffixes(self, degree: int, start: int, limit: int) -> Iterator[Segment]:
         lower = comb(self.r + degree - 2, degree - 1)
@@ -152,11 +168,14 @@ class PolynomialFeatures:
             yield Segment(degree, start, start + size, pieces=tuple(pieces))
 
     def tile(self, tile: Tile, basis: Basis, out: Tensor | None = None) -> Tensor:
-        """The columns of one tile, transposed: [columns b], written into `out` where that is given (off the tape only)."""
+        """The columns of one tile, transposed: [columns b], written into `out` where that is given
+        (off the tape only)."""
         if out is None:
             return torch.cat([self._segment(segment, basis) for segment in tile.segments])
         for segment in tile.segments:
-            self._segment(segment, basis, out[segment.start - tile.start:segment.stop - tile.start])
+            self._segment(
+                segment, basis, out[segment.start - tile.start : segment.stop - tile.start]
+            )
         return out
 
     def _segment(self, segment: Segment, basis: Basis, out: Tensor | None = None) -> Tensor:
@@ -168,8 +187,11 @@ class PolynomialFeatures:
         if segment.degree == 2:
             first, last = segment.rows
             width = len(segment) // (last - first)
-            values = torch.mul(u[:width] * (math.sqrt(2) * root), basis.windows[first:last, :width],
-                               out=None if out is None else out.view(last - first, width, -1))
+            values = torch.mul(
+                u[:width] * (math.sqrt(2) * root),
+                basis.windows[first:last, :width],
+                out=None if out is None else out.view(last - first, width, -1),
+            )
             if first == 0:
                 values[0] /= math.sqrt(2)  # squares, which appear once
             return values.flatten(0, 1)
@@ -181,10 +203,11 @@ class PolynomialFeatures:
         """√κ_j √(j!/α!) for the columns of a segment of degree 3 or more: [columns 1]."""
         key = (segment.degree, like.dtype, like.device)
         if key not in self._weights:
-            self._weights[key] = (math.sqrt(self.kappa[segment.degree])
-                                  * multinomials(self.r, segment.degree).sqrt()).to(like.device, like.dtype)[:, None]
+            self._weights[key] = (
+                math.sqrt(self.kappa[segment.degree]) * multinomials(self.r, segment.degree).sqrt()
+            ).to(like.device, like.dtype)[:, None]
         start = self.starts[segment.degree]
-        return self._weights[key][segment.start - start:segment.stop - start]
+        return self._weights[key][segment.start - start : segment.stop - start]
 
     def __deepcopy__(self, memo: dict) -> PolynomialFeatures:
         return PolynomialFeatures(self.r, self.kappa, self.tile_elements)
@@ -193,46 +216,61 @@ class PolynomialFeatures:
         return {**self.__dict__, "_weights": {}}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PolynomialFeatures) and (self.r, self.kappa) == (other.r, other.kappa)
+        return isinstance(other, PolynomialFeatures) and (self.r, self.kappa) == (
+            other.r,
+            other.kappa,
+        )
 
     __hash__ = None
 
 
 class Adjoint:
-    """Collects ∂L/∂u from the gradients of tiles: the same slices as in `Basis`, walked backwards."""
+    """Collects ∂L/∂u from the gradients of tiles: the same slices as in `Basis`, walked
+    backwards."""
 
     def __init__(self, features: PolynomialFeatures, basis: Basis) -> None:
         self.features, self.basis = features, basis
         r, b = basis.u.shape
         self.u = torch.zeros_like(basis.u)
         self.doubled = basis.u.new_zeros(2 * r, b)
-        self.monomials = {degree: torch.zeros_like(value) for degree, value in basis.monomials.items() if degree > 1}
+        self.monomials = {
+            degree: torch.zeros_like(value)
+            for degree, value in basis.monomials.items()
+            if degree > 1
+        }
 
     def add(self, tile: Tile, grad: Tensor) -> None:
         """Take in ∂L/∂(columns of the tile) [columns b]; `grad` is used up."""
         for segment in tile.segments:
-            self._add(segment, grad[segment.start - tile.start:segment.stop - tile.start])
+            self._add(segment, grad[segment.start - tile.start : segment.stop - tile.start])
 
     def _add(self, segment: Segment, grad: Tensor) -> None:
-        features, u, root = self.features, self.basis.u, math.sqrt(self.features.kappa[segment.degree])
+        features, u, root = (
+            self.features,
+            self.basis.u,
+            math.sqrt(self.features.kappa[segment.degree]),
+        )
         if segment.degree == 1:
             self.u.add_(grad, alpha=root)
         elif segment.degree == 2:
             first, last = segment.rows
-            grad, scale = grad.view(last - first, len(segment) // (last - first), u.shape[1]), math.sqrt(2) * root
+            grad, scale = (
+                grad.view(last - first, len(segment) // (last - first), u.shape[1]),
+                math.sqrt(2) * root,
+            )
             if first == 0:
                 grad[0] /= math.sqrt(2)
             width = grad.shape[1]
             self.u[:width].add_((grad * self.basis.windows[first:last, :width]).sum(0), alpha=scale)
             sums = diagonal_sums(grad, u[:width])
-            self.doubled[first:first + len(sums)].add_(sums, alpha=scale)
+            self.doubled[first : first + len(sums)].add_(sums, alpha=scale)
         elif segment.degree > 2:
             self._add_pieces(segment, grad.mul_(features._weight(segment, u)))
 
     def _add_pieces(self, segment: Segment, grad: Tensor) -> None:
         u, degree, start = self.basis.u, segment.degree - 1, 0
         for i, begin, end in segment.pieces:
-            part = grad[start:start + end - begin]
+            part = grad[start : start + end - begin]
             self.u[i] += (part * self.basis.monomials[degree][begin:end]).sum(0)
             self.monomials[degree][begin:end].addcmul_(part, u[i])
             start += end - begin
@@ -245,7 +283,7 @@ class Adjoint:
             below = self.monomials.get(degree - 1, self.u)
             for i in range(r):
                 begin = suffix(r, degree - 1, i)
-                part = grad[start:start + len(lower) - begin]
+                part = grad[start : start + len(lower) - begin]
                 gathered = (part * lower[begin:]).sum(0)
                 below[begin:].addcmul_(part, u[i])
                 self.u[i] += gathered
@@ -261,21 +299,31 @@ def diagonal_sums(values: Tensor, factor: Tensor) -> Tensor:
     n, w, b = values.shape
     padded = values.new_zeros(n, w + n, b)
     torch.mul(values, factor, out=padded[:, :w])
-    return padded.flatten(0, 1)[:n * (n + w - 1)].view(n, n + w - 1, b).sum(0)
+    return padded.flatten(0, 1)[: n * (n + w - 1)].view(n, n + w - 1, b).sum(0)
 
 
 def monomial_indices(r: int, degree: int) -> Tensor:
-    """Sorted indices of every monomial of a degree, in lexicographic order: LongTensor [count, degree]."""
+    """Sorted indices of every monomial of a degree, in lexicographic order: LongTensor [count,
+    degree]."""
     index = torch.arange(r)[:, None]
     for lower in range(1, degree):
-        index = torch.cat([torch.cat([torch.full((len(index) - begin, 1), i), index[begin:]], 1)
-                           for i in range(r) for begin in [suffix(r, lower, i)]])
+        index = torch.cat(
+            [
+                torch.cat([torch.full((len(index) - begin, 1), i), index[begin:]], 1)
+                for i in range(r)
+                for begin in [suffix(r, lower, i)]
+            ]
+        )
     return index
 
 
 def multinomials(r: int, degree: int) -> Tensor:
     """j!/α! of every monomial of degree j, in lexicographic order: float64 [count]."""
-    count, lead, smallest = torch.ones(r, dtype=torch.float64), torch.ones(r, dtype=torch.float64), torch.arange(r)
+    count, lead, smallest = (
+        torch.ones(r, dtype=torch.float64),
+        torch.ones(r, dtype=torch.float64),
+        torch.arange(r),
+    )
     for lower in range(1, degree):
         counts, leads, firsts = [], [], []
         for i in range(r):

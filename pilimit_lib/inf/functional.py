@@ -1,4 +1,5 @@
-"""The semantics of a π-layer in plain torch: forward, backward, and the rows that a step will append.
+"""The semantics of a π-layer in plain torch: forward, backward, and the rows that a step will
+append.
 
 Index legend: b batch, m rows, r rank in, o rank out. With s = |g|, ĝ = g/s, q = ĝ Bᵀ [b m]:
 
@@ -6,13 +7,16 @@ Index legend: b batch, m rows, r rank in, o rank out. With s = |g|, ĝ = g/s, q 
     backward   dγ = (∂out Aᵀ) ∘ Amult ,  ∂g = (dγ ∘ k'(q)) B + (Σ_m dγ ∘ (k − q k')(q)) ĝ     [b r]
     rows       A ← s ∂out ,  B ← ĝ                                                           one per sample
 
-With layer norm s is 1 in the forward pass, and ∂g loses its part along ĝ and is divided by |g|. Where g = 0 a ReLU network of
-any width returns 0 and passes no gradient, so the direction ĝ is set to 0 there, and s (also under layer norm) too.
+With layer norm s is 1 in the forward pass, and ∂g loses its part along ĝ and is divided by |g|.
+Where g = 0 a ReLU network of any width returns 0 and passes no gradient, so the direction ĝ is set
+to 0 there, and s (also under layer norm) too.
 
-Rows are walked block by block, so that no [b m] array is needed beyond a small budget and A·Amult is never materialised. The
-functions here are the semantics; `twins` says which faster implementation of the two sums over rows runs instead.
+Rows are walked block by block, so that no [b m] array is needed beyond a small budget and A·Amult
+is never materialised. The functions here are the semantics; `twins` says which faster
+implementation of the two sums over rows runs instead.
 Source: Yang, Santacroce & Hu 2022, sections 3 and 4.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -30,8 +34,10 @@ from .vtransform import TWO_PI, relu_k, relu_k_parts
 if TYPE_CHECKING:
     from .layers import InfPiLinearReLU
 
-SAVED_COSINES_BYTES = 8 << 20  # below this, cosines are kept for the backward pass; above, only up to 5 % of the rows' bytes
-BATCH_CHUNK = 1024             # larger batches are walked in pieces, which bounds the cosines of one block
+# below this, cosines are kept for the backward pass; above, only up to 5 % of the rows' bytes
+SAVED_COSINES_BYTES = 8 << 20
+# larger batches are walked in pieces, which bounds the cosines of one block
+BATCH_CHUNK = 1024
 
 
 def relu_kernel(left: Tensor, right: Tensor) -> Tensor:
@@ -41,10 +47,12 @@ def relu_kernel(left: Tensor, right: Tensor) -> Tensor:
 
 @dataclass
 class Rows:
-    """Rows that one backward pass made: A [b o], B [b r], and the ids [b] of the samples they come from.
+    """Rows that one backward pass made: A [b o], B [b r], and the ids [b] of the samples they come
+    from.
 
     `kernel` of two sets of B gives the inner products of what the rows stand for.
     """
+
     A: Tensor
     B: Tensor
     origin: Tensor
@@ -54,7 +62,8 @@ class Rows:
         return len(self.A)
 
     def norm(self) -> Tensor:
-        """Size of the update that these rows stand for: sqrt(Σ_ij A_i·A_j k(B_i, B_j)), the norm that clipping uses."""
+        """Size of the update that these rows stand for: sqrt(Σ_ij A_i·A_j k(B_i, B_j)), the norm
+        that clipping uses."""
         A, B = self.A.to(accumulator(self.A.dtype)), self.B.to(accumulator(self.B.dtype))
         # A row without direction (B = 0) has A = 0 too, so its k(0) does not count.
         return (self.kernel(B, B).to(A) * (A @ A.T)).sum().clamp_min(0).sqrt()
@@ -63,7 +72,13 @@ class Rows:
     def joined(parts: list[Rows]) -> Rows:
         if len(parts) == 1:
             return parts[0]
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in ("A", "B", "origin")})
+        return replace(
+            parts[0],
+            **{
+                name: torch.cat([getattr(part, name) for part in parts])
+                for name in ("A", "B", "origin")
+            },
+        )
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -82,20 +97,29 @@ def length(g: Tensor) -> Tensor:
 
 
 def direction(g: Tensor) -> tuple[Tensor, Tensor]:
-    """(ĝ [b r], s [b 1]): unit vector and length of each pre-activation; zero vectors have direction zero."""
+    """(ĝ [b r], s [b 1]): unit vector and length of each pre-activation; zero vectors have
+    direction zero."""
     s = length(g)
     return g / torch.where(s > 0, s, 1), s
 
 
-def _blocks(layer: InfPiLinearReLU, rows: int, like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """A, Amult / 2π and B of the first `rows` rows, block by block, in the accumulating precision."""
-    for A, Amult, B in zip(*(getattr(layer, name).blocks.parts(rows) for name in ("A", "Amult", "B"))):
+def _blocks(
+    layer: InfPiLinearReLU, rows: int, like: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """A, Amult / 2π and B of the first `rows` rows, block by block, in the accumulating
+    precision."""
+    for A, Amult, B in zip(
+        *(getattr(layer, name).blocks.parts(rows) for name in ("A", "Amult", "B"))
+    ):
         A, Amult, B = (part.dense(like.dtype).to(like.device) for part in (A, Amult, B))
         yield A, Amult / TWO_PI, B
 
 
-def inf_linear_forward(layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bool = False) -> tuple[Tensor, list[Tensor]]:
-    """Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) for directions `unit` [b r]: [b o], and the cosines of each block where `save`."""
+def inf_linear_forward(
+    layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) for directions `unit` [b r]: [b o], and the cosines of each block
+    where `save`."""
     out = unit.new_zeros(len(unit), layer.r_out)
     cosines = []
     for A, weight, B in _blocks(layer, rows, unit):
@@ -107,9 +131,11 @@ def inf_linear_forward(layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bo
     return out, cosines
 
 
-def inf_linear_backward(layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: Tensor,
-                        cosines: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """For ∂out `grad` [b o]: Σ_m dγ k'(q) B [b r] and Σ_m dγ (k − q k')(q) [b 1]; cosines are recomputed where not saved."""
+def inf_linear_backward(
+    layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: Tensor, cosines: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """For ∂out `grad` [b o]: Σ_m dγ k'(q) B [b r] and Σ_m dγ (k − q k')(q) [b 1]; cosines are
+    recomputed where not saved."""
     along_rows, along_unit = torch.zeros_like(unit), unit.new_zeros(len(unit), 1)
     for number, (A, weight, B) in enumerate(_blocks(layer, rows, unit)):
         q = cosines[number] if cosines else (unit @ B.T).clamp_(-1, 1)
@@ -122,7 +148,9 @@ def inf_linear_backward(layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: T
 
 @dataclass
 class _Embedded:
-    """What the backward pass needs of the forward pass: ĝ [b r], s [b 1], the factor of the output [b 1], saved cosines, twin."""
+    """What the backward pass needs of the forward pass: ĝ [b r], s [b 1], the factor of the output
+    [b 1], saved cosines, twin."""
+
     unit: Tensor
     s: Tensor
     scale: Tensor
@@ -131,12 +159,17 @@ class _Embedded:
 
 
 def _embed(layer: InfPiLinearReLU, g: Tensor, save: bool) -> tuple[Tensor, _Embedded]:
-    """The output [b o] for pre-activations `g`, and what a backward pass will need (with cosines if they are to be saved)."""
+    """The output [b o] for pre-activations `g`, and what a backward pass will need (with cosines if
+    they are to be saved)."""
     with torch.autocast(g.device.type, enabled=False):
         unit, s = direction(g.to(accumulator(layer.A.dtype)))
         scale = (s > 0).to(s.dtype) if layer.layernorm else s
         size = len(layer) * len(unit) * unit.element_size()
-        save = save and size <= max(SAVED_COSINES_BYTES, layer.row_bytes // 20) and len(unit) <= BATCH_CHUNK
+        save = (
+            save
+            and size <= max(SAVED_COSINES_BYTES, layer.row_bytes // 20)
+            and len(unit) <= BATCH_CHUNK
+        )
         twin = pick(layer, unit)
         forward = inf_linear_forward if twin is None else twin.forward
         parts = [forward(layer, len(layer), part, save) for part in unit.split(BATCH_CHUNK)]
@@ -147,25 +180,31 @@ def _embed(layer: InfPiLinearReLU, g: Tensor, save: bool) -> tuple[Tensor, _Embe
 
 
 def inf_linear(layer: InfPiLinearReLU, g: Tensor) -> Tensor:
-    """The π-layer without bias applied to pre-activations `g` [b r]: [b o], in g's dtype, summed in float32 or better."""
+    """The π-layer without bias applied to pre-activations `g` [b r]: [b o], in g's dtype, summed in
+    float32 or better."""
     if torch.is_grad_enabled() and (g.requires_grad or layer.A.requires_grad):
         return InfPiLinearFunction.apply(g, layer.A, layer)
     return _embed(layer, g, save=False)[0]
 
 
 class InfPiLinearFunction(torch.autograd.Function):
-    """Puts a π-layer on the tape. Its backward pass leaves the rows to be appended in `layer.pending`.
+    """Puts a π-layer on the tape. Its backward pass leaves the rows to be appended in
+    `layer.pending`.
 
-    `probe` is the layer's A: a Function none of whose inputs needs a gradient is not taped, and the rows would be lost.
+    `probe` is the layer's A: a Function none of whose inputs needs a gradient is not taped, and the
+    rows would be lost.
     """
 
     @staticmethod
     def forward(ctx, g: Tensor, probe: Tensor, layer: InfPiLinearReLU) -> Tensor:
         out, ctx.embedded = _embed(layer, g, save=ctx.needs_input_grad[0])
         ctx.layer, ctx.rows, ctx.edits, ctx.dtype = layer, len(layer), layer.edits, g.dtype
-        # Captured now: backward may run in another thread, where the surrounding `batch` is not visible.
+        # Captured now: backward may run in another thread, where the surrounding `batch` is not
+        # visible.
         ids = current_ids(len(g))
-        ctx.ids = torch.full((len(g),), UNKNOWN, device=g.device) if ids is None else ids.to(g.device)
+        ctx.ids = (
+            torch.full((len(g),), UNKNOWN, device=g.device) if ids is None else ids.to(g.device)
+        )
         return out
 
     @staticmethod
@@ -173,20 +212,29 @@ class InfPiLinearFunction(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None, None]:
         layer, unit, s = ctx.layer, ctx.embedded.unit, ctx.embedded.s
         if ctx.edits != layer.edits:
-            raise RuntimeError("rows of a π-layer were changed or removed between this graph's forward and backward pass "
-                               "(an optimizer step, a rewind, or a load); run the forward pass again")
+            raise RuntimeError(
+                "rows of a π-layer were changed or removed between this graph's forward and "
+                "backward pass "
+                "(an optimizer step, a rewind, or a load); run the forward pass again"
+            )
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.to(unit.dtype)
             if ctx.needs_input_grad[1]:
                 layer.pending.add(Rows(grad * ctx.embedded.scale, unit, ctx.ids))
             if not ctx.needs_input_grad[0]:
                 return None, None, None
-            backward = inf_linear_backward if ctx.embedded.twin is None else ctx.embedded.twin.backward
-            parts = [backward(layer, ctx.rows, *part, ctx.embedded.cosines)
-                     for part in zip((grad * (s > 0)).split(BATCH_CHUNK), unit.split(BATCH_CHUNK))]
+            backward = (
+                inf_linear_backward if ctx.embedded.twin is None else ctx.embedded.twin.backward
+            )
+            parts = [
+                backward(layer, ctx.rows, *part, ctx.embedded.cosines)
+                for part in zip((grad * (s > 0)).split(BATCH_CHUNK), unit.split(BATCH_CHUNK))
+            ]
             along_rows, along_unit = (torch.cat(tensors) for tensors in zip(*parts))
             if layer.shard is not None:
-                along_rows, along_unit = layer.shard.sum(torch.cat([along_rows, along_unit], 1)).split([layer.r, 1], 1)
+                along_rows, along_unit = layer.shard.sum(
+                    torch.cat([along_rows, along_unit], 1)
+                ).split([layer.r, 1], 1)
             if layer.layernorm:
                 radial = (along_rows * unit).sum(1, keepdim=True)
                 result = (along_rows - radial * unit) / torch.where(s > 0, s, 1)

@@ -1,12 +1,16 @@
-"""Kernels of infinitely wide ReLU networks: NNGP and NTK, which learn no features, and the feature kernels of trained networks.
+"""Kernels of infinitely wide ReLU networks: NNGP and NTK, which learn no features, and the feature
+kernels of trained networks.
 
-NTK parametrisation: weights N(0, varw), biases N(0, varb), inputs scaled by 1/√d. With Σ_1 = ⟨x, y⟩/d, per hidden layer l:
+NTK parametrisation: weights N(0, varw), biases N(0, varb), inputs scaled by 1/√d. With Σ_1 = ⟨x,
+y⟩/d, per hidden layer l:
 
     Σ ← varw_l·Σ + varb_l ,  c its correlation ,  E[φφ] = √(Σ_xx Σ_yy)·k(c) ,  E[φ'φ'] = k'(c)
     Θ_1 = lrw_1·⟨x, y⟩/d + lrb_1 ,   Θ_{l+1} = lrw_{l+1}·E[φφ]_l + lrb_{l+1} + varw_{l+1}·E[φ'φ']_l·Θ_l
 
-Index legend: a, b samples, d data, r rank, n finite width. Sources: Cho & Saul 2009; Lee et al. 2018; Jacot et al. 2018.
+Index legend: a, b samples, d data, r rank, n finite width. Sources: Cho & Saul 2009; Lee et al.
+2018; Jacot et al. 2018.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -20,25 +24,41 @@ from .gp_matrix import kernel_matrix, kernel_product, memory_needed, require_mem
 from .gp_solve import kernel_ridge
 from .vtransform import relu_k, relu_k_prime
 
-__all__ = ["FiniteFeatures", "InfiniteFeatures", "ReLUKernel", "embed", "features_of", "kernel_matrix", "kernel_product",
-           "kernel_regression", "kernel_ridge", "memory_needed", "require_memory"]
+__all__ = [
+    "FiniteFeatures",
+    "InfiniteFeatures",
+    "ReLUKernel",
+    "embed",
+    "features_of",
+    "kernel_matrix",
+    "kernel_product",
+    "kernel_regression",
+    "kernel_ridge",
+    "memory_needed",
+    "require_memory",
+]
 
 PerLayer = float | Sequence[float]
 
 
 @dataclass(frozen=True)
 class ReLUKernel:
-    """The kernel K(x [a d], y [b d]) -> [a b] of a ReLU MLP with `depth` hidden layers, in the limit of infinite width.
+    """The kernel K(x [a d], y [b d]) -> [a b] of a ReLU MLP with `depth` hidden layers, in the
+    limit of infinite width.
 
     Args:
-        ntk: the tangent kernel Θ_{depth+1}; otherwise the NNGP: E[φφ] after the last hidden layer, that is the covariance of a
-            readout whose weights have variance 1 and which has no bias.
-        varw, varb: variances of weights and biases; lrw, lrb: learning-rate multipliers of weights and biases. Each is one
-            number or one per layer of weights, `depth + 1` with the readout's.
-        lrb: default None is 1 in layers whose varb is not zero, and 0 in the others, which then have no bias.
-        as_published: repeat the NTK of the paper's own code, which takes k' at the correlation *after* the ReLU and twice.
-            The published figures were made with it; it is the tangent kernel of no network.
+        ntk: the tangent kernel Θ_{depth+1}; otherwise the NNGP: E[φφ] after the last hidden layer,
+            that is the covariance of a readout whose weights have variance 1 and which has no bias.
+        varw, varb: variances of weights and biases; lrw, lrb: learning-rate multipliers of weights
+            and biases. Each is one number or one per layer of weights, `depth + 1` with the
+            readout's.
+        lrb: default None is 1 in layers whose varb is not zero, and 0 in the others, which then
+        have no bias.
+        as_published: repeat the NTK of the paper's own code, which takes k' at the correlation
+            *after* the ReLU and twice. The published figures were made with it; it is the tangent
+            kernel of no network.
     """
+
     depth: int
     ntk: bool = False
     varw: PerLayer = 1.0
@@ -49,22 +69,37 @@ class ReLUKernel:
 
     def __post_init__(self) -> None:
         if not isinstance(self.depth, int) or self.depth < 1:
-            raise ValueError(f"depth counts hidden layers and is {self.depth!r}; it must be at least 1")
+            raise ValueError(
+                f"depth counts hidden layers and is {self.depth!r}; it must be at least 1"
+            )
         for name in ("varw", "varb", "lrw", "lrb"):
             values = self._per_layer(name)
-            if len(values) != self.depth + 1 or not all(0 <= value < float("inf") for value in values):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one number that is not negative, or one for each "
-                                 f"of the {self.depth + 1} layers of weights (depth {self.depth} and the readout)")
-        if not any(self._per_layer("varw")[:self.depth]) and not any(self._per_layer("varb")[:self.depth]):
-            raise ValueError("all variances are zero: the network is the zero function and has no kernel")
+            if len(values) != self.depth + 1 or not all(
+                0 <= value < float("inf") for value in values
+            ):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; expected one number that is not negative, "
+                    "or one for each "
+                    f"of the {self.depth + 1} layers of weights (depth {self.depth} and the "
+                    "readout)"
+                )
+        if not any(self._per_layer("varw")[: self.depth]) and not any(
+            self._per_layer("varb")[: self.depth]
+        ):
+            raise ValueError(
+                "all variances are zero: the network is the zero function and has no kernel"
+            )
         if self.as_published and not self.ntk:
             raise ValueError("as_published says how the NTK is computed; there is only one NNGP")
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Entries in float64: near-by samples have correlations so close to 1 that float32 loses half the digits of k'."""
+        """Entries in float64: near-by samples have correlations so close to 1 that float32 loses
+        half the digits of k'."""
         x, y = _flat(x).double(), _flat(y).double()
         if x.shape[1] != y.shape[1]:
-            raise ValueError(f"samples of {x.shape[1]} and {y.shape[1]} numbers; both sides need the same")
+            raise ValueError(
+                f"samples of {x.shape[1]} and {y.shape[1]} numbers; both sides need the same"
+            )
         varw, varb, lrw, lrb = (self._per_layer(name) for name in ("varw", "varb", "lrw", "lrb"))
         cov = x @ y.T / x.shape[1]
         own_x, own_y = (samples.square().mean(1) for samples in (x, y))
@@ -89,7 +124,8 @@ class ReLUKernel:
 
 @dataclass(frozen=True)
 class InfiniteFeatures:
-    """The kernel k(⟨ĝ, ĝ'⟩) of a trained infinite network's features, from embeddings ĝ [a r] (unit rows, or zero)."""
+    """The kernel k(⟨ĝ, ĝ'⟩) of a trained infinite network's features, from embeddings ĝ [a r] (unit
+    rows, or zero)."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         # No direction, no activation: φ(0) = 0.
@@ -98,7 +134,8 @@ class InfiniteFeatures:
 
 @dataclass(frozen=True)
 class FiniteFeatures:
-    """The kernel ⟨φ(ĥ), φ(ĥ')⟩ of a finite network's features, from embeddings ĥ [a n]; tends to InfiniteFeatures as n → ∞."""
+    """The kernel ⟨φ(ĥ), φ(ĥ')⟩ of a finite network's features, from embeddings ĥ [a n]; tends to
+    InfiniteFeatures as n → ∞."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.relu(x.double()) @ torch.relu(y.double()).T
@@ -111,28 +148,47 @@ def features_of(net: nn.Module) -> InfiniteFeatures | FiniteFeatures:
 
 @torch.no_grad()
 def embed(net: nn.Module, images: Tensor, batch_size: int = 500, progress: bool = True) -> Tensor:
-    """Directions [a r] (finite networks: [a n]) of the pre-activations that feed the readout of `net`, on the CPU in float32."""
+    """Directions [a r] (finite networks: [a n]) of the pre-activations that feed the readout of
+    `net`, on the CPU in float32."""
     first = next(net.parameters())
     images = _flat(images)
-    parts = [net.embedding(part.to(first.device, first.dtype)).float().cpu()
-             for part in tqdm(images.split(batch_size), desc="embedding", disable=not progress)]
+    parts = [
+        net.embedding(part.to(first.device, first.dtype)).float().cpu()
+        for part in tqdm(images.split(batch_size), desc="embedding", disable=not progress)
+    ]
     return torch.cat(parts)
 
 
-def kernel_regression(kernel: Callable[[Tensor, Tensor], Tensor], x: Tensor, targets: Tensor, x_test: Tensor,
-                      ridges: Sequence[float], *, dtype: torch.dtype = torch.float64, method: str = "auto",
-                      block: int = 2048, cache: str | None = None, device: torch.device | str | None = None,
-                      progress: bool = True) -> Tensor:
-    """Predictions [len(ridges), b, o] on x_test [b d] of kernel ridge regression on x [a d], targets [a o].
+def kernel_regression(
+    kernel: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    targets: Tensor,
+    x_test: Tensor,
+    ridges: Sequence[float],
+    *,
+    dtype: torch.dtype = torch.float64,
+    method: str = "auto",
+    block: int = 2048,
+    cache: str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """Predictions [len(ridges), b, o] on x_test [b d] of kernel ridge regression on x [a d],
+    targets [a o].
 
-    Each ridge is relative to the mean of the kernel's diagonal. `cache` is a file in which the training kernel is kept: an
-    interrupted computation goes on from there and a finished one is read. See `kernel_matrix` and `kernel_ridge`.
-    Raises MemoryError before anything is computed where the machine's memory does not suffice.
+    Each ridge is relative to the mean of the kernel's diagonal. `cache` is a file in which the
+    training kernel is kept: an interrupted computation goes on from there and a finished one is
+    read. See `kernel_matrix` and `kernel_ridge`. Raises MemoryError before anything is computed
+    where the machine's memory does not suffice.
     """
     require_memory(memory_needed(len(x), dtype, method, len(ridges)))
-    K = kernel_matrix(kernel, x, dtype=dtype, block=block, cache=cache, device=device, progress=progress)
+    K = kernel_matrix(
+        kernel, x, dtype=dtype, block=block, cache=cache, device=device, progress=progress
+    )
     coefficients = kernel_ridge(K, targets, ridges, method=method, progress=progress)
-    return kernel_product(kernel, x_test, x, coefficients, block=block, device=device, progress=progress)
+    return kernel_product(
+        kernel, x_test, x, coefficients, block=block, device=device, progress=progress
+    )
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""Kernel matrices computed block by block: symmetric ones half, with a progress bar, in memory or in a file that resumes."""
+"""Kernel matrices computed block by block: symmetric ones half, with a progress bar, in memory or
+in a file that resumes."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,25 +17,35 @@ from tqdm import tqdm
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
-def memory_needed(samples: int, dtype: torch.dtype = torch.float64, method: str = "auto", ridges: int = 1) -> int:
-    """Bytes for the kernel matrix of `samples` samples and the regression on it (see `kernel_ridge`).
+def memory_needed(
+    samples: int, dtype: torch.dtype = torch.float64, method: str = "auto", ridges: int = 1
+) -> int:
+    """Bytes for the kernel matrix of `samples` samples and the regression on it (see
+    `kernel_ridge`).
 
-    50,000 samples are 10 GB in float32 and 20 GB in float64 with method "cholesky", which works in the matrix itself.
+    50,000 samples are 10 GB in float32 and 20 GB in float64 with method "cholesky", which works in
+    the matrix itself.
     """
     from .gp_solve import CHOLESKY_PANEL, resolved
+
     matrix = samples * samples * torch.empty(0, dtype=dtype).element_size()
     if resolved(method, ridges) == "eigen":
-        # float64 copy, eigenvectors, and the workspace of the divide-and-conquer driver: two more of the same size.
+        # float64 copy, eigenvectors, and the workspace of the divide-and-conquer driver: two more
+        # of the same size.
         return matrix + 4 * samples * samples * 8
     return matrix + 3 * samples * CHOLESKY_PANEL * 8
 
 
 def require_memory(needed: int, fewer: str = "--train-subset-size") -> None:
-    """Raise MemoryError where `needed` bytes are not available now. `fewer`: what takes fewer samples."""
+    """Raise MemoryError where `needed` bytes are not available now. `fewer`: what takes fewer
+    samples."""
     available = _available_memory()
     if available is not None and needed > available:
-        raise MemoryError(f"the kernel regression needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available. "
-                          f"Use fewer samples ({fewer}), float32, or method 'cholesky'")
+        raise MemoryError(
+            f"the kernel regression needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
+            "available. "
+            f"Use fewer samples ({fewer}), float32, or method 'cholesky'"
+        )
 
 
 def _available_memory() -> int | None:
@@ -50,13 +62,22 @@ def _available_memory() -> int | None:
         return None
 
 
-def kernel_matrix(kernel: Kernel, x: Tensor, *, dtype: torch.dtype = torch.float64, block: int = 2048,
-                  cache: str | os.PathLike | None = None, device: torch.device | str | None = None,
-                  progress: bool = True) -> Tensor:
-    """K(x, x) [a a] of samples x [a …] in `dtype`; each pair is computed once, in the kernel's own precision.
+def kernel_matrix(
+    kernel: Kernel,
+    x: Tensor,
+    *,
+    dtype: torch.dtype = torch.float64,
+    block: int = 2048,
+    cache: str | os.PathLike | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """K(x, x) [a a] of samples x [a …] in `dtype`; each pair is computed once, in the kernel's own
+    precision.
 
-    `cache` names a .npy file (beside it, .json says which blocks are done): the matrix lies there, an interrupted computation
-    goes on where it stopped, and a finished one is only opened. A cache of other data or another kernel is an error.
+    `cache` names a .npy file (beside it, .json says which blocks are done): the matrix lies there,
+    an interrupted computation goes on where it stopped, and a finished one is only opened. A cache
+    of other data or another kernel is an error.
     """
     count = len(x)
     starts = range(0, count, block)
@@ -77,42 +98,71 @@ def kernel_matrix(kernel: Kernel, x: Tensor, *, dtype: torch.dtype = torch.float
     return store.private() if store else out
 
 
-def kernel_product(kernel: Kernel, x: Tensor, y: Tensor, coefficients: Tensor, *, block: int = 2048,
-                   device: torch.device | str | None = None, progress: bool = True) -> Tensor:
-    """K(x, y) applied to coefficients [..., b, o]: [..., a, o], without ever holding more than one block of K."""
+def kernel_product(
+    kernel: Kernel,
+    x: Tensor,
+    y: Tensor,
+    coefficients: Tensor,
+    *,
+    block: int = 2048,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Tensor:
+    """K(x, y) applied to coefficients [..., b, o]: [..., a, o], without ever holding more than one
+    block of K."""
     lead, out_size = coefficients.shape[:-2], coefficients.shape[-1]
     if coefficients.shape[-2] != len(y):
-        raise ValueError(f"coefficients of {coefficients.shape[-2]} samples for {len(y)} training samples")
+        raise ValueError(
+            f"coefficients of {coefficients.shape[-2]} samples for {len(y)} training samples"
+        )
     right = coefficients.movedim(-2, 0).reshape(len(y), -1).double()
     out = torch.zeros(len(x), right.shape[1], dtype=torch.float64)
-    for i in tqdm(range(0, len(x), block), desc=f"kernel with {len(x)} samples", disable=not progress):
+    for i in tqdm(
+        range(0, len(x), block), desc=f"kernel with {len(x)} samples", disable=not progress
+    ):
         for j in range(0, len(y), block):
-            part = kernel(x[i:i + block].to(device), y[j:j + block].to(device))
-            out[i:i + block] += part.double().cpu() @ right[j:j + block]
+            part = kernel(x[i : i + block].to(device), y[j : j + block].to(device))
+            out[i : i + block] += part.double().cpu() @ right[j : j + block]
     return out.reshape(len(x), *lead, out_size).movedim(0, -2)
 
 
 class _Cache:
     """A matrix in a file, and a note of its finished blocks that is only ever replaced whole."""
 
-    def __init__(self, path: str | os.PathLike, kernel: Kernel, x: Tensor, dtype: torch.dtype, block: int) -> None:
+    def __init__(
+        self, path: str | os.PathLike, kernel: Kernel, x: Tensor, dtype: torch.dtype, block: int
+    ) -> None:
         self.path, self.done = Path(path).with_suffix(".npy"), set()
         self.note = self.path.with_suffix(".json")
-        self.identity = {"kernel": repr(kernel), "data": _digest(x), "samples": len(x), "dtype": str(dtype), "block": block}
+        self.identity = {
+            "kernel": repr(kernel),
+            "data": _digest(x),
+            "samples": len(x),
+            "dtype": str(dtype),
+            "block": block,
+        }
         shape, kind = (len(x), len(x)), torch.empty(0, dtype=dtype).numpy().dtype
         if self.note.exists():
             found = self._read_note()
             differing = [key for key, value in self.identity.items() if found.get(key) != value]
             if differing:
-                raise ValueError(f"{self.path} holds another kernel matrix (other {', '.join(differing)}): "
-                                 "name another file, or delete this one and its .json")
+                raise ValueError(
+                    f"{self.path} holds another kernel matrix (other {', '.join(differing)}): "
+                    "name another file, or delete this one and its .json"
+                )
             self.done = {tuple(pair) for pair in found["done"]}
             stored = np.lib.format.open_memmap(self.path, mode="r+")
             if stored.shape != shape or stored.dtype != kind:
-                raise ValueError(f"{self.path} holds {stored.dtype} {stored.shape}; expected {kind} {shape}: delete it")
+                raise ValueError(
+                    f"{self.path} holds {stored.dtype} {stored.shape}; expected {kind} {shape}: "
+                    "delete it"
+                )
         else:
             if self.path.exists():
-                raise ValueError(f"{self.path} exists without its {self.note.name}: name another file, or delete it")
+                raise ValueError(
+                    f"{self.path} exists without its {self.note.name}: name another file, or "
+                    "delete it"
+                )
             self.path.parent.mkdir(parents=True, exist_ok=True)
             stored = np.lib.format.open_memmap(self.path, mode="w+", dtype=kind, shape=shape)
             self._write_note()
@@ -133,7 +183,9 @@ class _Cache:
         try:
             return json.loads(self.note.read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.note} is damaged ({error}): delete it and {self.path.name}") from error
+            raise ValueError(
+                f"{self.note} is damaged ({error}): delete it and {self.path.name}"
+            ) from error
 
     def _write_note(self) -> None:
         beside = self.note.with_suffix(".part")

@@ -1,10 +1,12 @@
 """Kernel ridge regression: (K + ridge·mean(diag K)·I) C = targets, for several ridges.
 
-Two ways. "cholesky" works inside the matrix it is given: the factor lies in the lower block triangle, K stays in the upper one
-and is whole again afterwards, so that the largest problem is the largest matrix; it costs n³/3 for each ridge. "eigen" costs one
-eigendecomposition (in time about 40 Cholesky factors, measured at a = 3000 on one thread; in memory four more matrices) for any
-number of ridges. That is why "auto" factorises anew for each of a few ridges.
+Two ways. "cholesky" works inside the matrix it is given: the factor lies in the lower block
+triangle, K stays in the upper one and is whole again afterwards, so that the largest problem is the
+largest matrix; it costs n³/3 for each ridge. "eigen" costs one eigendecomposition (in time about 40
+Cholesky factors, measured at a = 3000 on one thread; in memory four more matrices) for any number
+of ridges. That is why "auto" factorises anew for each of a few ridges.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 CHOLESKY_PANEL = 512
-EIGEN_FROM = 40        # ridges from which one eigendecomposition is cheaper than a factor for each
+EIGEN_FROM = 40  # ridges from which one eigendecomposition is cheaper than a factor for each
 REFINEMENTS = 12
 
 
@@ -25,11 +27,20 @@ def resolved(method: str, ridges: int) -> str:
     return ("eigen" if ridges >= EIGEN_FROM else "cholesky") if method == "auto" else method
 
 
-def kernel_ridge(K: Tensor, targets: Tensor, ridges: Sequence[float], *, method: str = "auto", progress: bool = True) -> Tensor:
-    """Coefficients C [len(ridges), a, o] in float64 for K [a a] and targets [a o]; each ridge is relative to K's mean diagonal.
+def kernel_ridge(
+    K: Tensor,
+    targets: Tensor,
+    ridges: Sequence[float],
+    *,
+    method: str = "auto",
+    progress: bool = True,
+) -> Tensor:
+    """Coefficients C [len(ridges), a, o] in float64 for K [a a] and targets [a o]; each ridge is
+    relative to K's mean diagonal.
 
-    A float32 matrix is factorised in float32 and the solution refined against it in float64. Raises ValueError where a ridge is
-    too small for the matrix to be positive definite in its precision, or for the refinement to converge. K is left as it was.
+    A float32 matrix is factorised in float32 and the solution refined against it in float64. Raises
+    ValueError where a ridge is too small for the matrix to be positive definite in its precision,
+    or for the refinement to converge. K is left as it was.
     """
     _check(K, targets, ridges)
     diagonal = K.diagonal().double()
@@ -40,7 +51,9 @@ def kernel_ridge(K: Tensor, targets: Tensor, ridges: Sequence[float], *, method:
         if min(absolute) + float(values[0]) <= 0:
             raise ValueError(_too_small(ridges[absolute.index(min(absolute))], K.dtype))
         projected = vectors.T @ targets
-        return torch.stack([vectors @ (projected / (values + ridge)[:, None]) for ridge in absolute])
+        return torch.stack(
+            [vectors @ (projected / (values + ridge)[:, None]) for ridge in absolute]
+        )
     solutions = []
     try:
         for ridge, shift in zip(ridges, absolute):
@@ -56,7 +69,10 @@ def kernel_ridge(K: Tensor, targets: Tensor, ridges: Sequence[float], *, method:
 
 def _check(K: Tensor, targets: Tensor, ridges: Sequence[float]) -> None:
     if K.ndim != 2 or K.shape[0] != K.shape[1] or K.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"K has shape {list(K.shape)} and type {K.dtype}; expected a square matrix in float32 or float64")
+        raise ValueError(
+            f"K has shape {list(K.shape)} and type {K.dtype}; expected a square matrix in float32 "
+            "or float64"
+        )
     if targets.ndim != 2 or len(targets) != len(K):
         raise ValueError(f"targets have shape {list(targets.shape)}; expected [{len(K)}, outputs]")
     if not len(ridges) or not all(0 <= ridge < float("inf") for ridge in ridges):
@@ -64,12 +80,17 @@ def _check(K: Tensor, targets: Tensor, ridges: Sequence[float]) -> None:
 
 
 def _too_small(ridge: float, dtype: torch.dtype) -> str:
-    return (f"ridge {ridge:g} (of the kernel's mean diagonal) is too small for this kernel in {dtype}: the matrix is not "
-            "positive definite to its precision. Take a larger ridge" + ("" if dtype == torch.float64 else " or float64"))
+    return (
+        f"ridge {ridge:g} (of the kernel's mean diagonal) is too small for this kernel in {dtype}: "
+        "the matrix is not "
+        "positive definite to its precision. Take a larger ridge"
+        + ("" if dtype == torch.float64 else " or float64")
+    )
 
 
 class _Cholesky:
-    """L Lᵀ = K + shift·I. Off-diagonal blocks of L lie in the lower block triangle of K, diagonal ones here."""
+    """L Lᵀ = K + shift·I. Off-diagonal blocks of L lie in the lower block triangle of K, diagonal
+    ones here."""
 
     def __init__(self, K: Tensor, shift: float, name: str, progress: bool) -> None:
         self.K, self.diagonals = K, []
@@ -78,14 +99,16 @@ class _Cholesky:
         with bar:
             for j in range(0, count, CHOLESKY_PANEL):
                 end = min(j + CHOLESKY_PANEL, count)
-                panel = K[j:end, j:].T.clone()          # the upper triangle is K itself
-                panel[:end - j].diagonal().add_(shift)
+                panel = K[j:end, j:].T.clone()  # the upper triangle is K itself
+                panel[: end - j].diagonal().add_(shift)
                 if j:
                     panel.addmm_(K[j:, :j], K[j:end, :j].T, alpha=-1)
-                L = torch.linalg.cholesky(panel[:end - j].double())
+                L = torch.linalg.cholesky(panel[: end - j].double())
                 self.diagonals.append(L)
                 if end < count:
-                    K[end:, j:end] = torch.linalg.solve_triangular(L.to(K).T, panel[end - j:], upper=True, left=False)
+                    K[end:, j:end] = torch.linalg.solve_triangular(
+                        L.to(K).T, panel[end - j :], upper=True, left=False
+                    )
                 bar.update(end - j)
 
     def solve(self, right: Tensor) -> Tensor:
@@ -126,13 +149,15 @@ def _upper_product(K: Tensor, right: Tensor) -> Tensor:
     """K right with K taken from its upper block triangle, summed in float64."""
     out = torch.zeros_like(right)
     for j in range(0, len(K), CHOLESKY_PANEL):
-        band = K[j:j + CHOLESKY_PANEL, j:].double()
-        out[j:j + CHOLESKY_PANEL] += band @ right[j:]
-        out[j + CHOLESKY_PANEL:] += band[:, CHOLESKY_PANEL:].T @ right[j:j + CHOLESKY_PANEL]
+        band = K[j : j + CHOLESKY_PANEL, j:].double()
+        out[j : j + CHOLESKY_PANEL] += band @ right[j:]
+        out[j + CHOLESKY_PANEL :] += band[:, CHOLESKY_PANEL:].T @ right[j : j + CHOLESKY_PANEL]
     return out
 
 
 def _mirror(K: Tensor) -> None:
     """The lower block triangle from the upper one."""
     for j in range(0, len(K), CHOLESKY_PANEL):
-        K[j + CHOLESKY_PANEL:, j:j + CHOLESKY_PANEL] = K[j:j + CHOLESKY_PANEL, j + CHOLESKY_PANEL:].T
+        K[j + CHOLESKY_PANEL :, j : j + CHOLESKY_PANEL] = K[
+            j : j + CHOLESKY_PANEL, j + CHOLESKY_PANEL :
+        ].T

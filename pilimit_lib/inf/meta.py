@@ -5,11 +5,13 @@
     loss.backward()                                                     # the meta-gradient, of second order
     clip_grad_norm_(net, 0.1); optimizer.step()                         # as for any other loss
 
-An inner step of a task appends *fast rows* beside the network (see `meta_layers`), which the next task never sees: nothing is
-copied per task and nothing has to be rewound. A step on moments V − η ∂L/∂V, or on the weights of a finite network, is the same
-rows. Fast rows are on the tape, so second order is plain autograd. Index legend: t tasks, b samples, m fast rows, r rank in,
-o outputs. Source: Finn, Abbeel & Levine 2017; Yang, Santacroce & Hu 2022, section 5.
+An inner step of a task appends *fast rows* beside the network (see `meta_layers`), which the next
+task never sees: nothing is copied per task and nothing has to be rewound. A step on moments V − η
+∂L/∂V, or on the weights of a finite network, is the same rows. Fast rows are on the tape, so second
+order is plain autograd. Index legend: t tasks, b samples, m fast rows, r rank in, o outputs.
+Source: Finn, Abbeel & Levine 2017; Yang, Santacroce & Hu 2022, section 5.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -28,7 +30,11 @@ TaskLoss = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
     """The mean cross entropy of each task [t], of outputs [t b o] and labels [t b]."""
-    return F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+    return (
+        F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none")
+        .view(labels.shape)
+        .mean(1)
+    )
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -43,12 +49,16 @@ def smooth_l1(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass
 class FastRows:
-    """What the inner steps of all tasks have added to one layer: rows (keys, values [t m o]) and a shift of the bias [t 1 o]."""
+    """What the inner steps of all tasks have added to one layer: rows (keys, values [t m o]) and a
+    shift of the bias [t 1 o]."""
+
     keys: Tensor | None = None
     values: Tensor | None = None
     shift: Tensor | None = None
 
-    def add(self, seen: Keys, delta: Tensor, rate: float, shift: Tensor | None, detach: bool) -> None:
+    def add(
+        self, seen: Keys, delta: Tensor, rate: float, shift: Tensor | None, detach: bool
+    ) -> None:
         """Append the rows of one step of size `rate` on output gradients `delta` [t b o]."""
         values = -rate * (delta if seen.scale is None else seen.scale * delta)
         features = seen.features
@@ -68,7 +78,8 @@ class FastRows:
 
 
 class Adapted:
-    """A network after inner steps: a function of query inputs [t b d] to outputs [t b o], task by task. See `adapt`."""
+    """A network after inner steps: a function of query inputs [t b d] to outputs [t b o], task by
+    task. See `adapt`."""
 
     def __init__(self, net: nn.Module, layers: list[int], tasks: int) -> None:
         self.net, self.tasks = net, tasks
@@ -76,28 +87,45 @@ class Adapted:
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.ndim != 3 or len(x) != self.tasks:
-            raise ValueError(f"the network was adapted to {self.tasks} tasks, so inputs [{self.tasks} b d] were expected, "
-                             f"got {list(x.shape)}")
+            raise ValueError(
+                f"the network was adapted to {self.tasks} tasks, so inputs [{self.tasks} b d] were "
+                "expected, "
+                f"got {list(x.shape)}"
+            )
         return self._run(x, None)
 
-    def step(self, x: Tensor, y: Tensor, loss: TaskLoss, rate: float, bias_rate: float, project: bool | None,
-             second_order: bool) -> None:
+    def step(
+        self,
+        x: Tensor,
+        y: Tensor,
+        loss: TaskLoss,
+        rate: float,
+        bias_rate: float,
+        project: bool | None,
+        second_order: bool,
+    ) -> None:
         """One inner step of every task."""
         taps: dict[int, tuple[Keys, Tensor]] = {}
         outputs = self._run(x, taps)
         losses = loss(outputs, y)
         if losses.shape != (self.tasks,):
-            raise ValueError(f"the loss must return one number per task, [{self.tasks}], got {list(losses.shape)}")
-        deltas = torch.autograd.grad(losses.sum(), [out for _, out in taps.values()], create_graph=second_order)
+            raise ValueError(
+                f"the loss must return one number per task, [{self.tasks}], got "
+                f"{list(losses.shape)}"
+            )
+        deltas = torch.autograd.grad(
+            losses.sum(), [out for _, out in taps.values()], create_graph=second_order
+        )
         for (number, (seen, _)), delta in zip(taps.items(), deltas):
             layer, shift = self.net.layers[number], None
             delta = projected(layer, delta, project)
             if layer.bias is not None:
-                shift = -bias_rate * layer.bias_alpha ** 2 * delta.sum(1, keepdim=True)
+                shift = -bias_rate * layer.bias_alpha**2 * delta.sum(1, keepdim=True)
             self.fast[number].add(seen, delta, rate, shift, not second_order)
 
     def _run(self, x: Tensor, taps: dict[int, tuple[Keys, Tensor]] | None) -> Tensor:
-        """Outputs; `taps` receives what each adapted layer saw, and its outputs as points of the tape."""
+        """Outputs; `taps` receives what each adapted layer saw, and its outputs as points of the
+        tape."""
         net, z, last = self.net, x, len(self.net.layers) - 1
         for number, layer in enumerate(net.layers):
             out = layer(z.flatten(0, 1)).unflatten(0, z.shape[:2])
@@ -111,24 +139,37 @@ class Adapted:
         return z * net.last_layer_alpha
 
 
-def adapt(net: nn.Module, x: Tensor, y: Tensor, *, step_size: float, steps: int = 1, loss: TaskLoss = cross_entropy,
-          readout_only: bool = False, body_only: bool = False, second_order: bool = True, project: bool | None = None,
-          bias_lr_mult: float = 1) -> Adapted:
-    """Take inner steps of plain SGD on the support sets of all tasks; returns the adapted network, and leaves `net` alone.
+def adapt(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    step_size: float,
+    steps: int = 1,
+    loss: TaskLoss = cross_entropy,
+    readout_only: bool = False,
+    body_only: bool = False,
+    second_order: bool = True,
+    project: bool | None = None,
+    bias_lr_mult: float = 1,
+) -> Adapted:
+    """Take inner steps of plain SGD on the support sets of all tasks; returns the adapted network,
+    and leaves `net` alone.
 
     Args:
         net: InfMLP, FinPiMLPSample or KernelMLP.
         x, y: support sets of t tasks, x [t b d] and y as `loss` takes it (labels [t b]).
         loss: of outputs [t b o] and y, one number per task [t].
         readout_only: adapt the readout; body_only: everything else. Default: all layers.
-        second_order: keep the inner steps on the tape. False holds what they add constant (and builds no graph), which is what
-            first-order MAML and evaluation need.
-        project: project inner gradients of finite layers onto the range of Ω, as the infinite limit demands. Default: where the
-            layer projects its own (`layer.project`), so in π-networks, not in μ-networks.
+        second_order: keep the inner steps on the tape. False holds what they add constant (and
+            builds no graph), which is what first-order MAML and evaluation need.
+        project: project inner gradients of finite layers onto the range of Ω, as the infinite limit
+            demands. Default: where the layer projects its own (`layer.project`), so in π-networks,
+            not in μ-networks.
         bias_lr_mult: multiplies the step size for biases.
     Raises:
-        ValueError: second order through adapted layers of rows (or fused moments) below the readout. The meta-gradient is then
-            not a sum of ReLU rows; moments hold it.
+        ValueError: second order through adapted layers of rows (or fused moments) below the
+            readout. The meta-gradient is then not a sum of ReLU rows; moments hold it.
     """
     chosen = _layers(net, readout_only, body_only)
     _check(net, x, chosen, steps, step_size, second_order)
@@ -145,7 +186,8 @@ def adapt(net: nn.Module, x: Tensor, y: Tensor, *, step_size: float, steps: int 
 
 @torch.no_grad()
 def readout_kernel(net: nn.Module, left: Tensor, right: Tensor) -> Tensor:
-    """Inner products of what the readout of `net` sees of inputs [t a d] and [t b d], task by task: [t a b]."""
+    """Inner products of what the readout of `net` sees of inputs [t a d] and [t b d], task by task:
+    [t a b]."""
     seen = []
     for x in (left, right):
         taps: dict[int, tuple[Keys, Tensor]] = {}
@@ -157,7 +199,8 @@ def readout_kernel(net: nn.Module, left: Tensor, right: Tensor) -> Tensor:
 
 @contextmanager
 def _frozen(net: nn.Module) -> Iterator[None]:
-    """Inside the `with`, no parameter needs a gradient, so that backward passes leave none behind."""
+    """Inside the `with`, no parameter needs a gradient, so that backward passes leave none
+    behind."""
     held = [parameter for parameter in net.parameters() if parameter.requires_grad]
     for parameter in held:
         parameter.requires_grad_(False)
@@ -170,28 +213,43 @@ def _frozen(net: nn.Module) -> Iterator[None]:
 
 def _layers(net: nn.Module, readout_only: bool, body_only: bool) -> list[int]:
     if not isinstance(getattr(net, "layers", None), nn.ModuleList):
-        raise TypeError(f"adapt needs a network with a ModuleList `layers` (InfMLP, FinPiMLPSample, KernelMLP), "
-                        f"got {type(net).__name__}")
+        raise TypeError(
+            "adapt needs a network with a ModuleList `layers` (InfMLP, FinPiMLPSample, "
+            "KernelMLP), "
+            f"got {type(net).__name__}"
+        )
     if readout_only and body_only:
         raise ValueError("readout_only and body_only together leave nothing to adapt")
     count = len(net.layers)
     if body_only and count == 1:
-        raise ValueError(f"a {type(net).__name__} is a readout only: body_only leaves nothing to adapt")
+        raise ValueError(
+            f"a {type(net).__name__} is a readout only: body_only leaves nothing to adapt"
+        )
     return [count - 1] if readout_only else list(range(count - 1 if body_only else count))
 
 
-def _check(net: nn.Module, x: Tensor, chosen: list[int], steps: int, step_size: float, second_order: bool) -> None:
+def _check(
+    net: nn.Module, x: Tensor, chosen: list[int], steps: int, step_size: float, second_order: bool
+) -> None:
     if x.ndim != 3:
-        raise ValueError(f"inputs [t b d] of t tasks were expected, got {list(x.shape)}; flatten images, and give a single task "
-                         "as x[None]")
+        raise ValueError(
+            f"inputs [t b d] of t tasks were expected, got {list(x.shape)}; flatten images, and "
+            "give a single task "
+            "as x[None]"
+        )
     if steps < 0 or step_size < 0:
         raise ValueError(f"steps and step_size must not be negative, got {steps} and {step_size}")
     if not second_order:
         return
-    # The inner gradient of a layer passes through all layers above it, which second order differentiates a second time.
+    # The inner gradient of a layer passes through all layers above it, which second order
+    # differentiates a second time.
     for number in range(min(chosen) + 1, len(net.layers)):
         layer = net.layers[number]
         if isinstance(layer, InfPiLinearReLU) or getattr(layer, "fused", False):
             what = "rows" if isinstance(layer, InfPiLinearReLU) else "fused moments"
-            raise ValueError(f"second order through layer {number}, which is made of {what}, while layer {min(chosen)} below it "
-                             "is adapted: take readout_only=True, second_order=False, or moments with fused=False")
+            raise ValueError(
+                f"second order through layer {number}, which is made of {what}, while layer "
+                f"{min(chosen)} below it "
+                "is adapted: take readout_only=True, second_order=False, or moments with "
+                "fused=False"
+            )

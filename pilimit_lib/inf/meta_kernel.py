@@ -1,9 +1,11 @@
-"""Learners without features: a function in the space of a fixed kernel, such as NNGP or NTK, that trains as π-layers do.
+"""Learners without features: a function in the space of a fixed kernel, such as NNGP or NTK, that
+trains as π-layers do.
 
     f(x) = Σ_m Amult_m A_m K(B_m, x)          A [m o], Amult [m], B [m d]: samples seen
 
 SGD on f appends one row per sample, with `PiSGD`. Index legend: b batch, m rows, d data, o outputs.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,16 +21,27 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 class KernelReadout(nn.Module):
-    """The only layer of a `KernelMLP`: samples x [b d] to outputs [b o]. It begins without rows, as the zero function."""
-    limits = shard = None  # rows of a kernel are neither merged nor folded, nor spread over processes
+    """The only layer of a `KernelMLP`: samples x [b d] to outputs [b o]. It begins without rows, as
+    the zero function."""
 
-    def __init__(self, d: int, o: int, kernel: Kernel, device: torch.device | str | None = None,
-                 dtype: torch.dtype | None = None) -> None:
+    # rows of a kernel are neither merged nor folded, nor spread over processes
+    limits = shard = None
+
+    def __init__(
+        self,
+        d: int,
+        o: int,
+        kernel: Kernel,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.d, self.r_out, self.kernel, self.bias = d, o, kernel, None
         self.pending = Pending()
         for name, tail in (("A", (o,)), ("Amult", ()), ("B", (d,))):
-            self.register_parameter(name, InfPiParameter(Blocks(tail, dtype=dtype, device=device), self.pending, name))
+            self.register_parameter(
+                name, InfPiParameter(Blocks(tail, dtype=dtype, device=device), self.pending, name)
+            )
         self.origin_blocks = Blocks(dtype=torch.long, device=device)
         self.axis = Axis("rows")
         for name in ROWS:
@@ -90,17 +103,26 @@ class _KernelFunction(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[None, None, None]:
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         layer = ctx.layer
-        layer.pending.add(Rows(grad, x, torch.full((len(x),), UNKNOWN, device=x.device), layer.kernel))
+        layer.pending.add(
+            Rows(grad, x, torch.full((len(x),), UNKNOWN, device=x.device), layer.kernel)
+        )
         return None, None, None
 
 
 class KernelMLP(nn.Module):
-    """A learner in the space of `kernel` (`gp.ReLUKernel`: NNGP or NTK) with the interface of the π-networks."""
+    """A learner in the space of `kernel` (`gp.ReLUKernel`: NNGP or NTK) with the interface of the
+    π-networks."""
 
-    def __init__(self, d_in: int, d_out: int, kernel: Kernel, device: torch.device | str | None = None,
-                 dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        kernel: Kernel,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.d_in, self.d_out, self.kernel = d_in, d_out, kernel
         self.first_layer_alpha = self.last_layer_alpha = 1.0

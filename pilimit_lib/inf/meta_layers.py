@@ -1,4 +1,5 @@
-"""What a gradient step on one layer does to its outputs, for every kind of layer, without touching the layer.
+"""What a gradient step on one layer does to its outputs, for every kind of layer, without touching
+the layer.
 
 A step on samples i with output gradients δ_i adds to the outputs of a layer
 
@@ -9,9 +10,11 @@ A step on samples i with output gradients δ_i adds to the outputs of a layer
     finite layers                  ψ(h) = φ(h), and δ is projected onto the range of Ω
     kernel readouts                ⟨ψ(x), ψ(x')⟩ = K(x, x')
 
-so a step of a task is as many *fast rows* (ψ(z_i), δ_i) as it has samples. Index legend: t tasks, b samples, m fast rows,
-r features in, o outputs. Source: Yang, Santacroce & Hu 2022, section 5; Finn, Abbeel & Levine 2017.
+so a step of a task is as many *fast rows* (ψ(z_i), δ_i) as it has samples. Index legend: t tasks, b
+samples, m fast rows, r features in, o outputs. Source: Yang, Santacroce & Hu 2022, section 5; Finn,
+Abbeel & Levine 2017.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -30,13 +33,16 @@ from .vtransform import relu_k, relu_k_prime
 
 @dataclass(frozen=True)
 class Keys:
-    """ψ of a batch of each task: features [t b r] and the factor `scale` [t b 1] that they carry outside of the kernel."""
+    """ψ of a batch of each task: features [t b r] and the factor `scale` [t b 1] that they carry
+    outside of the kernel."""
+
     features: Tensor
     scale: Tensor | None = None
 
 
 class _ReLUKernel(torch.autograd.Function):
-    """k(c) of ReLU with k'(c) as derivative, also at c = ±1, where that of its formula is infinity times zero."""
+    """k(c) of ReLU with k'(c) as derivative, also at c = ±1, where that of its formula is infinity
+    times zero."""
 
     @staticmethod
     def forward(ctx, c: Tensor) -> Tensor:
@@ -52,7 +58,10 @@ class _ReLUKernel(torch.autograd.Function):
 @singledispatch
 def keys(layer: nn.Module, z: Tensor) -> Keys:
     """ψ of inputs `z` [t b ...] of `layer`. Raises TypeError for layers that can't be adapted."""
-    raise TypeError(f"a {type(layer).__name__} can't be adapted; finite and infinite π-layers and KernelReadout can")
+    raise TypeError(
+        f"a {type(layer).__name__} can't be adapted; finite and infinite π-layers and "
+        "KernelReadout can"
+    )
 
 
 @singledispatch
@@ -62,9 +71,11 @@ def kernel(layer: nn.Module, left: Tensor, right: Tensor) -> Tensor:
 
 
 def projected(layer: nn.Module, delta: Tensor, project: bool | None = None) -> Tensor:
-    """The part of output gradients `delta` [t b o] that a finite layer learns from, all of it for every other layer.
+    """The part of output gradients `delta` [t b o] that a finite layer learns from, all of it for
+    every other layer.
 
-    `project`: whether that is its part along the range of Ω; None: as the layer's own gradients are.
+    `project`: whether that is its part along the range of Ω; None: as the layer's own gradients
+    are.
     """
     basis = getattr(layer, "basis", None)
     if basis is None or not (layer.project if project is None else project):
@@ -103,5 +114,6 @@ def _(layer: InfPiLinear, left: Tensor, right: Tensor) -> Tensor:
 
 @kernel.register(KernelReadout)
 def _(layer: KernelReadout, left: Tensor, right: Tensor) -> Tensor:
-    # Kernels are functions of two sets of samples; the tasks of a batch are few, so a loop over them costs nothing.
+    # Kernels are functions of two sets of samples; the tasks of a batch are few, so a loop over
+    # them costs nothing.
     return torch.stack([layer.kernel(*pair) for pair in zip(left, right)]).to(left)

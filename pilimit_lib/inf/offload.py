@@ -1,9 +1,12 @@
-"""Rows that live elsewhere than the network computes: in memory of the CPU, or in files that are mapped.
+"""Rows that live elsewhere than the network computes: in memory of the CPU, or in files that are
+mapped.
 
-For networks larger than a GPU's memory, or than any memory: a step streams the blocks of rows through, once forward and once
-backward. On a GPU only the chunk that is being summed is there (the chunked twin copies it); rows in files are paged in by the
-operating system, which keeps those that fit. Streaming to a GPU is not yet measured.
+For networks larger than a GPU's memory, or than any memory: a step streams the blocks of rows
+through, once forward and once backward. On a GPU only the chunk that is being summed is there (the
+chunked twin copies it); rows in files are paged in by the operating system, which keeps those that
+fit. Streaming to a GPU is not yet measured.
 """
+
 from __future__ import annotations
 
 import math
@@ -26,7 +29,8 @@ class HostMemory:
 
 
 class MappedFiles:
-    """Blocks in files of `folder`, one each. Files disappear with the blocks; what shall stay is written by `save_rows`."""
+    """Blocks in files of `folder`, one each. Files disappear with the blocks; what shall stay is
+    written by `save_rows`."""
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
@@ -41,7 +45,8 @@ class MappedFiles:
             size = count * dtype.itemsize
             os.truncate(name, size)
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)  # a full disk is an error here, and no bus error later
+                # a full disk is an error here, and no bus error later
+                os.posix_fallocate(handle, 0, size)
             tensor = torch.from_file(name, shared=True, size=count, dtype=dtype)
         finally:
             os.close(handle)
@@ -50,25 +55,31 @@ class MappedFiles:
 
 
 def pi_offload(model: nn.Module, to: str | os.PathLike = "cpu") -> nn.Module:
-    """Keep A and B of every π-layer in `model` outside the device that computes, from now on; returns the model.
+    """Keep A and B of every π-layer in `model` outside the device that computes, from now on;
+    returns the model.
 
     Args:
-        to: "cpu" for memory of the CPU; a folder for files in it that are mapped into memory; "device" to take rows back to where
-            the layer's other parameters are.
+        to: "cpu" for memory of the CPU; a folder for files in it that are mapped into memory;
+            "device" to take rows back to where the layer's other parameters are.
 
-    Rows stay there through `model.to(device)`; steps, checkpoints and everything else work as before. Amult (4 bytes per row) and
-    origin stay in memory.
+    Rows stay there through `model.to(device)`; steps, checkpoints and everything else work as
+    before. Amult (4 bytes per row) and origin stay in memory.
     """
     layers = [layer for _, layer in row_layers(model)]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no layer that keeps rows (InfPiLinearReLU), so there is nothing to offload")
+        raise ValueError(
+            f"{type(model).__name__} has no layer that keeps rows (InfPiLinearReLU), so there is "
+            "nothing to offload"
+        )
     if to == "device":
         allocate = in_memory
     elif to == "cpu":
         allocate = HostMemory()
     else:
         if Path(to).exists() and not Path(to).is_dir():
-            raise NotADirectoryError(f"{to} is a file; pi_offload needs 'cpu', 'device' or a folder for the rows' files")
+            raise NotADirectoryError(
+                f"{to} is a file; pi_offload needs 'cpu', 'device' or a folder for the rows' files"
+            )
         allocate = MappedFiles(to)
     for layer in layers:
         for parameter in (layer.A, layer.B):

@@ -1,4 +1,6 @@
-"""SGD for networks of any width: appends rows where the width is infinite, adds where it is finite."""
+"""SGD for networks of any width: appends rows where the width is infinite, adds where it is
+finite."""
+
 from __future__ import annotations
 
 import inspect
@@ -13,22 +15,35 @@ from .tensors import InfPiParameter
 
 
 class PiSGD(torch.optim.SGD):
-    """SGD with momentum, dampening, Nesterov and weight decay, for π-layers and ordinary parameters alike.
+    """SGD with momentum, dampening, Nesterov and weight decay, for π-layers and ordinary parameters
+    alike.
 
-    A step on a π-layer is SGD on the function: Amult ← (1 − lr·wd)·Amult, and one row per sample is appended with
-    Amult = −lr. With momentum the velocity is a function too, kept as one coefficient per row: a row goes on receiving −lr·μ^t.
-    The group that lists a layer's `Amult` gives its lr, momentum and weight decay. Finite layers project their gradients
-    themselves, so for them this is torch's SGD.
+    A step on a π-layer is SGD on the function: Amult ← (1 − lr·wd)·Amult, and one row per sample is
+    appended with Amult = −lr. With momentum the velocity is a function too, kept as one coefficient
+    per row: a row goes on receiving −lr·μ^t. The group that lists a layer's `Amult` gives its lr,
+    momentum and weight decay. Finite layers project their gradients themselves, so for them this is
+    torch's SGD.
 
     Args:
-        on_nonfinite: what to do with a step any of whose gradients or pending rows holds NaN or Inf: "raise" before anything
-            changes, or "skip" the whole of it, counted in `nonfinite_skipped`; pending rows are then dropped.
+        on_nonfinite: what to do with a step any of whose gradients or pending rows holds NaN or
+            Inf: "raise" before anything changes, or "skip" the whole of it, counted in
+            `nonfinite_skipped`; pending rows are then dropped.
     """
+
     nonfinite_skipped = 0
 
-    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 1e-3, momentum: float = 0,
-                 dampening: float = 0, weight_decay: float = 0, nesterov: bool = False, *, maximize: bool = False,
-                 on_nonfinite: str = "raise") -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        on_nonfinite: str = "raise",
+    ) -> None:
         if on_nonfinite not in ("raise", "skip"):
             raise ValueError(f"on_nonfinite is {on_nonfinite!r}; 'raise' or 'skip' was expected")
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
@@ -39,17 +54,26 @@ class PiSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Append the pending rows of every π-layer, then step the other parameters as torch's SGD does."""
+        """Append the pending rows of every π-layer, then step the other parameters as torch's SGD
+        does."""
         self._check_complete()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         held = [(group, parameter) for group in self.param_groups for parameter in group["params"]]
-        ready = [(group, parameter) for group, parameter in held if isinstance(parameter, InfPiParameter)
-                 and parameter.role == "Amult" and parameter.pending.rows() is not None]
-        factored = [(group, parameter) for group, parameter in held
-                    if isinstance(parameter, FactoredParameter) and parameter.in_factors]
+        ready = [
+            (group, parameter)
+            for group, parameter in held
+            if isinstance(parameter, InfPiParameter)
+            and parameter.role == "Amult"
+            and parameter.pending.rows() is not None
+        ]
+        factored = [
+            (group, parameter)
+            for group, parameter in held
+            if isinstance(parameter, FactoredParameter) and parameter.in_factors
+        ]
         for group, parameter in ready:
             self._check(parameter, group)
         if not self._finite():
@@ -60,18 +84,27 @@ class PiSGD(torch.optim.SGD):
             self._append(parameter, group)
         for group, parameter in factored:
             self._update(parameter, group)
-        # Rows are no longer pending, so torch's SGD finds no gradient on π-layers and passes them over. Unwrapped, because its
-        # wrapper would run the hooks of this optimiser a second time.
+        # Rows are no longer pending, so torch's SGD finds no gradient on π-layers and passes them
+        # over. Unwrapped, because its wrapper would run the hooks of this optimiser a second time.
         inspect.unwrap(torch.optim.SGD.step)(self)
         return loss
 
     def _check_complete(self) -> None:
-        held = [p for group in self.param_groups for p in group["params"] if isinstance(p, InfPiParameter)]
+        held = [
+            p
+            for group in self.param_groups
+            for p in group["params"]
+            if isinstance(p, InfPiParameter)
+        ]
         stepped = {id(p.pending) for p in held if p.role == "Amult"}
         for parameter in held:
             if id(parameter.pending) not in stepped:
-                raise ValueError(f"the optimiser was given {parameter.role} of a π-layer but not its Amult, to which the "
-                                 "learning rate applies; list layer.A, layer.Amult and layer.B, or use param_groups(net, lr)")
+                raise ValueError(
+                    f"the optimiser was given {parameter.role} of a π-layer but not its Amult, to "
+                    "which the "
+                    "learning rate applies; list layer.A, layer.Amult and layer.B, or use "
+                    "param_groups(net, lr)"
+                )
 
     def _check(self, parameter: InfPiParameter, group: dict[str, Any]) -> None:
         """Raise where the pending rows of a layer could not be appended."""
@@ -80,29 +113,40 @@ class PiSGD(torch.optim.SGD):
             limits.check(parameter.pending.rows(), group["momentum"])
         state = self.state.get(parameter, {}).get("momentum_buffer")
         if state is not None and len(state) != len(parameter.blocks):
-            raise RuntimeError(f"a π-layer has {len(parameter.blocks)} rows, but its momentum in the optimiser {len(state)}; "
-                               "after keep() or rewind() call follow(optimizer, change)")
+            raise RuntimeError(
+                f"a π-layer has {len(parameter.blocks)} rows, but its momentum in the optimiser "
+                f"{len(state)}; "
+                "after keep() or rewind() call follow(optimizer, change)"
+            )
         shard = parameter.pending.layer.shard
         if shard is not None:
             shard.check(parameter.pending.rows(), len(parameter.blocks))
 
     def _finite(self) -> bool:
-        """Whether the step may be made; NaN or Inf in any group raises, or is counted as a step to be skipped."""
+        """Whether the step may be made; NaN or Inf in any group raises, or is counted as a step to
+        be skipped."""
         bad = [group for group in self.param_groups if not _all_finite(group["params"])]
         if any(group.get("on_nonfinite", "raise") == "raise" for group in bad):
-            raise FloatingPointError("NaN or Inf in a gradient or in rows to be appended (for rows in float16: more than 65504); "
-                                     "rows can't be taken back, so nothing was stepped. Lower the learning rate or clip, or keep "
-                                     "rows in bfloat16; zero_grad() to go on, or PiSGD(on_nonfinite='skip')")
+            raise FloatingPointError(
+                "NaN or Inf in a gradient or in rows to be appended (for rows in float16: more "
+                "than 65504); "
+                "rows can't be taken back, so nothing was stepped. Lower the learning rate or "
+                "clip, or keep "
+                "rows in bfloat16; zero_grad() to go on, or PiSGD(on_nonfinite='skip')"
+            )
         self.nonfinite_skipped += bool(bad)
         return not bad
 
     def _update(self, parameter: FactoredParameter, group: dict[str, Any]) -> None:
-        """SGD on V from the factors of its gradient, in place. With momentum the gradient is formed and left to torch's SGD."""
+        """SGD on V from the factors of its gradient, in place. With momentum the gradient is formed
+        and left to torch's SGD."""
         if group["momentum"]:
             return
         factors, lr, decay = parameter.factors(), float(group["lr"]), group["weight_decay"]
         sign = -1 if group["maximize"] else 1
-        update_(parameter.features, parameter, factors.unit, factors.delta, -lr * sign, 1 - lr * decay)
+        update_(
+            parameter.features, parameter, factors.unit, factors.delta, -lr * sign, 1 - lr * decay
+        )
         parameter.pending.clear()
 
     def _append(self, parameter: InfPiParameter, group: dict[str, Any]) -> None:
@@ -125,15 +169,20 @@ class PiSGD(torch.optim.SGD):
             fresh = torch.full((len(rows),), -lr, dtype=parameter.dtype, device=parameter.device)
         # Rows with coefficient 0 would never contribute; with momentum they may do so later.
         if lr or momentum:
-            parameter.pending.axis.append({"A": rows.A, "Amult": fresh, "B": rows.B, "origin": rows.origin})
+            parameter.pending.axis.append(
+                {"A": rows.A, "Amult": fresh, "B": rows.B, "origin": rows.origin}
+            )
             if layer.shard is not None:
                 layer.shard.total += count
         if limits is not None:
             limits.enforce(layer, 1 - lr * decay)
         parameter.pending.clear()
 
-    def _velocity(self, parameter: InfPiParameter, group: dict[str, Any], decay: float, count: int) -> Tensor:
-        """What this step adds to every row, in units of −lr: [old rows + count]; keeps the velocity in the state."""
+    def _velocity(
+        self, parameter: InfPiParameter, group: dict[str, Any], decay: float, count: int
+    ) -> Tensor:
+        """What this step adds to every row, in units of −lr: [old rows + count]; keeps the velocity
+        in the state."""
         amult = parameter.blocks.dense()
         gradient = torch.cat([decay * amult, amult.new_ones(count)])
         state = self.state[parameter]
@@ -141,7 +190,9 @@ class PiSGD(torch.optim.SGD):
         if velocity is None:
             velocity = gradient.clone()
         else:
-            velocity = torch.cat([velocity.to(amult), amult.new_zeros(count)]).mul_(group["momentum"])
+            velocity = torch.cat([velocity.to(amult), amult.new_zeros(count)]).mul_(
+                group["momentum"]
+            )
             velocity.add_(gradient, alpha=1 - group["dampening"])
         state["momentum_buffer"] = velocity
         return gradient.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
@@ -152,13 +203,17 @@ def _all_finite(parameters: Iterable[Tensor]) -> bool:
     gradients = [gradient for parameter in parameters for gradient in _gradients(parameter)]
     if not gradients:
         return True
-    # A sum takes one pass and no memory, and isn't finite where an entry isn't; of large numbers it may overflow by itself.
-    sums = torch.stack([gradient.sum().isfinite().to(gradients[0].device) for gradient in gradients])
+    # A sum takes one pass and no memory, and isn't finite where an entry isn't; of large numbers it
+    # may overflow by itself.
+    sums = torch.stack(
+        [gradient.sum().isfinite().to(gradients[0].device) for gradient in gradients]
+    )
     return bool(sums.all()) or all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def _gradients(parameter: Tensor) -> Iterable[Tensor]:
-    """The tensors that the gradient of `parameter` consists of; the rows of a π-layer count with its Amult."""
+    """The tensors that the gradient of `parameter` consists of; the rows of a π-layer count with
+    its Amult."""
     if isinstance(parameter, InfPiParameter):
         return parameter.pending_values() if parameter.role == "Amult" else ()
     if isinstance(parameter, FactoredParameter) and parameter.in_factors:
@@ -172,21 +227,37 @@ def _gradients(parameter: Tensor) -> Iterable[Tensor]:
 InfSGD = PiSGD  # the name in the original's experiments
 
 
-def param_groups(net: nn.Module, lr: float, weight_decay: float = 0, first_layer_lr_mult: float = 1,
-                 last_layer_lr_mult: float = 1, bias_lr_mult: float = 1,
-                 apply_lr_mult_to_wd: bool = True) -> list[dict[str, Any]]:
-    """Parameter groups with the paper's learning-rate multipliers, for networks of any width with a list `layers`.
+def param_groups(
+    net: nn.Module,
+    lr: float,
+    weight_decay: float = 0,
+    first_layer_lr_mult: float = 1,
+    last_layer_lr_mult: float = 1,
+    bias_lr_mult: float = 1,
+    apply_lr_mult_to_wd: bool = True,
+) -> list[dict[str, Any]]:
+    """Parameter groups with the paper's learning-rate multipliers, for networks of any width with a
+    list `layers`.
 
     Args:
-        first_layer_lr_mult, last_layer_lr_mult: of the weights of the input layer and the readout; bias_lr_mult: of every bias.
-        apply_lr_mult_to_wd: where False, weight decay is divided by the multiplier, so that lr · wd is the same for every group.
+        first_layer_lr_mult, last_layer_lr_mult: of the weights of the input layer and the readout;
+        bias_lr_mult: of every bias.
+        apply_lr_mult_to_wd: where False, weight decay is divided by the multiplier, so that lr · wd
+        is the same for every group.
     """
     layers = getattr(net, "layers", None)
     if not isinstance(layers, nn.ModuleList) or len(layers) < 2:
-        raise TypeError(f"param_groups needs a network with a ModuleList `layers` of input, hidden and readout layers, "
-                        f"got {type(net).__name__}; write the groups by hand for other networks")
+        raise TypeError(
+            "param_groups needs a network with a ModuleList `layers` of input, hidden and readout "
+            "layers, "
+            f"got {type(net).__name__}; write the groups by hand for other networks"
+        )
     kinds: dict[str, tuple[float, list[Tensor]]] = {
-        "first": (first_layer_lr_mult, []), "hidden": (1, []), "last": (last_layer_lr_mult, []), "bias": (bias_lr_mult, [])}
+        "first": (first_layer_lr_mult, []),
+        "hidden": (1, []),
+        "last": (last_layer_lr_mult, []),
+        "bias": (bias_lr_mult, []),
+    }
     for number, layer in enumerate(layers):
         place = "first" if number == 0 else "last" if number == len(layers) - 1 else "hidden"
         for name, parameter in layer.named_parameters():
@@ -194,9 +265,14 @@ def param_groups(net: nn.Module, lr: float, weight_decay: float = 0, first_layer
     groups = []
     for name, (mult, parameters) in kinds.items():
         if mult < 0 or mult == 0 and weight_decay and not apply_lr_mult_to_wd:
-            raise ValueError(f"the learning-rate multiplier of {name} parameters is {mult}; weight decay can't be divided by it "
-                             "(apply_lr_mult_to_wd=True, or a positive multiplier)")
+            raise ValueError(
+                f"the learning-rate multiplier of {name} parameters is {mult}; weight decay can't "
+                "be divided by it "
+                "(apply_lr_mult_to_wd=True, or a positive multiplier)"
+            )
         if parameters:
             decay = weight_decay if apply_lr_mult_to_wd or not weight_decay else weight_decay / mult
-            groups.append({"params": parameters, "lr": lr * mult, "weight_decay": decay, "name": name})
+            groups.append(
+                {"params": parameters, "lr": lr * mult, "weight_decay": decay, "name": name}
+            )
     return groups

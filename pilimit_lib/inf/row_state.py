@@ -1,9 +1,10 @@
 """How the rows of a layer are stored and what a state dict holds of them.
 
-A state dict has `A` [m o], `Amult` [m], `B` [m r] and `origin` [m]. Rows in eight bits are `A` int8 with `A_scale` and `A_shift`
-[m], and so for B. Amult that was scaled lazily (weight decay) comes with `Amult_raw` [m] and `Amult_factors` [blocks], from which
-training goes on bit for bit.
+A state dict has `A` [m o], `Amult` [m], `B` [m r] and `origin` [m]. Rows in eight bits are `A` int8
+with `A_scale` and `A_shift` [m], and so for B. Amult that was scaled lazily (weight decay) comes
+with `Amult_raw` [m] and `Amult_factors` [blocks], from which training goes on bit for bit.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +33,8 @@ _elsewhere: ContextVar[bool] = ContextVar("pilimit_rows_elsewhere", default=Fals
 
 @contextmanager
 def rows_elsewhere() -> Iterator[None]:
-    """Inside the `with`, state dicts leave rows out and loading leaves them alone: they are kept in other files."""
+    """Inside the `with`, state dicts leave rows out and loading leaves them alone: they are kept in
+    other files."""
     token = _elsewhere.set(True)
     try:
         yield
@@ -44,10 +46,14 @@ def elsewhere() -> bool:
     return _elsewhere.get()
 
 
-def new_blocks(name: str, tail: tuple[int, ...], row_dtype: torch.dtype, device: torch.device | str | None) -> Blocks:
+def new_blocks(
+    name: str, tail: tuple[int, ...], row_dtype: torch.dtype, device: torch.device | str | None
+) -> Blocks:
     """Storage for A, Amult or B; Amult is never kept below float32, or small steps would vanish."""
     if row_dtype not in STORAGE:
-        raise ValueError(f"row_dtype is {row_dtype}; rows can be kept in {', '.join(map(str, STORAGE))}")
+        raise ValueError(
+            f"row_dtype is {row_dtype}; rows can be kept in {', '.join(map(str, STORAGE))}"
+        )
     if name == "Amult":
         return Blocks(tail, dtype=accumulator(row_dtype), device=device)
     if row_dtype == torch.int8:
@@ -58,8 +64,11 @@ def new_blocks(name: str, tail: tuple[int, ...], row_dtype: torch.dtype, device:
 def require_whole(layer: InfPiLinearReLU, what: str) -> None:
     """Raise where some of the layer's rows are on other ranks."""
     if layer.shard is not None:
-        raise RuntimeError(f"{what} needs all rows of a layer, and these are sharded over {layer.shard.size} processes; call "
-                           "gather_rows(model) on every rank first, or write a checkpoint with row_files.save_rows")
+        raise RuntimeError(
+            f"{what} needs all rows of a layer, and these are sharded over {layer.shard.size} "
+            "processes; call "
+            "gather_rows(model) on every rank first, or write a checkpoint with row_files.save_rows"
+        )
 
 
 def put_rows(layer: InfPiLinearReLU, destination: dict, prefix: str) -> None:
@@ -74,34 +83,52 @@ def put_rows(layer: InfPiLinearReLU, destination: dict, prefix: str) -> None:
 
 
 def pop_rows(state: dict, prefix: str) -> dict[str, dict[str, Tensor]]:
-    """Take all that concerns rows out of a state dict: by name, what `Blocks.load_state` reads. Absent names are left out."""
+    """Take all that concerns rows out of a state dict: by name, what `Blocks.load_state` reads.
+    Absent names are left out."""
     found = {}
     for name in ROWS:
-        pieces = {suffix: state.pop(prefix + name + suffix, None) for suffix in ("", *SUFFIXES[name])}
+        pieces = {
+            suffix: state.pop(prefix + name + suffix, None) for suffix in ("", *SUFFIXES[name])
+        }
         if pieces[""] is not None:
-            found[name] = {suffix: piece.detach() for suffix, piece in pieces.items() if piece is not None}
+            found[name] = {
+                suffix: piece.detach() for suffix, piece in pieces.items() if piece is not None
+            }
     return found
 
 
 def codes_misfit(pieces: Mapping[str, Tensor], name: str) -> str | None:
-    """What keeps rows in eight bits from being read: their scales and shifts are not there, or of another number."""
+    """What keeps rows in eight bits from being read: their scales and shifts are not there, or of
+    another number."""
     value = pieces[""]
-    shapes = {suffix: list(pieces[suffix].shape) if suffix in pieces else None for suffix in SUFFIXES["A"]}
+    shapes = {
+        suffix: list(pieces[suffix].shape) if suffix in pieces else None for suffix in SUFFIXES["A"]
+    }
     if value.dtype == torch.int8 and any(shape != [len(value)] for shape in shapes.values()):
-        return f"{name} has {len(value)} rows in eight bits, but scales and shifts of shapes {shapes}"
+        return (
+            f"{name} has {len(value)} rows in eight bits, but scales and shifts of shapes {shapes}"
+        )
     return None
 
 
 def storage_misfit(rows: Tensor, storage: torch.dtype, name: str) -> str | None:
     """What keeps `rows` from being stored so: numbers that would become Inf."""
-    if rows.dtype == storage or not storage.is_floating_point or not bool((rows.isfinite() & rows.to(storage).isinf()).any()):
+    if (
+        rows.dtype == storage
+        or not storage.is_floating_point
+        or not bool((rows.isfinite() & rows.to(storage).isinf()).any())
+    ):
         return None
-    return (f"{name} has numbers up to {float(rows[rows.isfinite()].abs().max()):g}, rows in {storage} hold at most "
-            f"{torch.finfo(storage).max:g}; keep rows in bfloat16 or float32")
+    return (
+        f"{name} has numbers up to {float(rows[rows.isfinite()].abs().max()):g}, rows in {storage} "
+        "hold at most "
+        f"{torch.finfo(storage).max:g}; keep rows in bfloat16 or float32"
+    )
 
 
 def as_rows(pieces: dict[str, Tensor], name: str) -> Tensor:
-    """The rows [m, …] that the pieces of a state dict stand for; ValueError where they do not belong together."""
+    """The rows [m, …] that the pieces of a state dict stand for; ValueError where they do not
+    belong together."""
     misfit = codes_misfit(pieces, name)
     if misfit:
         raise ValueError(misfit)
@@ -109,14 +136,17 @@ def as_rows(pieces: dict[str, Tensor], name: str) -> Tensor:
 
 
 def check_storage(layer: InfPiLinearReLU, given: Mapping[str, Tensor]) -> None:
-    """Raise where A or B, among the tensors `given` by name, has numbers that the layer's storage can't hold."""
+    """Raise where A or B, among the tensors `given` by name, has numbers that the layer's storage
+    can't hold."""
     for name in ("A", "B"):
         misfit = storage_misfit(given[name], layer.row_storage(name).storage, name)
         if misfit:
             raise ValueError(misfit)
 
 
-def take_rows(layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origin: Tensor | None) -> None:
+def take_rows(
+    layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origin: Tensor | None
+) -> None:
     """Hold the rows that `pop_rows` found; nothing is changed where they do not fit."""
     require_whole(layer, "load_state_dict")
     rows = {name: as_rows(pieces, name) for name, pieces in found.items()}
@@ -127,7 +157,7 @@ def take_rows(layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origi
     check_storage(layer, rows)
     layer.row_storage("origin").check(origin, "origin")
     if len(set(lengths.values())) != 1 or len(origin) != lengths["A"]:
-        raise ValueError(f"rows of different number: {lengths | {'origin': len(origin)} }")
+        raise ValueError(f"rows of different number: {lengths | {'origin': len(origin)}}")
     for name, pieces in found.items():
         if pieces[""].dtype == torch.int8 and layer.row_storage(name).storage != torch.int8:
             pieces = {"": rows[name]}

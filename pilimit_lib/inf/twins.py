@@ -5,8 +5,10 @@
     native     rows_native: C++ for a CPU, compiled at the first use; has to be asked for, since it needs a compiler
     triton     kernels: Triton for CUDA, not yet measured on a GPU, so it has to be asked for
 
-A twin may refuse (dtype, device, size); then the next simpler one runs. `row_twin(..., debug=True)` records why.
+A twin may refuse (dtype, device, size); then the next simpler one runs. `row_twin(..., debug=True)`
+records why.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MODULES = {"triton": "kernels", "native": "rows_native", "chunked": "rows_torch"}
-FALLBACK = {"native": ("native", "chunked"), "triton": ("triton", "chunked"), "chunked": ("chunked",), "plain": ()}
+FALLBACK = {
+    "native": ("native", "chunked"),
+    "triton": ("triton", "chunked"),
+    "chunked": ("chunked",),
+    "plain": (),
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,12 @@ _choice: ContextVar[_Choice | None] = ContextVar("pilimit_row_twin", default=Non
 
 @contextmanager
 def row_twin(name: str = "chunked", debug: bool = False) -> Iterator[list[str]]:
-    """Inside the `with`, forward passes of π-layers use this twin: "plain", "chunked", "native" or "triton".
+    """Inside the `with`, forward passes of π-layers use this twin: "plain", "chunked", "native" or
+    "triton".
 
-    The backward pass of a graph uses the twin of its forward pass. With `debug`, the list that the `with` yields tells which twin
-    ran and why others refused, one line per new reason; the same lines go to the logger of this module.
+    The backward pass of a graph uses the twin of its forward pass. With `debug`, the list that the
+    `with` yields tells which twin ran and why others refused, one line per new reason; the same
+    lines go to the logger of this module.
     """
     if name not in FALLBACK:
         raise ValueError(f"there is no twin {name!r}; choose one of {', '.join(FALLBACK)}")

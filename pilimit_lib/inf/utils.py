@@ -1,4 +1,5 @@
 """Small helpers under the names that the original's users import."""
+
 from __future__ import annotations
 
 from torch import nn

@@ -3,6 +3,7 @@
 For u, v ~ N(0, 1) with correlation c:  k(c) = E[φ(u) φ(v)]  and  k'(c) = E[φ'(u) φ'(v)].
 Source: Cho & Saul 2009 (arc-cosine kernels); Yang, Santacroce & Hu 2022, section 2.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,7 +15,8 @@ TWO_PI = 2 * math.pi
 
 
 def relu_k(c: Tensor) -> Tensor:
-    """k(c) = (sqrt(1 - c²) + c acos(-c)) / 2π of ReLU, for cosines `c` of any shape; rounding beyond ±1 is clamped."""
+    """k(c) = (sqrt(1 - c²) + c acos(-c)) / 2π of ReLU, for cosines `c` of any shape; rounding
+    beyond ±1 is clamped."""
     c = c.clamp(-1, 1)
     return ((1 - c * c).sqrt() + c * (-c).acos()) / TWO_PI
 
@@ -24,8 +26,11 @@ def relu_k_prime(c: Tensor) -> Tensor:
     return (-c.clamp(-1, 1)).acos() / TWO_PI
 
 
-def relu_k_parts(c: Tensor, angle: Tensor | None = None, root: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(acos(-c), sqrt(1 - c²)) for `c` already clamped: k and k' times 2π are made of these two, each computed once.
+def relu_k_parts(
+    c: Tensor, angle: Tensor | None = None, root: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(acos(-c), sqrt(1 - c²)) for `c` already clamped: k and k' times 2π are made of these two,
+    each computed once.
 
     They are written into `angle` and `root` where these are given.
     """

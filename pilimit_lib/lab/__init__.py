@@ -1,4 +1,6 @@
-"""The lab: look into training, operate on it, go back. For any module; see README.md beside this file."""
+"""The lab: look into training, operate on it, go back. For any module; see README.md beside this
+file."""
+
 from .checkpoints import CheckpointManager
 from .dataset import TrackedDataset
 from .errors import NotFound, Refused
@@ -11,6 +13,21 @@ from .plan import Plan
 from .provenance import Contributions, Provenance
 from .watch import Lab, watch
 
-__all__ = ["CheckpointManager", "Contributions", "Conv2dWithNeuronOps", "Experiment", "Lab", "LabLoader", "Ledger",
-           "LinearWithNeuronOps", "NetworkWithOps", "NotFound", "Plan", "Provenance", "Refused", "TrackedDataset",
-           "TrackingMode", "watch"]
+__all__ = [
+    "CheckpointManager",
+    "Contributions",
+    "Conv2dWithNeuronOps",
+    "Experiment",
+    "Lab",
+    "LabLoader",
+    "Ledger",
+    "LinearWithNeuronOps",
+    "NetworkWithOps",
+    "NotFound",
+    "Plan",
+    "Provenance",
+    "Refused",
+    "TrackedDataset",
+    "TrackingMode",
+    "watch",
+]

@@ -1,4 +1,6 @@
-"""python -m pilimit_lib.lab report RUN [--out PAGE.html] [--checkpoint ID]: the page about a run's folder."""
+"""python -m pilimit_lib.lab report RUN [--out PAGE.html] [--checkpoint ID]: the page about a run's
+folder."""
+
 from __future__ import annotations
 
 import argparse
@@ -12,10 +14,15 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     report = commands.add_parser("report", help="write a self-contained HTML page about a run")
     report.add_argument("run", type=Path, help="the run's folder (root_log_dir/name)")
-    report.add_argument("--out", type=Path, help="the page (default: report.html in the run's folder)")
-    report.add_argument("--checkpoint", type=int, help="whose neurons and samples are shown (default: the newest)")
+    report.add_argument(
+        "--out", type=Path, help="the page (default: report.html in the run's folder)"
+    )
+    report.add_argument(
+        "--checkpoint", type=int, help="whose neurons and samples are shown (default: the newest)"
+    )
     given = parser.parse_args(arguments)
     from .report import write_folder_report
+
     try:
         print(write_folder_report(given.run, given.out, given.checkpoint))
     except (OSError, ValueError, LookupError) as error:

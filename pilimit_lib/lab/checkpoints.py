@@ -1,4 +1,5 @@
 """Checkpoints as a tree: one file each, an index beside them."""
+
 from __future__ import annotations
 
 import json
@@ -14,10 +15,12 @@ from .files import write_json
 
 
 class CheckpointManager:
-    """The checkpoints of one run: `folder/00000.pt`, ... and `folder/index.json`. `print` shows the tree.
+    """The checkpoints of one run: `folder/00000.pt`, ... and `folder/index.json`. `print` shows the
+    tree.
 
-    Each entry names its parent, the moment (`age` in samples, `steps`), and hashes of structure, data state and settings:
-    equal hashes mean that two checkpoints differ in the learned values only.
+    Each entry names its parent, the moment (`age` in samples, `steps`), and hashes of structure,
+    data state and settings: equal hashes mean that two checkpoints differ in the learned values
+    only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +31,9 @@ class CheckpointManager:
             try:
                 self.entries = {entry["id"]: entry for entry in json.loads(self.index.read_text())}
             except (json.JSONDecodeError, TypeError, KeyError) as error:
-                raise ValueError(f"{self.index} is damaged and not read as an index of checkpoints: {error}") from error
+                raise ValueError(
+                    f"{self.index} is damaged and not read as an index of checkpoints: {error}"
+                ) from error
 
     @property
     def index(self) -> Path:
@@ -67,8 +72,10 @@ class CheckpointManager:
                 self.path(new).unlink(missing_ok=True)
                 raise
         except (OSError, RuntimeError) as error:
-            raise OSError(f"checkpoint {new} could not be written to {self.folder} ({error}); "
-                          "no file was left and the experiment is as before") from error
+            raise OSError(
+                f"checkpoint {new} could not be written to {self.folder} ({error}); "
+                "no file was left and the experiment is as before"
+            ) from error
         self.entries[new] = entry
         self.current = new
         return new
@@ -87,11 +94,13 @@ class CheckpointManager:
 
     def lines(self) -> list[tuple[int, dict[str, Any]]]:
         """Depth and entry of every checkpoint, in the order in which a tree is read."""
+
         def below(parent: int | None, depth: int) -> Iterator[tuple[int, dict[str, Any]]]:
             for entry in self.entries.values():
                 if entry["parent"] == parent:
                     yield depth, entry
                     yield from below(entry["id"], depth + 1)
+
         return list(below(None, 0))
 
     def __str__(self) -> str:
@@ -100,7 +109,9 @@ class CheckpointManager:
         rows = [f"{len(self)} checkpoints in {self.folder}"]
         for depth, entry in self.lines():
             mark = "*" if entry["id"] == self.current else " "
-            what = "  ".join(f"{key} {entry[key]}" for key in ("structure", "data", "settings") if key in entry)
+            what = "  ".join(
+                f"{key} {entry[key]}" for key in ("structure", "data", "settings") if key in entry
+            )
             row = f"{mark} {'  ' * depth}{entry['id']}  age {entry.get('age', '?')}  {what}  {entry.get('note', '')}"
             rows.append(row.rstrip())
         return "\n".join(rows)

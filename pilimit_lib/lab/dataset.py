@@ -1,4 +1,5 @@
 """A data set that knows its samples: the ledger, and who is denied or allowed."""
+
 from __future__ import annotations
 
 import inspect
@@ -20,12 +21,17 @@ Selection = Predicate | pd.Series | np.ndarray | Tensor | str
 
 
 class TrackedDataset(Dataset):
-    """The user's data set, unchanged, with a `ledger` beside it. A sample's id is its position, whatever the shuffling."""
+    """The user's data set, unchanged, with a `ledger` beside it. A sample's id is its position,
+    whatever the shuffling."""
 
     def __init__(self, dataset: Dataset) -> None:
-        if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise TypeError(f"{type(dataset).__name__} has no positions, so its samples have no ids that last; "
-                            "a data set with len() and indexing was expected")
+        if isinstance(dataset, IterableDataset) or not (
+            hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        ):
+            raise TypeError(
+                f"{type(dataset).__name__} has no positions, so its samples have no ids that last; "
+                "a data set with len() and indexing was expected"
+            )
         if len(dataset) == 0:
             raise ValueError(f"{type(dataset).__name__} is empty")
         self.wrapped = dataset
@@ -48,20 +54,24 @@ class TrackedDataset(Dataset):
     def get_dataframe(self, *, all_samples: bool = False) -> pd.DataFrame:
         """The ledger as a frame, one row per sample, indexed by sample id.
 
-        Without `all_samples` only samples that were seen. `prediction_age`: samples the model had learned from when it made
-        the prediction; `prediction_loss` is NaN where it made none. `confidence`, `variability` and `correctness` are the
-        data map; `forgotten` counts forgetting events. Signals and tags follow under their names.
+        Without `all_samples` only samples that were seen. `prediction_age`: samples the model had
+        learned from when it made the prediction; `prediction_loss` is NaN where it made none.
+        `confidence`, `variability` and `correctness` are the data map; `forgotten` counts
+        forgetting events. Signals and tags follow under their names.
         """
         frame = self.ledger.frame()
         return frame if all_samples else frame[self.ledger["exposure"] > 0]
 
     def query(self, expression: str) -> pd.DataFrame:
-        """The rows of the whole ledger for which a pandas expression holds: `query("forgotten > 2 and label == 3")`."""
+        """The rows of the whole ledger for which a pandas expression holds: `query("forgotten > 2
+        and label == 3")`."""
         try:
             return self.get_dataframe(all_samples=True).query(expression)
         except Exception as error:
-            raise ValueError(f"the query {expression!r} failed: {error}; columns are "
-                             f"{list(self.get_dataframe(all_samples=True).columns)}") from error
+            raise ValueError(
+                f"the query {expression!r} failed: {error}; columns are "
+                f"{list(self.get_dataframe(all_samples=True).columns)}"
+            ) from error
 
     def export(self, path: str | Path, *, all_samples: bool = True) -> Path:
         """Write the frame to a `.csv` or `.parquet` file (the latter needs pyarrow)."""
@@ -69,7 +79,9 @@ class TrackedDataset(Dataset):
         frame = self.get_dataframe(all_samples=all_samples)
         beside = path.with_name(f".{path.name}.part")
         if path.suffix not in (".csv", ".parquet"):
-            raise ValueError(f"cannot export to '{path.name}': the ending says the format, .csv or .parquet")
+            raise ValueError(
+                f"cannot export to '{path.name}': the ending says the format, .csv or .parquet"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if path.suffix == ".csv":
@@ -78,7 +90,9 @@ class TrackedDataset(Dataset):
                 try:
                     import pyarrow  # noqa: F401
                 except ImportError as error:
-                    raise ImportError("writing parquet needs pyarrow: pip install 'pilimit[lab]'") from error
+                    raise ImportError(
+                        "writing parquet needs pyarrow: pip install 'pilimit[lab]'"
+                    ) from error
                 frame.to_parquet(beside)
             beside.replace(path)
         finally:
@@ -90,8 +104,9 @@ class TrackedDataset(Dataset):
     def matching(self, selection: Selection) -> np.ndarray:
         """Which samples a selection means: bool [samples]. Nothing is changed.
 
-        A selection is a predicate `fn(id, age, loss, times, denied, pred, label)` called once a sample, a function of the
-        whole frame, a query string, or a mask. Samples never seen have loss NaN and pred, label and age -1.
+        A selection is a predicate `fn(id, age, loss, times, denied, pred, label)` called once a
+        sample, a function of the whole frame, a query string, or a mask. Samples never seen have
+        loss NaN and pred, label and age -1.
         """
         if isinstance(selection, str):
             found = self.query(selection).index.to_numpy()
@@ -100,41 +115,68 @@ class TrackedDataset(Dataset):
             selection = self._called(selection)
         mask = as_array(selection)
         if mask.dtype != np.bool_ or mask.shape != (len(self),):
-            raise ValueError(f"a selection must be {len(self)} booleans, one per sample; got {mask.dtype} of shape {mask.shape}")
+            raise ValueError(
+                f"a selection must be {len(self)} booleans, one per sample; got {mask.dtype} of "
+                f"shape {mask.shape}"
+            )
         return mask
 
     def _called(self, predicate: Predicate) -> Any:
         if _wants_frame(predicate):
             return predicate(self.get_dataframe(all_samples=True))
-        rows = zip(*(self.ledger[name].tolist() for name in ("age", "loss", "exposure", "denied", "pred", "label")))
+        rows = zip(
+            *(
+                self.ledger[name].tolist()
+                for name in ("age", "loss", "exposure", "denied", "pred", "label")
+            )
+        )
         answers = np.zeros(len(self), np.bool_)
         for sample_id, row in enumerate(rows):
             try:
                 answers[sample_id] = bool(predicate(sample_id, *row))
             except Exception as error:
-                raise ValueError(f"the predicate raised {type(error).__name__} for sample {sample_id}: {error}; "
-                                 "it is called as fn(id, age, loss, times, denied, pred, label); nothing was changed") from error
+                raise ValueError(
+                    f"the predicate raised {type(error).__name__} for sample {sample_id}: {error}; "
+                    "it is called as fn(id, age, loss, times, denied, pred, label); nothing was "
+                    "changed"
+                ) from error
         return answers
 
     def deny_samples_with_predicate(self, predicate: Selection, *, accumulate: bool = False) -> int:
-        """Deny the samples that match, and only those (`accumulate`: also those denied already). Returns how many are denied.
+        """Deny the samples that match, and only those (`accumulate`: also those denied already).
+        Returns how many are denied.
 
-        The whole predicate is evaluated first: if it raises, or matches everything, nothing changes. Takes effect at once,
-        in the middle of an epoch too.
+        The whole predicate is evaluated first: if it raises, or matches everything, nothing
+        changes. Takes effect at once, in the middle of an epoch too.
         """
         mask = self.matching(predicate)
         return self._deny(mask | self.ledger["denied"] if accumulate else mask)
 
-    def deny_samples_and_sample_allowed_with_predicate(self, predicate: Selection, allow_to_denied_factor: float, *,
-                                                       accumulate: bool = False, seed: int | None = None) -> int:
-        """Deny what matches, then allow some of it again at random until the data set holds at least
-        `allow_to_denied_factor` allowed samples for each denied one. Returns how many are denied.
+    def deny_samples_and_sample_allowed_with_predicate(
+        self,
+        predicate: Selection,
+        allow_to_denied_factor: float,
+        *,
+        accumulate: bool = False,
+        seed: int | None = None,
+    ) -> int:
+        """Deny what matches, then allow some of it again at random until the data set holds at
+        least `allow_to_denied_factor` allowed samples for each denied one. Returns how many are
+        denied.
 
         With a `seed` the choice is its own; without one it draws from torch's global generator.
         """
         factor = allow_to_denied_factor
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not np.isfinite(factor) or factor < 0:
-            raise ValueError(f"allow_to_denied_factor={factor!r}: a finite number of allowed samples per denied one, at least 0")
+        if (
+            isinstance(factor, bool)
+            or not isinstance(factor, int | float)
+            or not np.isfinite(factor)
+            or factor < 0
+        ):
+            raise ValueError(
+                f"allow_to_denied_factor={factor!r}: a finite number of allowed samples per denied "
+                "one, at least 0"
+            )
         mask = self.matching(predicate)
         if accumulate:
             mask = mask | self.ledger["denied"]
@@ -162,16 +204,24 @@ class TrackedDataset(Dataset):
     def _deny(self, mask: np.ndarray) -> int:
         self.ledger.deny(mask)
         if self.listener is not None:
-            self.listener("deny", what=f"{int(mask.sum())} of {len(self)} samples denied", denied=int(mask.sum()))
+            self.listener(
+                "deny",
+                what=f"{int(mask.sum())} of {len(self)} samples denied",
+                denied=int(mask.sum()),
+            )
         return int(mask.sum())
 
     # ---- tags
 
     def tag(self, name: str, samples: Selection | Iterable[int]) -> int:
-        """Give the samples (a selection, or ids) a tag, which becomes a column of the frame; returns how many have it."""
+        """Give the samples (a selection, or ids) a tag, which becomes a column of the frame;
+        returns how many have it."""
         taken = set(self.get_dataframe(all_samples=True).columns) - set(self.ledger.tags)
         if not isinstance(name, str) or not name.isidentifier() or name in taken:
-            raise ValueError(f"'{name}' cannot be a tag: a word that is no other column of the frame was expected")
+            raise ValueError(
+                f"'{name}' cannot be a tag: a word that is no other column of the frame was "
+                "expected"
+            )
         self.ledger.tag(name, self._chosen(samples))
         return int(self.ledger.tags[name].sum())
 
@@ -193,10 +243,15 @@ class TrackedDataset(Dataset):
 
 
 def _wants_frame(function: Callable) -> bool:
-    """A function of exactly one positional argument speaks of the whole frame; the documented predicate has seven."""
+    """A function of exactly one positional argument speaks of the whole frame; the documented
+    predicate has seven."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return False
-    required = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    required = [
+        p
+        for p in parameters
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
     return len(required) == 1 and not any(p.kind is p.VAR_POSITIONAL for p in parameters)

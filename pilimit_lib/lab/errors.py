@@ -1,4 +1,5 @@
-"""What the lab answers to requests that it cannot carry out; each is also the builtin error that fits."""
+"""What the lab answers to requests that it cannot carry out; each is also the builtin error that
+fits."""
 
 
 class NotFound(LookupError, ValueError):
@@ -6,4 +7,5 @@ class NotFound(LookupError, ValueError):
 
 
 class Refused(ValueError):
-    """An edit that would not mean what it says; the message gives the reason, and nothing has changed."""
+    """An edit that would not mean what it says; the message gives the reason, and nothing has
+    changed."""

@@ -1,4 +1,6 @@
-"""The documented facade: a model, an optimiser and two data sets, trained and operated on together."""
+"""The documented facade: a model, an optimiser and two data sets, trained and operated on
+together."""
+
 from __future__ import annotations
 
 import math
@@ -25,36 +27,60 @@ from .watch import Lab
 
 
 def classification_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy per sample [b]; log-probabilities are their own logits, so a final log_softmax does no harm."""
+    """Cross-entropy per sample [b]; log-probabilities are their own logits, so a final log_softmax
+    does no harm."""
     return F.cross_entropy(output, target, reduction="none")
 
 
 class Experiment:
     """Train, evaluate, look, operate, go back.
 
-        exp = Experiment(model=Net(), optimizer_class=optim.Adam, train_dataset=train, eval_dataset=test,
+        exp = Experiment(model=Net(), optimizer_class=optim.Adam, train_dataset=train,
+        eval_dataset=test,
                          device="cpu", learning_rate=1e-2, batch_size=256, name="x0")
         exp.train_n_steps_with_eval_full(len(exp.train_loader))
 
-    Nothing is loaded on its own: an earlier run under the same name is listed by `print(exp.chkpt_manager)`.
+    Nothing is loaded on its own: an earlier run under the same name is listed by
+    `print(exp.chkpt_manager)`.
 
     Args:
         model: any module; `exp.model` has the operations on its architecture.
-        optimizer_class: called as `optimizer_class(model.parameters(), lr=learning_rate, **optimizer_options)`.
+        optimizer_class: called as `optimizer_class(model.parameters(), lr=learning_rate,
+        **optimizer_options)`.
         train_dataset, eval_dataset: items are `(input, target)`; ids are positions in them.
         name: label of the run, and its folder under `root_log_dir`.
         criterion: from output and target to one loss per sample [b] (default: cross-entropy).
         seed: fixes the order of the training samples.
-        eval_every, dump_every: steps between evaluations and checkpoints in `train_n_steps_with_eval_full`.
+        eval_every, dump_every: steps between evaluations and checkpoints in
+        `train_n_steps_with_eval_full`.
         tensorboard: scalars for TensorBoard, every `log_every` steps (needs the `lab` extra).
     """
 
-    def __init__(self, model: nn.Module, optimizer_class: Callable[..., Optimizer], train_dataset: Dataset, eval_dataset: Dataset,
-                 device: torch.device | str = "cpu", learning_rate: float = 1e-3, batch_size: int = 64, name: str = "x0", *,
-                 root_log_dir: str | Path = "root_experiment", optimizer_options: dict[str, Any] | None = None,
-                 criterion: Callable[[Tensor, Tensor], Tensor] = classification_loss, seed: int = 0, train_shuffle: bool = True,
-                 num_workers: int = 0, collate_fn: Callable | None = None, eval_every: int = 256, dump_every: int = 1024,
-                 log_every: int = 10, undo_depth: int = 1, tensorboard: bool = True, progress: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer_class: Callable[..., Optimizer],
+        train_dataset: Dataset,
+        eval_dataset: Dataset,
+        device: torch.device | str = "cpu",
+        learning_rate: float = 1e-3,
+        batch_size: int = 64,
+        name: str = "x0",
+        *,
+        root_log_dir: str | Path = "root_experiment",
+        optimizer_options: dict[str, Any] | None = None,
+        criterion: Callable[[Tensor, Tensor], Tensor] = classification_loss,
+        seed: int = 0,
+        train_shuffle: bool = True,
+        num_workers: int = 0,
+        collate_fn: Callable | None = None,
+        eval_every: int = 256,
+        dump_every: int = 1024,
+        log_every: int = 10,
+        undo_depth: int = 1,
+        tensorboard: bool = True,
+        progress: bool = True,
+    ) -> None:
         self.device = torch.device(device)
         self.criterion, self.progress = criterion, progress
         self.eval_every, self.dump_every = eval_every, dump_every
@@ -63,11 +89,22 @@ class Experiment:
         train = LabLoader(_tracked(train_dataset), batch_size, shuffle=train_shuffle, **options)
         evaluation = LabLoader(_tracked(eval_dataset), batch_size, **options)
         model = model.to(self.device)
-        optimizer = optimizer_class(model.parameters(), lr=learning_rate, **(optimizer_options or {}))
+        optimizer = optimizer_class(
+            model.parameters(), lr=learning_rate, **(optimizer_options or {})
+        )
         self.folder = Path(root_log_dir) / name
         self.writer = _Scalars(self.folder / "tensorboard") if tensorboard else None
-        self.lab = Lab(model, optimizer, train, evaluation, folder=self.folder, name=name, auto_track=True, log_every=log_every,
-                       undo_depth=undo_depth)
+        self.lab = Lab(
+            model,
+            optimizer,
+            train,
+            evaluation,
+            folder=self.folder,
+            name=name,
+            auto_track=True,
+            log_every=log_every,
+            undo_depth=undo_depth,
+        )
         self.lab.on_scalars = self.writer
 
     # ---- the parts
@@ -89,7 +126,8 @@ class Experiment:
 
     @property
     def train_loader(self) -> LabLoader:
-        """Batches of training samples that are not denied; `train_loader.dataset` has ledger and deny list."""
+        """Batches of training samples that are not denied; `train_loader.dataset` has ledger and
+        deny list."""
         return self.lab.loader
 
     @property
@@ -115,18 +153,30 @@ class Experiment:
     # ---- training and evaluation
 
     def train_n_steps(self, n: int) -> tuple[float, float]:
-        """Train for n steps, through as many epochs as that takes; mean loss and accuracy (a fraction) over these steps."""
+        """Train for n steps, through as many epochs as that takes; mean loss and accuracy (a
+        fraction) over these steps."""
         sums = _Sums()
         self.module.train()
-        for _ in tqdm(range(_steps(n)), desc=f"train {self.name}", disable=not self.progress or n < 2, leave=False):
+        for _ in tqdm(
+            range(_steps(n)),
+            desc=f"train {self.name}",
+            disable=not self.progress or n < 2,
+            leave=False,
+        ):
             self._train_step(sums)
         return sums.means()
 
     def train_n_steps_with_eval_full(self, n: int) -> tuple[float, float]:
-        """Train for n steps; evaluate fully before the first, then every `eval_every` steps of the run and at the end; dump
-        every `dump_every` steps. Returns loss and accuracy of the last evaluation."""
+        """Train for n steps; evaluate fully before the first, then every `eval_every` steps of the
+        run and at the end; dump every `dump_every` steps. Returns loss and accuracy of the last
+        evaluation."""
         result, sums = self.eval_full() if self.lab.steps == 0 else None, _Sums()
-        for _ in tqdm(range(_steps(n)), desc=f"train {self.name}", disable=not self.progress or n < 2, leave=False):
+        for _ in tqdm(
+            range(_steps(n)),
+            desc=f"train {self.name}",
+            disable=not self.progress or n < 2,
+            leave=False,
+        ):
             self.module.train()
             self._train_step(sums)
             result = self.eval_full() if self.lab.steps % self.eval_every == 0 else None
@@ -146,7 +196,8 @@ class Experiment:
         sums.add(loss, self.lab.record(loss, output, target, ids=ids))
 
     def eval_n_steps(self, n: int) -> tuple[float, float]:
-        """Mean loss and accuracy (a fraction) over the first n batches of the evaluation set, the same ones each time."""
+        """Mean loss and accuracy (a fraction) over the first n batches of the evaluation set, the
+        same ones each time."""
         _steps(n)
         was, sums = self.module.training, _Sums()
         self.module.eval()
@@ -166,22 +217,32 @@ class Experiment:
         return sums.means()
 
     def eval_full(self) -> tuple[float, float]:
-        """Mean loss and accuracy (a fraction) over the whole evaluation set; a point of the evaluation curve."""
+        """Mean loss and accuracy (a fraction) over the whole evaluation set; a point of the
+        evaluation curve."""
         loss, accuracy = self.eval_n_steps(max(1, len(self.eval_loader)))
         self.lab.scalars("eval", loss, accuracy)
         return loss, accuracy
 
     def _to_device(self, batch: Any) -> tuple[Any, Any]:
         if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise TypeError(f"an Experiment trains on (input, target) pairs, the data set serves {type(batch).__name__}; "
-                            "for other batches write the loop yourself around pilimit_lib.lab.watch")
-        return tuple(part.to(self.device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch)
+            raise TypeError(
+                "an Experiment trains on (input, target) pairs, the data set serves "
+                f"{type(batch).__name__}; "
+                "for other batches write the loop yourself around pilimit_lib.lab.watch"
+            )
+        return tuple(
+            part.to(self.device, non_blocking=True) if isinstance(part, Tensor) else part
+            for part in batch
+        )
 
     def _loss(self, output: Tensor, target: Tensor, samples: int) -> Tensor:
         loss = self.criterion(output, target)
         if loss.ndim == 0 or loss.shape[0] != samples:
-            raise ValueError(f"the criterion returned a loss of shape {list(loss.shape)} for {samples} samples; one loss per "
-                             "sample was expected (reduction='none')")
+            raise ValueError(
+                f"the criterion returned a loss of shape {list(loss.shape)} for {samples} samples; "
+                "one loss per "
+                "sample was expected (reduction='none')"
+            )
         return loss.flatten(1).mean(1) if loss.ndim > 1 else loss
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -202,7 +263,8 @@ class Experiment:
         return self.lab.neuron_stats()
 
     def edit(self) -> AbstractContextManager[NetworkWithOps | ModelOps]:
-        """`with exp.edit() as m: m.prune(...); m.add_neurons(...)`: all of them, or on any error none."""
+        """`with exp.edit() as m: m.prune(...); m.add_neurons(...)`: all of them, or on any error
+        none."""
         return self.lab.edit()
 
     def undo(self) -> str:
@@ -247,8 +309,10 @@ class _Scalars:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError("scalars for TensorBoard need it installed: pip install 'pilimit[lab]', or pass tensorboard=False"
-                              ) from error
+            raise ImportError(
+                "scalars for TensorBoard need it installed: pip install 'pilimit[lab]', or pass "
+                "tensorboard=False"
+            ) from error
         self.folder, self.kind, self.writer = folder, SummaryWriter, None
 
     def __call__(self, which: str, age: int, values: dict[str, float]) -> None:
@@ -271,6 +335,12 @@ def _steps(n: int) -> int:
 
 def checked_learning_rate(learning_rate: float) -> None:
     """Raise unless it is a positive number or zero."""
-    if isinstance(learning_rate, bool) or not isinstance(learning_rate, int | float) or not math.isfinite(learning_rate) \
-            or learning_rate < 0:
-        raise ValueError(f"learning_rate={learning_rate!r}: a finite number, at least 0, was expected")
+    if (
+        isinstance(learning_rate, bool)
+        or not isinstance(learning_rate, int | float)
+        or not math.isfinite(learning_rate)
+        or learning_rate < 0
+    ):
+        raise ValueError(
+            f"learning_rate={learning_rate!r}: a finite number, at least 0, was expected"
+        )

@@ -1,4 +1,5 @@
 """Small text files that are either whole or not there."""
+
 from __future__ import annotations
 
 import json
@@ -9,9 +10,11 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader never sees half of it, and a full disk leaves the old file."""
+    """Write beside, then rename: a reader never sees half of it, and a full disk leaves the old
+    file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # opened plainly, so that it gets the usual permissions
+    # opened plainly, so that it gets the usual permissions
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with beside.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -1,4 +1,5 @@
 """Edits as steps that can be taken together, or taken back."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ class History:
 
     def remember(self, summary: str, before: dict[str, Any]) -> None:
         """Keep the state before an edit that has succeeded."""
-        self.states = [*self.states, (summary, before)][-self.depth:] if self.depth else []
+        self.states = [*self.states, (summary, before)][-self.depth :] if self.depth else []
 
     @contextmanager
     def one(self, summary: str) -> Iterator[None]:
@@ -43,7 +44,10 @@ class History:
         lab = self.lab
         if self.editing:
             raise RuntimeError("an edit() inside an edit()")
-        before, state = Memento([lab.module, *lab.neurons.values()], lab.optimizer), network_state(lab)
+        before, state = (
+            Memento([lab.module, *lab.neurons.values()], lab.optimizer),
+            network_state(lab),
+        )
         journal, lab.journal = lab.journal, Journal()
         self.editing = True
         try:
@@ -58,7 +62,9 @@ class History:
         notes, lab.journal = lab.journal.events, journal
         happened = [event for event in notes if event["kind"] != "branch"]
         for event in happened:
-            journal.write(**{key: value for key, value in event.items() if key not in ("branch", "time")})
+            journal.write(
+                **{key: value for key, value in event.items() if key not in ("branch", "time")}
+            )
         if happened:
             self.remember(f"{len(happened)} edits", state)
 

@@ -1,8 +1,10 @@
-"""What happened in a run, in order: losses, edits, denials, checkpoints. One JSON object a line, only ever appended.
+"""What happened in a run, in order: losses, edits, denials, checkpoints. One JSON object a line,
+only ever appended.
 
-Training that goes on from a checkpoint is a new *branch*; each event carries its branch, and each branch the checkpoint that
-it grew out of, so that the curves of a whole tree can be drawn.
+Training that goes on from a checkpoint is a new *branch*; each event carries its branch, and each
+branch the checkpoint that it grew out of, so that the curves of a whole tree can be drawn.
 """
+
 from __future__ import annotations
 
 import json
@@ -28,7 +30,14 @@ class Journal:
     def begin(self) -> int:
         """The number of the present branch, which begins now if nothing was written on it yet."""
         if not self._begun:
-            self._append({"kind": "branch", "branch": self.branch + 1, "after": self._after, "time": time.time()})
+            self._append(
+                {
+                    "kind": "branch",
+                    "branch": self.branch + 1,
+                    "after": self._after,
+                    "time": time.time(),
+                }
+            )
             self._begun, self.branch = True, self.branch + 1
         return self.branch
 
@@ -47,16 +56,19 @@ class Journal:
                         raise OSError("only part of a line fitted")
                 except OSError as error:
                     file.truncate(size)
-                    raise OSError(f"the journal {self.path} could not be written: {error}") from error
+                    raise OSError(
+                        f"the journal {self.path} could not be written: {error}"
+                    ) from error
         self.events.append(event)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """All events of a file. A last line without an end was cut off by a kill; it is removed, so that the next starts clean."""
+    """All events of a file. A last line without an end was cut off by a kill; it is removed, so
+    that the next starts clean."""
     if not path.is_file():
         return []
     whole = path.read_bytes()
-    complete = whole[:whole.rfind(b"\n") + 1]
+    complete = whole[: whole.rfind(b"\n") + 1]
     if complete != whole:
         with path.open("rb+") as file:
             file.truncate(len(complete))

@@ -1,4 +1,6 @@
-"""Geometry of the layers that have neurons: which dimension counts them, in the weight and in the output."""
+"""Geometry of the layers that have neurons: which dimension counts them, in the weight and in the
+output."""
+
 from __future__ import annotations
 
 from torch import nn
@@ -17,7 +19,8 @@ SIZE_ATTRIBUTES = (
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether the module has neurons in the lab's sense: a linear or (transposed) convolution layer."""
+    """Whether the module has neurons in the lab's sense: a linear or (transposed) convolution
+    layer."""
     return isinstance(module, LAYER_TYPES)
 
 
@@ -43,7 +46,11 @@ def incoming_dim(layer: nn.Module) -> int:
 
 def is_depthwise(layer: nn.Module) -> bool:
     """One filter per channel: its neurons are those of the layer below."""
-    return isinstance(layer, _ConvNd) and layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1
+    return (
+        isinstance(layer, _ConvNd)
+        and layer.groups == layer.in_channels == layer.out_channels
+        and layer.groups > 1
+    )
 
 
 def spatial_dims(layer: nn.Module) -> int:
@@ -53,4 +60,9 @@ def spatial_dims(layer: nn.Module) -> int:
 
 def size_attributes(module: nn.Module) -> dict[str, int]:
     """The sizes that the module repeats in attributes, by attribute name."""
-    return {name: getattr(module, name) for kind, names in SIZE_ATTRIBUTES if isinstance(module, kind) for name in names}
+    return {
+        name: getattr(module, name)
+        for kind, names in SIZE_ATTRIBUTES
+        if isinstance(module, kind)
+        for name in names
+    }

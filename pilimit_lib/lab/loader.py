@@ -1,8 +1,10 @@
 """A loader that knows where in the epoch it stands, and never serves a denied sample.
 
-The order of an epoch is a function of seed and epoch, so a position is one number: what continues from it is what would have
-come. Batches that workers fetched ahead are dropped when the deny list changes, and fetched again from that position.
+The order of an epoch is a function of seed and epoch, so a position is one number: what continues
+from it is what would have come. Batches that workers fetched ahead are dropped when the deny list
+changes, and fetched again from that position.
 """
+
 from __future__ import annotations
 
 import random
@@ -13,49 +15,91 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, default_collate, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+    get_worker_info,
+)
 
 from .dataset import TrackedDataset
 
 
 class LabLoader:
-    """Batches of a `TrackedDataset`, as the user's collate function makes them; `ids` names the samples of the last one.
+    """Batches of a `TrackedDataset`, as the user's collate function makes them; `ids` names the
+    samples of the last one.
 
-    Iterating continues the epoch where it stands (at its start, unless a loop was left early or a checkpoint was loaded) and
-    ends with it; `next_batch` goes on for ever. With workers, random transforms are seeded by sample and epoch.
+    Iterating continues the epoch where it stands (at its start, unless a loop was left early or a
+    checkpoint was loaded) and ends with it; `next_batch` goes on for ever. With workers, random
+    transforms are seeded by sample and epoch.
     """
 
-    def __init__(self, dataset: TrackedDataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, num_workers: int = 0,
-                 collate_fn: Callable | None = None, drop_last: bool = False, pin_memory: bool = False, sampler: Any = None,
-                 ) -> None:
+    def __init__(
+        self,
+        dataset: TrackedDataset,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        collate_fn: Callable | None = None,
+        drop_last: bool = False,
+        pin_memory: bool = False,
+        sampler: Any = None,
+    ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size={batch_size!r}: a positive integer was expected")
         if sampler is not None and not hasattr(sampler, "__len__"):
-            raise TypeError("the sampler has no length, so the loader could not know where in the epoch it stands")
+            raise TypeError(
+                "the sampler has no length, so the loader could not know where in the epoch it "
+                "stands"
+            )
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.num_workers, self.drop_last, self.pin_memory = num_workers, drop_last, pin_memory
         self.collate = collate_fn or default_collate
         self.sampler = sampler
         self.epoch = 0
-        self.position = 0   # how much of the epoch's order was served or passed over
+        self.position = 0  # how much of the epoch's order was served or passed over
         self.ids: Tensor | None = None
         self._order: np.ndarray | None = None
         self._stream: _Stream | None = None
 
     @classmethod
     def of(cls, loader: DataLoader, *, seed: int = 0) -> LabLoader:
-        """The same batches as a user's DataLoader, with ids. A sampler of the user's is asked for its order once an epoch."""
+        """The same batches as a user's DataLoader, with ids. A sampler of the user's is asked for
+        its order once an epoch."""
         if not isinstance(loader, DataLoader):
             raise TypeError(f"a torch DataLoader was expected, got {type(loader).__name__}")
         if loader.batch_size is None or type(loader.batch_sampler).__name__ != "BatchSampler":
-            raise TypeError("a DataLoader with its own batch_sampler fixes its batches, so denied samples could not be left out; "
-                            "pass batch_size and sampler instead")
-        plain = isinstance(loader.sampler, RandomSampler) and not loader.sampler.replacement \
+            raise TypeError(
+                "a DataLoader with its own batch_sampler fixes its batches, so denied samples "
+                "could not be left out; "
+                "pass batch_size and sampler instead"
+            )
+        plain = (
+            isinstance(loader.sampler, RandomSampler)
+            and not loader.sampler.replacement
             and loader.sampler.num_samples == len(loader.dataset)
+        )
         own = None if plain or isinstance(loader.sampler, SequentialSampler) else loader.sampler
-        data = loader.dataset if isinstance(loader.dataset, TrackedDataset) else TrackedDataset(loader.dataset)
-        return cls(data, loader.batch_size, shuffle=plain, seed=seed, num_workers=loader.num_workers,
-                   collate_fn=loader.collate_fn, drop_last=loader.drop_last, pin_memory=loader.pin_memory, sampler=own)
+        data = (
+            loader.dataset
+            if isinstance(loader.dataset, TrackedDataset)
+            else TrackedDataset(loader.dataset)
+        )
+        return cls(
+            data,
+            loader.batch_size,
+            shuffle=plain,
+            seed=seed,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            drop_last=loader.drop_last,
+            pin_memory=loader.pin_memory,
+            sampler=own,
+        )
 
     def __len__(self) -> int:
         """Batches in a whole epoch, with the present deny list."""
@@ -75,11 +119,12 @@ class LabLoader:
         return self._order
 
     def take(self, position: int) -> tuple[np.ndarray, int]:
-        """The next allowed ids from `position` on, at most a batch of them, and the position behind them."""
+        """The next allowed ids from `position` on, at most a batch of them, and the position behind
+        them."""
         order, denied = self.order(), self.dataset.ledger["denied"]
         chosen: list[int] = []
         while position < len(order) and len(chosen) < self.batch_size:
-            window = order[position:position + self.batch_size - len(chosen)]
+            window = order[position : position + self.batch_size - len(chosen)]
             chosen.extend(window[~denied[window]].tolist())
             position += len(window)
         if self.drop_last and len(chosen) < self.batch_size:
@@ -100,8 +145,10 @@ class LabLoader:
             if batch is None:
                 batch = self._advance()
         if batch is None:
-            raise RuntimeError(f"the loader has no batch to serve: {self.dataset.allowed} samples are allowed, "
-                               f"batch_size is {self.batch_size}, drop_last is {self.drop_last}")
+            raise RuntimeError(
+                f"the loader has no batch to serve: {self.dataset.allowed} samples are allowed, "
+                f"batch_size is {self.batch_size}, drop_last is {self.drop_last}"
+            )
         return batch
 
     def _advance(self) -> Any:
@@ -124,7 +171,11 @@ class LabLoader:
     def fetch(self, ids: np.ndarray) -> Any:
         """The batch of these samples, collated, in this process."""
         data, wanted = self.dataset.wrapped, [int(i) for i in ids]
-        return self.collate(data.__getitems__(wanted) if hasattr(data, "__getitems__") else [data[i] for i in wanted])
+        return self.collate(
+            data.__getitems__(wanted)
+            if hasattr(data, "__getitems__")
+            else [data[i] for i in wanted]
+        )
 
     def reset(self, epoch: int | None = None) -> None:
         """Go to the start of the current epoch, or of another one."""
@@ -132,8 +183,13 @@ class LabLoader:
         self.position, self._order, self._stream = 0, None, None
 
     def state(self) -> dict:
-        """Where it stands. A user's sampler cannot be asked for the same order twice, so its order is kept."""
-        order = torch.from_numpy(self._order.copy()) if self.sampler is not None and self._order is not None else None
+        """Where it stands. A user's sampler cannot be asked for the same order twice, so its order
+        is kept."""
+        order = (
+            torch.from_numpy(self._order.copy())
+            if self.sampler is not None and self._order is not None
+            else None
+        )
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "order": order}
 
     def load_state(self, state: dict) -> None:
@@ -150,11 +206,22 @@ class _Stream:
         self.version, self.position = loader.dataset.ledger.version, loader.position
         self.plans: list[tuple[np.ndarray, int]] = []
         data = _Seeded(loader.dataset.wrapped, loader.seed)
-        # An own generator: a new iterator draws a seed, which would otherwise come out of the model's dropout.
-        self.fetching = [iter(DataLoader(data, batch_sampler=_Ahead(weakref.ref(loader), self.plans), collate_fn=loader.collate,
-                                         num_workers=loader.num_workers, pin_memory=loader.pin_memory,
-                                         generator=torch.Generator()))]
-        # Collected as part of a cycle, torch's iterator waits five seconds for each worker; let go of first, it does not.
+        # An own generator: a new iterator draws a seed, which would otherwise come out of the
+        # model's dropout.
+        self.fetching = [
+            iter(
+                DataLoader(
+                    data,
+                    batch_sampler=_Ahead(weakref.ref(loader), self.plans),
+                    collate_fn=loader.collate,
+                    num_workers=loader.num_workers,
+                    pin_memory=loader.pin_memory,
+                    generator=torch.Generator(),
+                )
+            )
+        ]
+        # Collected as part of a cycle, torch's iterator waits five seconds for each worker; let go
+        # of first, it does not.
         weakref.finalize(self, self.fetching.clear)
 
     def next(self) -> tuple[np.ndarray, int, Any] | None:
@@ -184,7 +251,8 @@ class _Ahead:
 
 
 class _Seeded(Dataset):
-    """Random transforms become a function of sample and epoch, so that neither workers nor prefetching decide them."""
+    """Random transforms become a function of sample and epoch, so that neither workers nor
+    prefetching decide them."""
 
     def __init__(self, wrapped: Dataset, seed: int) -> None:
         self.wrapped, self.seed = wrapped, seed
@@ -195,9 +263,12 @@ class _Seeded(Dataset):
             seed = _mix(self.seed, epoch, index)
             torch.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed % 2 ** 32)
+            np.random.seed(seed % 2**32)
         return self.wrapped[index]
 
 
 def _mix(*parts: int) -> int:
-    return int(np.random.SeedSequence([abs(int(part)) for part in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([abs(int(part)) for part in parts]).generate_state(1, np.uint64)[0]
+        >> np.uint64(1)
+    )

@@ -1,4 +1,5 @@
 """The way back from a failed edit: every object that an edit replaces, by reference."""
+
 from __future__ import annotations
 
 from torch import nn
@@ -9,15 +10,24 @@ from .neurons import Neurons
 
 
 class Memento:
-    """What model, counters and optimiser consist of at this moment. Edits replace tensors and never write into old ones, so
-    references are enough: going back is exact, down to the identity of the parameters. Rates are written in place, and
+    """What model, counters and optimiser consist of at this moment. Edits replace tensors and never
+    write into old ones, so
+    references are enough: going back is exact, down to the identity of the parameters. Rates are
+    written in place, and
     freezing changes flags: those are kept by value."""
 
     def __init__(self, roots: list[nn.Module], optimizer: Optimizer | None) -> None:
-        self.modules = [(m, dict(m._parameters), dict(m._buffers), size_attributes(m)) for root in roots for m in root.modules()]
+        self.modules = [
+            (m, dict(m._parameters), dict(m._buffers), size_attributes(m))
+            for root in roots
+            for m in root.modules()
+        ]
         self.flags = [(p, p.requires_grad, p.grad) for root in roots for p in root.parameters()]
-        self.counters = [(m, {name: value.clone() for name, value in m._buffers.items()})
-                         for m, *_ in self.modules if isinstance(m, Neurons)]
+        self.counters = [
+            (m, {name: value.clone() for name, value in m._buffers.items()})
+            for m, *_ in self.modules
+            if isinstance(m, Neurons)
+        ]
         self.optimizer = optimizer
         if optimizer is not None:
             self.groups = [list(group["params"]) for group in optimizer.param_groups]

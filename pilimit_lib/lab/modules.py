@@ -1,4 +1,6 @@
-"""The documented classes: layers and networks that know their neurons. They hold the same parameters as torch's own."""
+"""The documented classes: layers and networks that know their neurons. They hold the same
+parameters as torch's own."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -14,9 +16,11 @@ if TYPE_CHECKING:
 
 
 class NeuronOps:
-    """What a layer with neurons adds to torch's: counting triggers, and learning rates of single neurons.
+    """What a layer with neurons adds to torch's: counting triggers, and learning rates of single
+    neurons.
 
-    The counters are kept beside the layer, not in its `state_dict`, which stays that of the plain torch layer.
+    The counters are kept beside the layer, not in its `state_dict`, which stays that of the plain
+    torch layer.
     """
 
     tracking_mode = TrackingMode.DISABLED
@@ -31,18 +35,21 @@ class NeuronOps:
         return held
 
     def forward(self, input: Tensor, skip_register: bool = False) -> Tensor:
-        """As torch's layer; triggers are counted in the current tracking mode unless `skip_register`."""
+        """As torch's layer; triggers are counted in the current tracking mode unless
+        `skip_register`."""
         output = super().forward(input)
         if not skip_register and self.tracking_mode is not TrackingMode.DISABLED:
             self.neurons.count(output, spatial_dims(self), self.tracking_mode)
         return output
 
     def set_per_neuron_learning_rate(self, neuron_ids: Iterable[int], lr: float) -> None:
-        """Let these neurons learn at `lr` (0 to 1) times the learning rate; at 0 their weights and bias stay bit for bit."""
+        """Let these neurons learn at `lr` (0 to 1) times the learning rate; at 0 their weights and
+        bias stay bit for bit."""
         self.neurons.set_rate(neuron_ids, lr)
 
     def set_per_incoming_neuron_learning_rate(self, neuron_ids: Iterable[int], lr: float) -> None:
-        """The same for the weights that lead from these incoming features or channels into the layer."""
+        """The same for the weights that lead from these incoming features or channels into the
+        layer."""
         self.neurons.set_rate(neuron_ids, lr, incoming=True)
 
 
@@ -55,10 +62,12 @@ class LinearWithNeuronOps(NeuronOps, nn.Linear):
 
 
 class NetworkWithOps(nn.Module):
-    """A network whose neurons can be added, removed and drawn anew. Subclass it, call `maybe_update_age(input)` in `forward`.
+    """A network whose neurons can be added, removed and drawn anew. Subclass it, call
+    `maybe_update_age(input)` in `forward`.
 
-    `self.layers = [...]` fixes what `layer_index` counts; without it, layers are counted in order of execution. Inside an
-    `Experiment` the optimiser follows each edit; alone, hand the returned change to `core.follow(optimizer, change)`.
+    `self.layers = [...]` fixes what `layer_index` counts; without it, layers are counted in order
+    of execution. Inside an `Experiment` the optimiser follows each edit; alone, hand the returned
+    change to `core.follow(optimizer, change)`.
     """
 
     def __init__(self) -> None:
@@ -77,12 +86,14 @@ class NetworkWithOps(nn.Module):
         """The operations themselves, also those not named here."""
         if self.__dict__.get("_lab") is None:
             from .watch import Lab
+
             Lab(self)
         return self.__dict__["_lab"].ops
 
     @property
     def tracking_mode(self) -> TrackingMode:
-        """Which counters a forward pass feeds; an experiment sets it to TRAIN in training steps, to EVAL in evaluation."""
+        """Which counters a forward pass feeds; an experiment sets it to TRAIN in training steps, to
+        EVAL in evaluation."""
         return self._tracking_mode
 
     @tracking_mode.setter
@@ -106,22 +117,29 @@ class NetworkWithOps(nn.Module):
         return self._age
 
     def maybe_update_age(self, input: Tensor) -> None:
-        """Call at the start of `forward`: counts training samples, and remembers what an input looks like for planning."""
+        """Call at the start of `forward`: counts training samples, and remembers what an input
+        looks like for planning."""
         if not self.__dict__.get("_modes_spread"):
             self._spread_mode()
         self.__dict__["_example"] = input.detach()[:2]
         if self._tracking_mode is TrackingMode.TRAIN:
             self.__dict__["_age"] += input.shape[0]
 
-    def add_neurons(self, layer_index: int | None = None, neuron_count: int = 1, **options: Any) -> Any:
+    def add_neurons(
+        self, layer_index: int | None = None, neuron_count: int = 1, **options: Any
+    ) -> Any:
         """See `ModelOps.add_neurons`."""
         return self.ops.add_neurons(layer_index, neuron_count, **options)
 
-    def prune(self, layer_index: int | None = None, neuron_indices: Iterable[int] = (), **options: Any) -> Any:
+    def prune(
+        self, layer_index: int | None = None, neuron_indices: Iterable[int] = (), **options: Any
+    ) -> Any:
         """See `ModelOps.prune`."""
         return self.ops.prune(layer_index, neuron_indices, **options)
 
-    def reinit_neurons(self, layer_index: int | None = None, neuron_indices: Iterable[int] = (), **options: Any) -> Any:
+    def reinit_neurons(
+        self, layer_index: int | None = None, neuron_indices: Iterable[int] = (), **options: Any
+    ) -> Any:
         """See `ModelOps.reinit_neurons`."""
         return self.ops.reinit_neurons(layer_index, neuron_indices, **options)
 

@@ -1,4 +1,5 @@
 """What an edit would touch, worked out and checked before anything is changed."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -25,19 +26,23 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; planning err
 @dataclass(frozen=True, eq=False)
 class Touched:
     """One tensor that the edit changes."""
+
     tensor: str
     before: tuple[int, ...]
     after: tuple[int, ...]
     optimizer_state: tuple[str, ...]
 
     def __str__(self) -> str:
-        state = f"   + optimiser's {', '.join(self.optimizer_state)}" if self.optimizer_state else ""
+        state = (
+            f"   + optimiser's {', '.join(self.optimizer_state)}" if self.optimizer_state else ""
+        )
         return f"{self.tensor:<44} {list(self.before)} -> {list(self.after)}{state}"
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A dry run: `print(plan)` lists every tensor touched; `tensors` is the same as data."""
+
     operation: str
     summary: str
     coupling: Coupling
@@ -48,11 +53,17 @@ class Plan:
     finish: Callable[[], None] | None = None
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.summary}: {len(self.tensors)} tensors", *(f"  {entry}" for entry in self.tensors)])
+        return "\n".join(
+            [
+                f"{self.summary}: {len(self.tensors)} tensors",
+                *(f"  {entry}" for entry in self.tensors),
+            ]
+        )
 
 
 def touched(steps: list[Step], lab: Lab) -> tuple[Touched, ...]:
-    """The list that a plan prints; a tensor met twice is listed once, with the shape it ends with."""
+    """The list that a plan prints; a tensor met twice is listed once, with the shape it ends
+    with."""
     shapes: dict[tuple[int, str], tuple[Step, list[int]]] = {}
     for step in steps:
         _, shape = shapes.setdefault((id(step.module), step.name), (step, list(step.value.shape)))
@@ -60,13 +71,20 @@ def touched(steps: list[Step], lab: Lab) -> tuple[Touched, ...]:
     entries = []
     for step, shape in shapes.values():
         held = lab.optimizer.state.get(step.value, {}) if lab.optimizer is not None else {}
-        state = tuple(sorted(k for k, v in held.items() if isinstance(v, Tensor) and v.shape == step.value.shape and v.ndim))
+        state = tuple(
+            sorted(
+                k
+                for k, v in held.items()
+                if isinstance(v, Tensor) and v.shape == step.value.shape and v.ndim
+            )
+        )
         entries.append(Touched(step.label, tuple(step.value.shape), tuple(shape), state))
     return tuple(entries)
 
 
 def apply(plan: Plan, lab: Lab) -> Change:
-    """Carry the plan out. On any error model, counters and optimiser are the very objects that they were."""
+    """Carry the plan out. On any error model, counters and optimiser are the very objects that they
+    were."""
     example = lab.example()
     before = Memento([lab.module, *lab.neurons.values()], lab.optimizer)
     with lab.tracking_paused():
@@ -94,7 +112,9 @@ def _expected(plan: Plan, lab: Lab, example: tuple) -> list[Tensor] | None:
         masked = {}
         for tie in plan.coupling.columns():
             weight = masked.get(tie.label, getattr(tie.module, tie.name).detach().clone())
-            weight.index_fill_(tie.dim, tie.positions[list(plan.removed)].flatten().to(weight.device), 0)
+            weight.index_fill_(
+                tie.dim, tie.positions[list(plan.removed)].flatten().to(weight.device), 0
+            )
             masked[tie.label] = weight
         return answers(lab.module, example, masked)
 
@@ -104,18 +124,31 @@ def _check(plan: Plan, lab: Lab, example: tuple, expected: list[Tensor] | None) 
         with undisturbed(lab.module):
             found = answers(lab.module, example)
     except Exception as error:
-        raise Refused(f"{plan.summary}: the forward pass no longer runs on the example batch ({type(error).__name__}: {error}); "
-                      "it probably names a size (a view or split with fixed numbers). Nothing was changed") from error
+        raise Refused(
+            f"{plan.summary}: the forward pass no longer runs on the example batch "
+            f"({type(error).__name__}: {error}); "
+            "it probably names a size (a view or split with fixed numbers). Nothing was changed"
+        ) from error
     if expected is None:
         return
     if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
-        raise Refused(f"{plan.summary}: the neurons reach the output of the model, whose shape would change from "
-                      f"{[list(t.shape) for t in expected]} to {[list(t.shape) for t in found]}; "
-                      "pass allow_output=True if that is meant. Nothing was changed")
+        raise Refused(
+            f"{plan.summary}: the neurons reach the output of the model, whose shape would change "
+            "from "
+            f"{[list(t.shape) for t in expected]} to {[list(t.shape) for t in found]}; "
+            "pass allow_output=True if that is meant. Nothing was changed"
+        )
     for new, old in zip(found, expected):
         scale = float(old.abs().max()) if old.numel() else 0.0
         apart = float((new - old).abs().max()) if old.numel() else 0.0
-        if not apart <= TOLERANCE.get(old.dtype, 3e-2) * max(scale, 1e-6) and torch.isfinite(old).all():
-            raise Refused(f"{plan.summary}: the edited network differs from what it should compute by {apart:.3g} on the example "
-                          "batch; something between this layer and its consumers mixes neurons (a mean or softmax over them, a "
-                          "shuffle), so the edit is refused. Nothing was changed")
+        if (
+            not apart <= TOLERANCE.get(old.dtype, 3e-2) * max(scale, 1e-6)
+            and torch.isfinite(old).all()
+        ):
+            raise Refused(
+                f"{plan.summary}: the edited network differs from what it should compute by "
+                f"{apart:.3g} on the example "
+                "batch; something between this layer and its consumers mixes neurons (a mean or "
+                "softmax over them, a "
+                "shuffle), so the edit is refused. Nothing was changed"
+            )

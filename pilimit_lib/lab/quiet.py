@@ -1,4 +1,6 @@
-"""Running the model for our own purposes without leaving a trace: no counts, no buffers moved, no randomness spent."""
+"""Running the model for our own purposes without leaving a trace: no counts, no buffers moved, no
+randomness spent."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -16,10 +18,13 @@ from .neurons import TrackingMode
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without tracking; afterwards modes, buffers, ages and generators are as they were."""
+    """Evaluation mode without tracking; afterwards modes, buffers, ages and generators are as they
+    were."""
     modes = [(module, module.training) for module in model.modules()]
     tracking = [(m, m.tracking_mode) for m in model.modules() if isinstance(m, NeuronOps)]
-    networks = [(m, m.__dict__["_tracking_mode"]) for m in model.modules() if isinstance(m, NetworkWithOps)]
+    networks = [
+        (m, m.__dict__["_tracking_mode"]) for m in model.modules() if isinstance(m, NetworkWithOps)
+    ]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     generators = rng_state()
     try:
@@ -38,7 +43,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             network.__dict__.update(_tracking_mode=mode, _modes_spread=False)
         with torch.no_grad():
             for buffer, value in buffers:
-                if not torch.equal(buffer, value):  # writing unasked would spoil graphs that are still alive
+                # writing unasked would spoil graphs that are still alive
+                if not torch.equal(buffer, value):
                     buffer.copy_(value)
         set_rng_state(generators)
 
@@ -51,13 +57,21 @@ def tensors_in(value: Any) -> list[Tensor]:
         value = list(value.values())
     elif hasattr(value, "__dataclass_fields__"):
         value = list(vars(value).values())
-    return [tensor for entry in value for tensor in tensors_in(entry)] if isinstance(value, list | tuple) else []
+    return (
+        [tensor for entry in value for tensor in tensors_in(entry)]
+        if isinstance(value, list | tuple)
+        else []
+    )
 
 
-def answers(model: nn.Module, example: tuple, replaced: dict[str, Tensor] | None = None) -> list[Tensor]:
+def answers(
+    model: nn.Module, example: tuple, replaced: dict[str, Tensor] | None = None
+) -> list[Tensor]:
     """What the model says about the example, with some parameters replaced for this one call."""
     generators = rng_state()
     with torch.no_grad():
-        output = torch.func.functional_call(model, replaced, example) if replaced else model(*example)
+        output = (
+            torch.func.functional_call(model, replaced, example) if replaced else model(*example)
+        )
     set_rng_state(generators)
     return tensors_in(output)

@@ -1,9 +1,13 @@
-"""Learning rates of single neurons, right for any optimiser: the step itself is scaled, not the gradient.
+"""Learning rates of single neurons, right for any optimiser: the step itself is scaled, not the
+gradient.
 
-Scaling gradients would do nothing under Adam, and weight decay or momentum would still move a neuron whose gradient is zero.
-So the weights are remembered before a step, and the step is scaled after it: w = old + rate * (new - old). Where the rate is
-0 the old bits are put back. The optimiser's moments go on building up meanwhile.
+Scaling gradients would do nothing under Adam, and weight decay or momentum would still move a
+neuron whose gradient is zero.
+So the weights are remembered before a step, and the step is scaled after it: w = old + rate * (new
+- old). Where the rate is 0 the old bits are put back. The optimiser's moments go on building up
+  meanwhile.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -25,7 +29,10 @@ class StepScaling:
     def __init__(self, optimizer: Optimizer, lab: Lab) -> None:
         self.lab = lab
         self.before: list[tuple[nn.Parameter, Tensor, Tensor]] = []
-        self.handles = [optimizer.register_step_pre_hook(self._remember), optimizer.register_step_post_hook(self._scale)]
+        self.handles = [
+            optimizer.register_step_pre_hook(self._remember),
+            optimizer.register_step_post_hook(self._scale),
+        ]
 
     def __deepcopy__(self, memo: dict) -> None:
         return None
@@ -33,10 +40,16 @@ class StepScaling:
     @torch.no_grad()
     def _remember(self, *_: Any) -> None:
         if self.lab.history.editing:
-            raise RuntimeError("a training step inside `with edit()`, which the block could not take back; leave the block first")
+            raise RuntimeError(
+                "a training step inside `with edit()`, which the block could not take back; leave "
+                "the block first"
+            )
         slowed = [(layer, neurons) for layer, neurons in self.lab.neurons.items() if neurons.slowed]
-        self.before = [(parameter, parameter.detach().clone(), rate) for layer, neurons in slowed
-                       for parameter, rate in _rates(layer, neurons)]
+        self.before = [
+            (parameter, parameter.detach().clone(), rate)
+            for layer, neurons in slowed
+            for parameter, rate in _rates(layer, neurons)
+        ]
 
     @torch.no_grad()
     def _scale(self, *_: Any) -> None:

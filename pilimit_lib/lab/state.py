@@ -1,4 +1,5 @@
 """Everything that going on bit for bit depends on, as plain tensors and builtins."""
+
 from __future__ import annotations
 
 import io
@@ -24,20 +25,30 @@ def network_state(lab: Lab) -> dict[str, Any]:
     return {
         "snapshot": snapshot(lab.module, lab.optimizer),
         "sizes": sizes(lab.module),
-        "neurons": {paths[layer]: {name: value.clone() for name, value in neurons.state_dict().items()}
-                    for layer, neurons in lab.neurons.items()},
-        "frozen": [name for name, parameter in lab.module.named_parameters() if not parameter.requires_grad],
-        "age": lab.age, "steps": lab.steps,
+        "neurons": {
+            paths[layer]: {name: value.clone() for name, value in neurons.state_dict().items()}
+            for layer, neurons in lab.neurons.items()
+        },
+        "frozen": [
+            name for name, parameter in lab.module.named_parameters() if not parameter.requires_grad
+        ],
+        "age": lab.age,
+        "steps": lab.steps,
     }
 
 
 def full_state(lab: Lab) -> dict[str, Any]:
-    """`network_state`, the ledgers, the position in the epoch, every random generator, and what the user asked to keep."""
+    """`network_state`, the ledgers, the position in the epoch, every random generator, and what the
+    user asked to keep."""
     loaders = {"train": lab.loader, "eval": lab.eval_loader}
     return {
         "lab": FORMAT,
         "network": network_state(lab),
-        "ledgers": {name: loader.dataset.ledger.state() for name, loader in loaders.items() if loader is not None},
+        "ledgers": {
+            name: loader.dataset.ledger.state()
+            for name, loader in loaders.items()
+            if loader is not None
+        },
         "loaders": {name: loader.state() for name, loader in loaders.items() if loader is not None},
         "rng": {"core": rng_state(), "numpy": _numpy_state()},
         "settings": lab.settings(),
@@ -48,12 +59,23 @@ def full_state(lab: Lab) -> dict[str, Any]:
 
 def hashes(state: dict[str, Any]) -> dict[str, str]:
     """What a checkpoint is of, in three short hashes."""
-    served = {name: [digest(part["columns"]["denied"].nonzero().flatten().tolist()),
-                     {tag: digest(mask.nonzero().flatten().tolist()) for tag, mask in part["tags"].items()}]
-              for name, part in state["ledgers"].items()}
-    where = {name: [entry["epoch"], entry["position"], entry["seed"]] for name, entry in state["loaders"].items()}
+    served = {
+        name: [
+            digest(part["columns"]["denied"].nonzero().flatten().tolist()),
+            {tag: digest(mask.nonzero().flatten().tolist()) for tag, mask in part["tags"].items()},
+        ]
+        for name, part in state["ledgers"].items()
+    }
+    where = {
+        name: [entry["epoch"], entry["position"], entry["seed"]]
+        for name, entry in state["loaders"].items()
+    }
     structure = [state["network"]["sizes"], state["network"]["snapshot"]["structure"]]
-    return {"structure": digest(structure), "data": digest([served, where]), "settings": digest(state["settings"])}
+    return {
+        "structure": digest(structure),
+        "data": digest([served, where]),
+        "settings": digest(state["settings"]),
+    }
 
 
 def set_network_state(lab: Lab, state: dict[str, Any]) -> None:
@@ -86,16 +108,25 @@ def _set_network(lab: Lab, state: dict[str, Any]) -> None:
 def set_full_state(lab: Lab, state: dict[str, Any]) -> None:
     """Go back to a `full_state`. Whatever does not fit is found before anything changes."""
     if not isinstance(state, dict) or state.get("lab") != FORMAT:
-        raise ValueError(f"not a checkpoint of the lab (format {state.get('lab') if isinstance(state, dict) else None!r}, "
-                         f"this version reads {FORMAT})")
+        raise ValueError(
+            "not a checkpoint of the lab (format "
+            f"{state.get('lab') if isinstance(state, dict) else None!r}, "
+            f"this version reads {FORMAT})"
+        )
     loaders = {"train": lab.loader, "eval": lab.eval_loader}
     for name, part in state["ledgers"].items():
         if loaders.get(name) is None:
-            raise ValueError(f"the checkpoint keeps a ledger of the {name} set, but no such loader is watched here")
+            raise ValueError(
+                f"the checkpoint keeps a ledger of the {name} set, but no such loader is watched "
+                "here"
+            )
         loaders[name].dataset.ledger.check_state(part)
     missing = sorted(set(state["also"]) ^ set(lab.also))
     if missing:
-        raise ValueError(f"{missing} is in `also=` on one side only, here or in the checkpoint; watch the same things")
+        raise ValueError(
+            f"{missing} is in `also=` on one side only, here or in the checkpoint; watch the same "
+            "things"
+        )
     check_fits(lab.module, state["network"]["sizes"])
     before = full_state(lab)
     try:
@@ -137,6 +168,9 @@ def _plain(also: dict[str, Any]) -> dict[str, Any]:
         try:
             torch.load(buffer, weights_only=True)
         except Exception as error:
-            raise ValueError(f"the state_dict of also['{name}'] holds more than plain tensors and builtins, so it could not be "
-                             f"loaded safely: {error}") from error
+            raise ValueError(
+                f"the state_dict of also['{name}'] holds more than plain tensors and builtins, so "
+                "it could not be "
+                f"loaded safely: {error}"
+            ) from error
     return also

@@ -1,8 +1,10 @@
-"""The one edit: rearrange, drop, add or redraw the slices that belong to neurons, on every tensor concerned, or on none.
+"""The one edit: rearrange, drop, add or redraw the slices that belong to neurons, on every tensor
+concerned, or on none.
 
-A tensor can be met twice (rows and columns of a convolution inside a residual block). The edits then *compose*: the second
-one sees what the first one left.
+A tensor can be met twice (rows and columns of a convolution inside a residual block). The edits
+then *compose*: the second one sees what the first one left.
 """
+
 from __future__ import annotations
 
 import math
@@ -24,14 +26,17 @@ Fill = Callable[[list[int]], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One tensor's part: slice i along `dim` becomes old slice `source[i]`, or a new one from `fill` where that is -1."""
+    """One tensor's part: slice i along `dim` becomes old slice `source[i]`, or a new one from
+    `fill` where that is -1."""
+
     module: nn.Module
     name: str
     dim: int
     label: str
     source: Tensor
     fill: Fill
-    shares: dict[int, Tensor] = field(default_factory=dict)  # new position -> factor, where outgoing weights are split
+    # new position -> factor, where outgoing weights are split
+    shares: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def value(self) -> Tensor:
@@ -53,16 +58,20 @@ def renew(tie: Tie, neurons: list[int]) -> Tensor:
 
 
 def extend(tie: Tie, copies: list[int]) -> Tensor:
-    """The source with one more neuron per entry of `copies`: a copy of that neuron, or a new one for -1.
+    """The source with one more neuron per entry of `copies`: a copy of that neuron, or a new one
+    for -1.
 
-    Wherever the last neuron has a contiguous run of slices (a flattened channel; each operand of a concatenation), the new
-    neurons' runs follow it, so that what lies behind moves along.
+    Wherever the last neuron has a contiguous run of slices (a flattened channel; each operand of a
+    concatenation), the new neurons' runs follow it, so that what lies behind moves along.
     """
     last, pieces, done = tie.positions[-1].tolist(), [], 0
     starts = [i for i, p in enumerate(last) if i == 0 or p != last[i - 1] + 1]
     for start, stop in zip(starts, starts[1:] + [len(last)]):
         pieces.append(torch.arange(done, last[stop - 1] + 1))
-        pieces.extend(torch.full((stop - start,), -1) if c < 0 else tie.positions[c, start:stop] for c in copies)
+        pieces.extend(
+            torch.full((stop - start,), -1) if c < 0 else tie.positions[c, start:stop]
+            for c in copies
+        )
         done = last[stop - 1] + 1
     return torch.cat([*pieces, torch.arange(done, length(tie))])
 
@@ -72,7 +81,8 @@ def length(tie: Tie) -> int:
 
 
 def fill_of(tie: Tie) -> Fill:
-    """What new slices of this tensor start as: rows drawn as torch draws them, columns zero, norms neutral."""
+    """What new slices of this tensor start as: rows drawn as torch draws them, columns zero, norms
+    neutral."""
     module, name, dim = tie.module, tie.name, tie.dim
 
     def fill(shape: list[int]) -> Tensor:
@@ -80,23 +90,32 @@ def fill_of(tie: Tie) -> Fill:
         if tie.role == "row" and isinstance(module, nn.Embedding):
             return torch.randn(shape, dtype=like.dtype, device=like.device)
         if tie.role == "row":
-            return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(-1, 1) / math.sqrt(_fan_in(module))
+            return torch.empty(shape, dtype=like.dtype, device=like.device).uniform_(
+                -1, 1
+            ) / math.sqrt(_fan_in(module))
         if tie.role in ("scale", "variance"):
             return like.new_ones(shape)
         if tie.role == "other" and like.shape[dim]:
             return like.mean(dim, keepdim=True).expand(shape)
         return like.new_zeros(shape)
+
     return fill
 
 
 def _fan_in(layer: nn.Module) -> int:
-    """As `reset_parameters` of torch's layers counts it (for a transposed convolution: over dimension 1 as well)."""
+    """As `reset_parameters` of torch's layers counts it (for a transposed convolution: over
+    dimension 1 as well)."""
     return max(1, layer.weight.shape[1] * math.prod(layer.weight.shape[2:]))
 
 
-def steps_for(coupling: Coupling, neurons_of: dict[nn.Module, Neurons], source_of: Callable[[Tie], Tensor],
-              shares_of: Callable[[Tie, Tensor], dict[int, Tensor]] | None = None) -> list[Step]:
-    """The steps on every tensor of the coupling, and on the counters and rates of the layers concerned."""
+def steps_for(
+    coupling: Coupling,
+    neurons_of: dict[nn.Module, Neurons],
+    source_of: Callable[[Tie], Tensor],
+    shares_of: Callable[[Tie, Tensor], dict[int, Tensor]] | None = None,
+) -> list[Step]:
+    """The steps on every tensor of the coupling, and on the counters and rates of the layers
+    concerned."""
     steps = []
     for tie in coupling.ties:
         source = source_of(tie)
@@ -106,10 +125,24 @@ def steps_for(coupling: Coupling, neurons_of: dict[nn.Module, Neurons], source_o
         if state is None or tie.name != "weight":
             continue
         if tie.role == "column":
-            steps.append(Step(state, "in_rate", 0, f"{tie.path} (rates of incoming neurons)", source, torch.ones))
+            steps.append(
+                Step(
+                    state,
+                    "in_rate",
+                    0,
+                    f"{tie.path} (rates of incoming neurons)",
+                    source,
+                    torch.ones,
+                )
+            )
         elif is_layer(tie.module):
-            steps.extend(Step(state, name, 0, f"{tie.path} (counter {name})", source, _zero_counts) for name in COUNTERS)
-            steps.append(Step(state, "rate", 0, f"{tie.path} (rates of neurons)", source, torch.ones))
+            steps.extend(
+                Step(state, name, 0, f"{tie.path} (counter {name})", source, _zero_counts)
+                for name in COUNTERS
+            )
+            steps.append(
+                Step(state, "rate", 0, f"{tie.path} (rates of neurons)", source, torch.ones)
+            )
     return steps
 
 
@@ -118,12 +151,15 @@ def _zero_counts(shape: list[int]) -> Tensor:
 
 
 def carry_out(steps: list[Step]) -> Change:
-    """Make the edits and correct the sizes that modules repeat in attributes. The caller undoes them if anything raises."""
+    """Make the edits and correct the sizes that modules repeat in attributes. The caller undoes
+    them if anything raises."""
     depthwise = {step.module for step in steps if is_depthwise(step.module)}
     batches: list[list[Step]] = []
     for step in steps:
         for batch in batches:
-            if _same_edit(batch[0], step) and not any(s.module is step.module and s.name == step.name for s in batch):
+            if _same_edit(batch[0], step) and not any(
+                s.module is step.module and s.name == step.name for s in batch
+            ):
                 batch.append(step)
                 break
         else:
@@ -134,7 +170,11 @@ def carry_out(steps: list[Step]) -> Change:
         for step in batch:
             axis.join(step.module, step.name, step.dim, step.label)
         fresh = int((batch[0].source < 0).sum())
-        fill = {} if not fresh else {s.label: s.fill(m.fill_shape(fresh)) for s, m in zip(batch, axis.members)}
+        fill = (
+            {}
+            if not fresh
+            else {s.label: s.fill(m.fill_shape(fresh)) for s, m in zip(batch, axis.members)}
+        )
         change = change + axis.take(batch[0].source, fill)
         for step in batch:
             _share(step)
@@ -144,7 +184,9 @@ def carry_out(steps: list[Step]) -> Change:
 
 
 def _same_edit(one: Step, other: Step) -> bool:
-    return one.value.shape[one.dim] == other.value.shape[other.dim] and torch.equal(one.source, other.source)
+    return one.value.shape[one.dim] == other.value.shape[other.dim] and torch.equal(
+        one.source, other.source
+    )
 
 
 @torch.no_grad()

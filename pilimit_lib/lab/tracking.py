@@ -1,4 +1,6 @@
-"""Forward hooks that count triggers, on any layer with neurons, and the mode that says into which counters."""
+"""Forward hooks that count triggers, on any layer with neurons, and the mode that says into which
+counters."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -30,7 +32,8 @@ def _inert(*_: Any) -> None:
 
 
 class Tracking:
-    """The counters of a model's layers. The documented layers count by themselves; plain ones are hooked.
+    """The counters of a model's layers. The documented layers count by themselves; plain ones are
+    hooked.
 
     `auto`: before each forward pass of the model the mode follows `model.training`.
     """
@@ -50,15 +53,20 @@ class Tracking:
         def count(module: nn.Module, args: tuple, output: Tensor) -> None:
             if not self.paused:
                 neurons.count(output, spatial, self.mode)
+
         return count
 
     def _entered(self, module: nn.Module, args: tuple) -> None:
         if self.paused:
             return
-        if self.auto and self.mode is not (mode := TrackingMode.TRAIN if module.training else TrackingMode.EVAL):
+        if self.auto and self.mode is not (
+            mode := TrackingMode.TRAIN if module.training else TrackingMode.EVAL
+        ):
             self.mode = mode
         if self.example is None and args and isinstance(args[0], Tensor):
-            self.example = tuple(arg.detach()[:2].clone() if isinstance(arg, Tensor) else arg for arg in args)
+            self.example = tuple(
+                arg.detach()[:2].clone() if isinstance(arg, Tensor) else arg for arg in args
+            )
 
     @property
     def mode(self) -> TrackingMode:

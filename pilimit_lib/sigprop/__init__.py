@@ -1,6 +1,18 @@
-"""Signal propagation: networks that learn in the forward pass. A signal in front, a propagator around each layer."""
+"""Signal propagation: networks that learn in the forward pass. A signal in front, a propagator
+around each layer."""
+
 from . import functional, loss, managers, models, monitors, propagators, signals
 from .flow import Flow
 from .wrapping import wrap
 
-__all__ = ["Flow", "functional", "loss", "managers", "models", "monitors", "propagators", "signals", "wrap"]
+__all__ = [
+    "Flow",
+    "functional",
+    "loss",
+    "managers",
+    "models",
+    "monitors",
+    "propagators",
+    "signals",
+    "wrap",
+]

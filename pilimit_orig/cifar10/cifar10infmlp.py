@@ -1,12 +1,14 @@
-"""Train the paper's π-MLP, infinite or finite, on CIFAR-10 with hand-written gradients: the slow, plain way.
+"""Train the paper's π-MLP, infinite or finite, on CIFAR-10 with hand-written gradients: the slow,
+plain way.
 
-    python -m pilimit_orig.cifar10.cifar10infmlp --data DIR --r 400 --depth 3 --lr 1.0 --gclip 0.4 --gclip-per-param \\
-        --wd 0.00001 --no-apply-lr-mult-to-wd --bias-alpha 0.5 --last-layer-alpha 0.5 --first-layer-lr-mult 0.1 \\
-        --last-layer-lr-mult 4 --batch-size 8 --epochs 50 --scheduler multistep --lr-drop-milestones 40 --lr-drop-ratio 0.15
+    python -m pilimit_orig.cifar10.cifar10infmlp --data DIR --r 400 --depth 3 --lr 1.0 --gclip 0.4
+        --gclip-per-param \\ --wd 0.00001 --no-apply-lr-mult-to-wd --bias-alpha 0.5
+        --last-layer-alpha 0.5 --first-layer-lr-mult 0.1 \\ --last-layer-lr-mult 4 --batch-size 8
+        --epochs 50 --scheduler multistep --lr-drop-milestones 40 --lr-drop-ratio 0.15
 
---depth counts hidden layers, as in the paper's code; experiments.cifar10.cifar10mlp counts one less. With --save-dir every epoch
-writes settings.json, metrics.csv and last.pt, from which --resume goes on bit for bit. Left out, because they led nowhere:
---init-from-data, --cycarr.
+--depth counts hidden layers, as in the paper's code; experiments.cifar10.cifar10mlp counts one
+less. With --save-dir every epoch writes settings.json, metrics.csv and last.pt, from which --resume
+goes on bit for bit. Left out, because they led nowhere: --init-from-data, --cycarr.
 """
 
 import argparse
@@ -25,28 +27,72 @@ from pilimit_orig.inf.optim import InfSGD, cosine, multistep
 from pilimit_orig.losses import LOSSES
 
 FLAGS = {  # name: default; a default of False makes a switch
-    "data": "./dataset", "save-dir": "", "save-model": False, "cuda": False, "float": False, "batch-size": 64,
-    "test-batch-size": 64, "lr": 2.0, "momentum": 0.0, "scheduler": "None", "lr-drop-ratio": 0.5, "gclip-drop-ratio": 0.5,
-    "lr-drop-milestones": "", "gclip-drop-milestones": "", "wd": 1e-4, "gclip": 0.2, "gclip-per-param": False,
-    "layernorm": False, "no-Gproj": False, "first-layer-lr-mult": 0.1, "last-layer-lr-mult": 1.0, "bias-lr-mult": 0.5,
-    "first-layer-alpha": 1.0, "bias-alpha": 1.0, "last-layer-alpha": 1.0, "last-bias-alpha": None,
-    "last-layer-grad-no-alpha": False, "no-apply-lr-mult-to-wd": False, "depth": 2, "loss": "xent", "r": 200,
-    "gaussian-init": False, "human": False, "width": 0, "epochs": 24, "quiet": False, "verbose": False, "seed": 1,
-    "train-subset-size": None, "test-subset-size": None, "tie-omegas": False, "resume": False,
+    "data": "./dataset",
+    "save-dir": "",
+    "save-model": False,
+    "cuda": False,
+    "float": False,
+    "batch-size": 64,
+    "test-batch-size": 64,
+    "lr": 2.0,
+    "momentum": 0.0,
+    "scheduler": "None",
+    "lr-drop-ratio": 0.5,
+    "gclip-drop-ratio": 0.5,
+    "lr-drop-milestones": "",
+    "gclip-drop-milestones": "",
+    "wd": 1e-4,
+    "gclip": 0.2,
+    "gclip-per-param": False,
+    "layernorm": False,
+    "no-Gproj": False,
+    "first-layer-lr-mult": 0.1,
+    "last-layer-lr-mult": 1.0,
+    "bias-lr-mult": 0.5,
+    "first-layer-alpha": 1.0,
+    "bias-alpha": 1.0,
+    "last-layer-alpha": 1.0,
+    "last-bias-alpha": None,
+    "last-layer-grad-no-alpha": False,
+    "no-apply-lr-mult-to-wd": False,
+    "depth": 2,
+    "loss": "xent",
+    "r": 200,
+    "gaussian-init": False,
+    "human": False,
+    "width": 0,
+    "epochs": 24,
+    "quiet": False,
+    "verbose": False,
+    "seed": 1,
+    "train-subset-size": None,
+    "test-subset-size": None,
+    "tie-omegas": False,
+    "resume": False,
 }
 CHOICES = {"scheduler": ("None", "cosine", "multistep"), "loss": tuple(LOSSES)}
 OUTPUT_ONLY = ("save_dir", "save_model", "human", "quiet", "verbose", "resume", "data")
 
 
 def parser():
-    out = argparse.ArgumentParser(prog="python -m pilimit_orig.cifar10.cifar10infmlp", description=__doc__, allow_abbrev=False,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    out = argparse.ArgumentParser(
+        prog="python -m pilimit_orig.cifar10.cifar10infmlp",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for name, default in FLAGS.items():
         if default is False:
             out.add_argument(f"--{name}", action="store_true")
         else:
             kind = {"last-bias-alpha": float}.get(name, int) if default is None else type(default)
-            out.add_argument(f"--{name}", type=kind, default=default, choices=CHOICES.get(name), help=f"default {default}")
+            out.add_argument(
+                f"--{name}",
+                type=kind,
+                default=default,
+                choices=CHOICES.get(name),
+                help=f"default {default}",
+            )
     return out
 
 
@@ -55,7 +101,11 @@ def check(args):
     for name in ("batch_size", "test_batch_size", "depth", "r", "epochs"):
         if getattr(args, name) < 1:
             return f"--{name.replace('_', '-')} is {getattr(args, name)}, it must be at least 1"
-    finite_only = [flag for flag in ("no_Gproj", "gaussian_init", "tie_omegas") if getattr(args, flag) and not args.width]
+    finite_only = [
+        flag
+        for flag in ("no_Gproj", "gaussian_init", "tie_omegas")
+        if getattr(args, flag) and not args.width
+    ]
     if finite_only:
         return f"--{finite_only[0].replace('_', '-')} concerns finite networks: give a --width"
     if args.width and not args.gaussian_init and args.width < args.r:
@@ -76,11 +126,32 @@ def check(args):
 def build(args, d, classes):
     """The network that the flags describe, from --seed."""
     device = "cuda" if args.cuda else "cpu"
-    alphas = {name: getattr(args, name) for name in ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")}
+    alphas = {
+        name: getattr(args, name)
+        for name in ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
+    }
     if args.width and args.gaussian_init:
-        return FinPiMLP(d, classes, args.depth, args.width, layernorm=args.layernorm, device=device, seed=args.seed, **alphas)
-    net = InfPiMLP(d, classes, args.depth, args.r, layernorm=args.layernorm, device=device, seed=args.seed,
-                   last_layer_grad_no_alpha=args.last_layer_grad_no_alpha, **alphas)
+        return FinPiMLP(
+            d,
+            classes,
+            args.depth,
+            args.width,
+            layernorm=args.layernorm,
+            device=device,
+            seed=args.seed,
+            **alphas,
+        )
+    net = InfPiMLP(
+        d,
+        classes,
+        args.depth,
+        args.r,
+        layernorm=args.layernorm,
+        device=device,
+        seed=args.seed,
+        last_layer_grad_no_alpha=args.last_layer_grad_no_alpha,
+        **alphas,
+    )
     if args.width:
         return net.sample(args.width, seed=args.seed + 1, tieomegas=args.tie_omegas)
     # As the paper's code: half precision on a GPU unless told otherwise.
@@ -114,11 +185,19 @@ def train_epoch(net, optimizer, x, y, epoch, rng, args):
         optimizer.zero_grad()
         net.backward(delta)
         optimizer.step()
-        total, right = total + float(loss) * len(index), right + int((out.argmax(1) == y[index]).sum())
+        total, right = (
+            total + float(loss) * len(index),
+            right + int((out.argmax(1) == y[index]).sum()),
+        )
         if args.human and not args.quiet and step % 20 == 0:
             seen = step * args.batch_size + len(index)
             so_far = f"loss {total / seen:.4f} acc {right / seen:.4f} rows {rows_of(net)}"
-            print(f"\repoch {epoch + 1} step {step + 1}/{steps} {so_far}", end="", file=sys.stderr, flush=True)
+            print(
+                f"\repoch {epoch + 1} step {step + 1}/{steps} {so_far}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
     if args.human and not args.quiet:
         print(file=sys.stderr)
     return total / len(x), right / len(x)
@@ -126,7 +205,11 @@ def train_epoch(net, optimizer, x, y, epoch, rng, args):
 
 def state_of(net):
     """Everything of a network that training changes."""
-    names = ("As", "Bs", "Amult", "biases", "velocity") if isinstance(net, InfPiMLP) else ("W", "b", "Omega", "basis", "velocity")
+    names = (
+        ("As", "Bs", "Amult", "biases", "velocity")
+        if isinstance(net, InfPiMLP)
+        else ("W", "b", "Omega", "basis", "velocity")
+    )
     return {name: getattr(net, name) for name in names}
 
 
@@ -138,6 +221,7 @@ def write(save, path):
 
 def save_epoch(args, net, records, rng):
     """metrics.csv and last.pt as they stand after an epoch."""
+
     def table(path):
         with open(path, "w", newline="") as file:
             writer = csv.DictWriter(file, list(records[0]))
@@ -156,7 +240,9 @@ def resume(args, net, rng, settings):
     differing = [key for key in settings if key != "epochs" and settings[key] != before.get(key)]
     if differing:
         raise ValueError(f"the run in {args.save_dir} had other settings: {', '.join(differing)}")
-    state = torch.load(os.path.join(args.save_dir, "last.pt"), weights_only=True, map_location=net.device)
+    state = torch.load(
+        os.path.join(args.save_dir, "last.pt"), weights_only=True, map_location=net.device
+    )
     for name, value in state["net"].items():
         setattr(net, name, value)
     rng.set_state(state["rng"].cpu())
@@ -168,15 +254,27 @@ def train(args):
     x, y, test_x, test_y = load(args.data, args.train_subset_size, args.test_subset_size)
     net, rng = build(args, x.shape[1], int(y.max()) + 1), torch.Generator().manual_seed(args.seed)
     x, y, test_x, test_y = (t.to(net.device) for t in (x, y, test_x, test_y))
-    optimizer = InfSGD(net, args.lr, args.wd, args.momentum, args.bias_lr_mult, args.first_layer_lr_mult, args.last_layer_lr_mult,
-                       not args.no_apply_lr_mult_to_wd, args.gclip, args.gclip_per_param,
-                       project=bool(args.width) and not (args.no_Gproj or args.gaussian_init))
+    optimizer = InfSGD(
+        net,
+        args.lr,
+        args.wd,
+        args.momentum,
+        args.bias_lr_mult,
+        args.first_layer_lr_mult,
+        args.last_layer_lr_mult,
+        not args.no_apply_lr_mult_to_wd,
+        args.gclip,
+        args.gclip_per_param,
+        project=bool(args.width) and not (args.no_Gproj or args.gaussian_init),
+    )
     settings = {name: value for name, value in vars(args).items() if name not in OUTPUT_ONLY}
     records = resume(args, net, rng, settings) if args.resume else []
     if args.save_dir and not args.resume:
         os.makedirs(args.save_dir, exist_ok=True)
         if os.path.exists(os.path.join(args.save_dir, "settings.json")):
-            raise FileExistsError(f"{args.save_dir} already holds a run: --resume it or choose another --save-dir")
+            raise FileExistsError(
+                f"{args.save_dir} already holds a run: --resume it or choose another --save-dir"
+            )
         with open(os.path.join(args.save_dir, "settings.json"), "w") as file:
             json.dump(settings, file, indent=2)
     if args.verbose:
@@ -184,17 +282,35 @@ def train(args):
     for epoch in range(len(records), args.epochs):
         started = time.time()
         if args.scheduler == "multistep":
-            optimizer.lr = args.lr * multistep(epoch, milestones(args.lr_drop_milestones), args.lr_drop_ratio)
-        optimizer.gclip = args.gclip * multistep(epoch, milestones(args.gclip_drop_milestones), args.gclip_drop_ratio)
+            optimizer.lr = args.lr * multistep(
+                epoch, milestones(args.lr_drop_milestones), args.lr_drop_ratio
+            )
+        optimizer.gclip = args.gclip * multistep(
+            epoch, milestones(args.gclip_drop_milestones), args.gclip_drop_ratio
+        )
         train_loss, train_acc = train_epoch(net, optimizer, x, y, epoch, rng, args)
         test_loss, test_acc = evaluate(net, test_x, test_y, args)
-        records.append({"epoch": epoch + 1, "train_loss": train_loss, "train_acc": train_acc, "test_loss": test_loss,
-                        "test_acc": test_acc, "rows": rows_of(net), "seconds": round(time.time() - started, 2)})
+        records.append(
+            {
+                "epoch": epoch + 1,
+                "train_loss": train_loss,
+                "train_acc": train_acc,
+                "test_loss": test_loss,
+                "test_acc": test_acc,
+                "rows": rows_of(net),
+                "seconds": round(time.time() - started, 2),
+            }
+        )
         if args.save_dir:
             save_epoch(args, net, records, rng)
         if not args.quiet:
-            print(" ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
-                           for key, value in records[-1].items()), flush=True)
+            print(
+                " ".join(
+                    f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
+                    for key, value in records[-1].items()
+                ),
+                flush=True,
+            )
     if args.save_model:
         net.save(os.path.join(args.save_dir, "checkpoint.th"))
     return records
@@ -219,7 +335,11 @@ def main(argv=None):
     except (ValueError, OSError, checkpoint.CheckpointError) as error:
         arguments.error(str(error))
     except KeyboardInterrupt:
-        where = f": --resume --save-dir {args.save_dir} goes on from the last epoch" if args.save_dir else ""
+        where = (
+            f": --resume --save-dir {args.save_dir} goes on from the last epoch"
+            if args.save_dir
+            else ""
+        )
         print(f"\ninterrupted{where}", file=sys.stderr)
         return None
 

@@ -25,9 +25,17 @@ class ArrayReader(Reader):
     """Knows numpy's arrays of numbers, and nothing else."""
 
     kind = "batch of CIFAR-10"
-    known = {("_codecs", "encode"): latin1, ("numpy", "ndarray"): Array, ("numpy", "dtype"): NumpyType,
-             **{(f"numpy.{core}.multiarray", "_reconstruct"): lambda kind, shape, code: kind.__new__(kind)
-                for core in ("core", "_core")}}
+    known = {
+        ("_codecs", "encode"): latin1,
+        ("numpy", "ndarray"): Array,
+        ("numpy", "dtype"): NumpyType,
+        **{
+            (f"numpy.{core}.multiarray", "_reconstruct"): lambda kind, shape, code: kind.__new__(
+                kind
+            )
+            for core in ("core", "_core")
+        },
+    }
 
 
 def batch_of(path):
@@ -46,7 +54,8 @@ def batch_of(path):
 
 
 def load(root, train_size=None, test_size=None):
-    """(train x, y, test x, y): images [n 3072] normalised per channel by the training images that are used, labels [n]."""
+    """(train x, y, test x, y): images [n 3072] normalised per channel by the training images that
+    are used, labels [n]."""
     folder = root
     if os.path.isdir(os.path.join(root, "cifar-10-batches-py")):
         folder = os.path.join(root, "cifar-10-batches-py")
@@ -54,8 +63,11 @@ def load(root, train_size=None, test_size=None):
     for names, size in ((TRAIN, train_size), (TEST, test_size)):
         absent = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
         if absent:
-            raise FileNotFoundError(f"no {', '.join(absent)} in {folder}: --data takes the folder that holds cifar-10-batches-py "
-                                    "(https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz)")
+            raise FileNotFoundError(
+                f"no {', '.join(absent)} in {folder}: --data takes the folder that holds "
+                "cifar-10-batches-py "
+                "(https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz)"
+            )
         batches = [batch_of(os.path.join(folder, name)) for name in names]
         images = torch.from_numpy(np.concatenate([b[0] for b in batches])).float()
         labels = torch.from_numpy(np.concatenate([b[1] for b in batches])).long()

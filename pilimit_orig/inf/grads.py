@@ -1,4 +1,5 @@
-"""Gradients of a π-MLP that wait for a step: plain dictionaries keyed by layer, their norms and their clipping."""
+"""Gradients of a π-MLP that wait for a step: plain dictionaries keyed by layer, their norms and
+their clipping."""
 
 import torch
 
@@ -6,7 +7,8 @@ from pilimit_orig.inf.relu import rows_norm
 
 
 class Grads:
-    """A: {1: [d r], l: list of [b o]}, B: {l: list of [b r]}, bias: {l: [o]}. Adding accumulates, as micro-batches need."""
+    """A: {1: [d r], l: list of [b o]}, B: {l: list of [b r]}, bias: {l: [o]}. Adding accumulates,
+    as micro-batches need."""
 
     def __init__(self, L):
         self.L = L
@@ -41,12 +43,16 @@ class Grads:
         return out
 
     def norm(self, exclude_last_layer=False):
-        """Root of the sum of squares over all parameters; the readout can be left out of the sum."""
-        parts = [n for (_, l), n in self.norms().items() if not (exclude_last_layer and l == self.L + 1)]
+        """Root of the sum of squares over all parameters; the readout can be left out of the
+        sum."""
+        parts = [
+            n for (_, l), n in self.norms().items() if not (exclude_last_layer and l == self.L + 1)
+        ]
         return torch.stack(parts).norm() if parts else torch.zeros(())
 
     def scale(self, kind, l, factor):
-        """Multiplies one parameter's gradient: of rows only A, their directions B are unit vectors."""
+        """Multiplies one parameter's gradient: of rows only A, their directions B are unit
+        vectors."""
         if kind == "bias":
             self.bias[l] = self.bias[l] * factor
         elif l == 1:
@@ -55,12 +61,17 @@ class Grads:
             self.A[l] = [A * factor for A in self.A[l]]
 
     def clip(self, max_norm, per_param=False, exclude_last_layer=False):
-        """Scales every gradient by min(1, max_norm / (norm + 1e-6)), its own norm or the common one; returns the norms before.
+        """Scales every gradient by min(1, max_norm / (norm + 1e-6)), its own norm or the common
+        one; returns the norms before.
 
-        exclude_last_layer leaves the readout out of the common norm, but scales it too; per parameter it stays unclipped.
+        exclude_last_layer leaves the readout out of the common norm, but scales it too; per
+        parameter it stays unclipped.
         """
         if max_norm <= 0:
-            raise ValueError(f"max_norm is {max_norm}: a clipping norm must be positive; leave clipping out for none")
+            raise ValueError(
+                f"max_norm is {max_norm}: a clipping norm must be positive; leave clipping out for "
+                "none"
+            )
         before = self.norms()
         common = None if per_param else self.norm(exclude_last_layer)
         for (kind, l), own in before.items():

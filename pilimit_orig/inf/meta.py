@@ -1,9 +1,12 @@
-"""MAML for the readout: inner steps that append rows to it, and the hand-written backward through them.
+"""MAML for the readout: inner steps that append rows to it, and the hand-written backward through
+them.
 
-Inner step t on the support set (i = 1..N):  rows  A = a·δ_t(i)·σ_i,  B = ĝ_i,  Amult = −η,  bias −= η_b·β·a·Σ_i δ_t(i)
-with δ_t = ∂loss/∂out, σ = |g| (1 under layer norm), a = last_layer_alpha, β the readout's bias multiplier. Both A and B of
-these rows depend on the layers below, and A on the rows of earlier steps through δ_t: nothing else is of second order.
-Neither weight decay nor momentum acts in the inner loop. Where the published code differs, the README says how.
+Inner step t on the support set (i = 1..N):  rows  A = a·δ_t(i)·σ_i,  B = ĝ_i,  Amult = −η,  bias −=
+η_b·β·a·Σ_i δ_t(i) with δ_t = ∂loss/∂out, σ = |g| (1 under layer norm), a = last_layer_alpha, β the
+readout's bias multiplier. Both A and B of
+these rows depend on the layers below, and A on the rows of earlier steps through δ_t: nothing else
+is of second order. Neither weight decay nor momentum acts in the inner loop. Where the published
+code differs, the README says how.
 """
 
 from dataclasses import dataclass
@@ -14,7 +17,8 @@ from pilimit_orig.losses import LOSSES
 
 @dataclass(frozen=True)
 class InnerStep:
-    """What one inner step saw: its tape, outputs and their derivative, and the readout's number of rows before it."""
+    """What one inner step saw: its tape, outputs and their derivative, and the readout's number of
+    rows before it."""
 
     tape: dict
     out: object
@@ -33,8 +37,11 @@ class Adaptation:
     bias_rate: float
 
 
-def adapt_readout(net, X, labels, lr, steps=1, loss="xent", last_layer_lr_mult=1.0, bias_lr_mult=1.0):
-    """Marks the net (net.checkpoint()) and takes inner steps with its readout on a support set; undo them with net.restore()."""
+def adapt_readout(
+    net, X, labels, lr, steps=1, loss="xent", last_layer_lr_mult=1.0, bias_lr_mult=1.0
+):
+    """Marks the net (net.checkpoint()) and takes inner steps with its readout on a support set;
+    undo them with net.restore()."""
     net.checkpoint()
     last, done = net.L + 1, []
     for _ in range(steps):
@@ -47,12 +54,15 @@ def adapt_readout(net, X, labels, lr, steps=1, loss="xent", last_layer_lr_mult=1
     return Adaptation(done, labels, loss, lr * last_layer_lr_mult, lr * bias_lr_mult)
 
 
-def meta_backward(net, adaptation, X, labels, buffer, second_order=True, readout_fixed=False, weight=1.0):
-    """Adds to buffer the gradient of the query loss by the state before adaptation; returns the query loss and outputs.
+def meta_backward(
+    net, adaptation, X, labels, buffer, second_order=True, readout_fixed=False, weight=1.0
+):
+    """Adds to buffer the gradient of the query loss by the state before adaptation; returns the
+    query loss and outputs.
 
-    first order: the appended rows are taken as constants. readout_fixed: the initial readout is not learned, its gradient is
-    left out. weight multiplies the gradient, 1/tasks for the mean over a meta-batch.
-    Call net.restore() afterwards, and net.step(lr, buffer=buffer) once per meta-batch.
+    first order: the appended rows are taken as constants. readout_fixed: the initial readout is not
+    learned, its gradient is left out. weight multiplies the gradient, 1/tasks for the mean over a
+    meta-batch. Call net.restore() afterwards, and net.step(lr, buffer=buffer) once per meta-batch.
     """
     last, a = net.L + 1, 1.0 if net.last_layer_grad_no_alpha else net.last_layer_alpha
     value_of, curvature = LOSSES[adaptation.loss]
@@ -92,13 +102,14 @@ def meta_backward(net, adaptation, X, labels, buffer, second_order=True, readout
 
 
 def _readout_adjoint(net, tape, G, rows):
-    """Adjoints of the readout's first `rows` rows (A [m o], B [m r]) and of its argument (length [b 1], direction [b r])."""
+    """Adjoints of the readout's first `rows` rows (A [m o], B [m r]) and of its argument (length [b
+    1], direction [b r])."""
     last = net.L + 1
     A, B = net.As[last][:rows].to(net.dtype), net.Bs[last][:rows].to(net.dtype)
     Amult = net.Amult[last][:rows].to(net.dtype)
     ghat, sigma = tape["ghat"][last], passes.scale(net, tape["s"][last])
     q = ghat @ B.T
-    weights_bar = (tape["s"][last] > 0) * (G @ A.T) * Amult               # [b m]
+    weights_bar = (tape["s"][last] > 0) * (G @ A.T) * Amult  # [b m]
     q_bar = sigma * weights_bar * relu.dk(q)
     A_bar = Amult[:, None] * ((sigma * relu.k(q)).T @ G)
     return A_bar, q_bar.T @ ghat, (relu.k(q) * weights_bar).sum(1, keepdim=True), q_bar @ B
@@ -108,5 +119,7 @@ def _to_preactivation(net, tape, s_bar, ghat_bar):
     """∂loss/∂g [b r] from the adjoints of its length and direction."""
     last = net.L + 1
     ghat, s = tape["ghat"][last], tape["s"][last]
-    tangent = (ghat_bar - (ghat_bar * ghat).sum(1, keepdim=True) * ghat) / s.masked_fill(s == 0, float("inf"))
+    tangent = (ghat_bar - (ghat_bar * ghat).sum(1, keepdim=True) * ghat) / s.masked_fill(
+        s == 0, float("inf")
+    )
     return tangent if net.layernorm else tangent + s_bar * ghat

@@ -8,9 +8,13 @@ from pilimit_orig.inf import relu
 
 
 def forward(net, X, record=True):
-    """Outputs [b dout] for inputs X [b d], and what `backward` needs to go back (None without record)."""
+    """Outputs [b dout] for inputs X [b d], and what `backward` needs to go back (None without
+    record)."""
     if X.dim() != 2 or X.shape[1] != net.d:
-        raise ValueError(f"input of shape {tuple(X.shape)}: this network takes [batch, {net.d}]; flatten images first")
+        raise ValueError(
+            f"input of shape {tuple(X.shape)}: this network takes [batch, {net.d}]; flatten images "
+            "first"
+        )
     X = X.to(net.dtype)
     g = X @ net.As[1].to(net.dtype)
     if net.biases.get(1) is not None:
@@ -19,8 +23,8 @@ def forward(net, X, record=True):
     tape = {"X": X, "ghat": {}, "s": {}, "q": {}}
     for l in range(2, net.L + 2):
         ghat, s = relu.unit(g)
-        q = ghat @ net.Bs[l].to(net.dtype).T                                    # [b m]
-        weights = net.Amult[l].to(net.dtype)[:, None] * net.As[l].to(net.dtype)   # [m o]
+        q = ghat @ net.Bs[l].to(net.dtype).T  # [b m]
+        weights = net.Amult[l].to(net.dtype)[:, None] * net.As[l].to(net.dtype)  # [m o]
         g = scale(net, s) * (relu.k(q) @ weights)
         if net.biases.get(l) is not None:
             g = g + net.alpha_of_bias(l) * net.biases[l]
@@ -31,7 +35,8 @@ def forward(net, X, record=True):
 
 
 def scale(net, s):
-    """The factor that k is multiplied by: the length of the argument, or 1 under layer norm; 0 where the argument is zero."""
+    """The factor that k is multiplied by: the length of the argument, or 1 under layer norm; 0
+    where the argument is zero."""
     return (s > 0).to(s.dtype) if net.layernorm else s
 
 
@@ -48,7 +53,8 @@ def layer_backward(net, tape, l, G):
 
 
 def body_backward(net, tape, G, grads):
-    """Everything below the readout: adds to grads the gradients that follow from G = ∂loss/∂g_L [b r]."""
+    """Everything below the readout: adds to grads the gradients that follow from G = ∂loss/∂g_L [b
+    r]."""
     for l in range(net.L, 1, -1):
         grads.add_rows(l, G * scale(net, tape["s"][l]), tape["ghat"][l])
         if net.biases.get(l) is not None:
@@ -71,4 +77,6 @@ def readout_rows(net, tape, delta, grads):
 def backward(net, tape, delta, grads):
     """Adds to grads all gradients of a loss whose derivative by the outputs is delta [b dout]."""
     readout_rows(net, tape, delta, grads)
-    body_backward(net, tape, layer_backward(net, tape, net.L + 1, net.last_layer_alpha * delta), grads)
+    body_backward(
+        net, tape, layer_backward(net, tape, net.L + 1, net.last_layer_alpha * delta), grads
+    )

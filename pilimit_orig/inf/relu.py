@@ -1,6 +1,7 @@
 """Gaussian expectations of a pair of ReLUs, as functions of the cosine of the pair.
 
-For unit x, y with cosine c and w ~ N(0, I): k(c) = E[φ(w·x) φ(w·y)], dk(c) = E[φ'(w·x) φ'(w·y)] = dk/dc.
+For unit x, y with cosine c and w ~ N(0, I): k(c) = E[φ(w·x) φ(w·y)], dk(c) = E[φ'(w·x) φ'(w·y)] =
+dk/dc.
 Source: Yang, Santacroce & Hu (2022), section 2; Cho & Saul (2009).
 """
 
@@ -27,12 +28,14 @@ def radial(c):
 
 
 def unit(g):
-    """Rows of g [b r] as directions [b r] and lengths [b 1]; a zero row has the direction zero, so nothing becomes NaN."""
+    """Rows of g [b r] as directions [b r] and lengths [b 1]; a zero row has the direction zero, so
+    nothing becomes NaN."""
     s = g.norm(dim=1, keepdim=True)
     return torch.where(s > 0, g / torch.where(s > 0, s, torch.ones_like(s)), torch.zeros_like(g)), s
 
 
 def rows_norm(A, B):
-    """Length of the function that rows A [m o], B [m r] (unit) add to a layer: sqrt(Σ_o A_oᵀ k(BBᵀ) A_o)."""
+    """Length of the function that rows A [m o], B [m r] (unit) add to a layer: sqrt(Σ_o A_oᵀ k(BBᵀ)
+    A_o)."""
     squared = ((A @ A.T) * k(B @ B.T)).sum()
     return squared.clamp(min=0).sqrt()

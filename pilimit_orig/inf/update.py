@@ -3,18 +3,37 @@
 import torch
 
 
-def step(net, grads, lr, wd, momentum, dampening, bias_lr_mult, first_layer_lr_mult, last_layer_lr_mult, apply_lr_mult_to_wd):
-    """p ← p − lr·mult·v with v ← momentum·v + (1 − dampening)(grad + wd·p), for dense arrays and, in function space, for rows.
+def step(
+    net,
+    grads,
+    lr,
+    wd,
+    momentum,
+    dampening,
+    bias_lr_mult,
+    first_layer_lr_mult,
+    last_layer_lr_mult,
+    apply_lr_mult_to_wd,
+):
+    """p ← p − lr·mult·v with v ← momentum·v + (1 − dampening)(grad + wd·p), for dense arrays and,
+    in function space, for rows.
 
-    A row's A and B never change: its multiplier Amult carries the decay and, with momentum, a velocity, so that a row keeps
-    receiving −lr·mult·momentum^t after the step that made it. The first step has no dampening, as in torch.optim.SGD.
-    Unless apply_lr_mult_to_wd, wd is divided by the multiplier, so that every parameter decays by lr·wd; one whose multiplier is
-    zero then only decays.
+    A row's A and B never change: its multiplier Amult carries the decay and, with momentum, a
+    velocity, so that a row keeps receiving −lr·mult·momentum^t after the step that made it. The
+    first step has no dampening, as in torch.optim.SGD. Unless apply_lr_mult_to_wd, wd is divided by
+    the multiplier, so that every parameter decays by lr·wd; one whose multiplier is zero then only
+    decays.
     """
+
     def settings(mult):
         if mult == 0:
             return {"rate": 0.0, "shrink": 1.0 if apply_lr_mult_to_wd else 1 - lr * wd}
-        return {"rate": lr * mult, "wd": wd if apply_lr_mult_to_wd else wd / mult, "momentum": momentum, "dampening": dampening}
+        return {
+            "rate": lr * mult,
+            "wd": wd if apply_lr_mult_to_wd else wd / mult,
+            "momentum": momentum,
+            "dampening": dampening,
+        }
 
     if grads.first is not None:
         net.As[1] = _dense(net, ("A", 1), net.As[1], grads.first, **settings(first_layer_lr_mult))
@@ -26,7 +45,8 @@ def step(net, grads, lr, wd, momentum, dampening, bias_lr_mult, first_layer_lr_m
 
 
 def _velocity(net, key, p, push_of_new, wd, momentum, dampening):
-    """Velocity of the parameters p after this step, and the factor that this step's gradients enter it with."""
+    """Velocity of the parameters p after this step, and the factor that this step's gradients enter
+    it with."""
     gain = 1 - dampening if key in net.velocity else 1.0
     old = momentum * net.velocity[key] if key in net.velocity else 0.0
     return old + gain * (push_of_new + wd * p), gain

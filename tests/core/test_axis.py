@@ -1,4 +1,5 @@
 """The verbs of an axis, by their laws, and what they refuse before anything has changed."""
+
 import copy
 import pickle
 
@@ -39,7 +40,11 @@ def test_append_keeps_old_slices_and_adds_the_new_ones_along_each_members_dimens
     change = model.axis.append(values)
     for member in model.axis.members:
         dense = member.value.dense() if isinstance(member.value, Blocks) else member.value
-        start = old[member.label].dense() if isinstance(old[member.label], Blocks) else old[member.label]
+        start = (
+            old[member.label].dense()
+            if isinstance(old[member.label], Blocks)
+            else old[member.label]
+        )
         assert torch.equal(dense, torch.cat([start, values[member.label]], member.dim))
     assert [e.source.tolist() for e in change.edits] == [[*range(units), *[-1] * count]] * 5
 
@@ -66,7 +71,8 @@ def test_a_mask_is_the_same_as_its_positions(mask):
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=9))
 def test_splitting_a_unit_and_its_outgoing_weight_keeps_the_function(index):
-    """Duplicates: m copies of a unit, each with 1/m of its outgoing weight, are that unit (units left out get weight 0)."""
+    """Duplicates: m copies of a unit, each with 1/m of its outgoing weight, are that unit (units
+    left out get weight 0)."""
     model = Hidden(5).double()
     index = torch.cat([torch.arange(5), torch.tensor(index)])
     output = function(model)
@@ -78,25 +84,36 @@ def test_splitting_a_unit_and_its_outgoing_weight_keeps_the_function(index):
 
 @given(first=st.lists(st.integers(-1, 4), max_size=8), data=st.data())
 def test_two_edits_are_their_composition(first, data):
-    second = data.draw(st.lists(st.integers(0, len(first) - 1), max_size=8) if first else st.just([]))
+    second = data.draw(
+        st.lists(st.integers(0, len(first) - 1), max_size=8) if first else st.just([])
+    )
     model = Hidden(5)
     twin = copy.deepcopy(model)
     fresh = first.count(-1)
     fill = model.values(fresh)
     model.axis.take(torch.tensor(first, dtype=torch.long), fill)
     model.axis.keep(torch.tensor(second, dtype=torch.long))
-    numbered = {position: number for number, position in enumerate(p for p, s in enumerate(first) if s == -1)}
+    numbered = {
+        position: number
+        for number, position in enumerate(p for p, s in enumerate(first) if s == -1)
+    }
     composed = [first[position] for position in second]
     used = torch.tensor([numbered[p] for p in second if first[p] == -1], dtype=torch.long)
-    twin.axis.take(torch.tensor(composed, dtype=torch.long),
-                   {m.label: fill[m.label].index_select(m.dim, used) for m in twin.axis.members})
+    twin.axis.take(
+        torch.tensor(composed, dtype=torch.long),
+        {m.label: fill[m.label].index_select(m.dim, used) for m in twin.axis.members},
+    )
     assert same(state_of(model), state_of(twin))
 
 
 def test_take_without_fill_gives_zero_slices():
     model = Hidden(3)
     model.axis.take(torch.tensor([-1, 2, -1]))
-    assert not model.up.weight[[0, 2]].any() and not model.down.weight[:, [0, 2]].any() and not model.usage[[0, 2]].any()
+    assert (
+        not model.up.weight[[0, 2]].any()
+        and not model.down.weight[:, [0, 2]].any()
+        and not model.usage[[0, 2]].any()
+    )
     assert not model.log.dense()[[0, 2]].any() and model.up.weight[1].any()
 
 
@@ -108,8 +125,17 @@ def test_parameters_are_replaced_and_a_live_graph_stays_usable():
     loss.backward()
     assert old.grad is not None and model.up.weight is not old and model.up.weight.grad is None
     edit = next(e for e in change.edits if e.old is old)
-    assert edit.new is model.up.weight and edit.module is model.up and edit.name == "weight" and edit.dim == 0
-    assert isinstance(model.up.weight, nn.Parameter) and model.up.weight.requires_grad and model.up.weight.is_leaf
+    assert (
+        edit.new is model.up.weight
+        and edit.module is model.up
+        and edit.name == "weight"
+        and edit.dim == 0
+    )
+    assert (
+        isinstance(model.up.weight, nn.Parameter)
+        and model.up.weight.requires_grad
+        and model.up.weight.is_leaf
+    )
     assert {name for name, _ in model.named_buffers()} == {"usage"}
 
 
@@ -141,10 +167,18 @@ def test_values_are_copied_and_leave_the_tape():
     with torch.no_grad():
         values["bias"].fill_(100)
         values["log"].fill_(100)
-    assert model.up.bias.max() < 50 and model.log.dense().max() < 50 and not model.log.dense().requires_grad
+    assert (
+        model.up.bias.max() < 50
+        and model.log.dense().max() < 50
+        and not model.log.dense().requires_grad
+    )
 
 
-@pytest.mark.parametrize("twin", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "twin",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deepcopy", "pickle"],
+)
 def test_a_copy_has_its_own_axis(twin):
     model = Hidden(3)
     other = twin(model)
@@ -161,25 +195,73 @@ def test_conversion_keeps_the_axis_alive():
 
 
 REFUSED = {
-    "no such label": (lambda m: m.axis.append({**m.values(2), "weight": torch.zeros(2)}), KeyError, "weight"),
-    "a member is missing": (lambda m: m.axis.append({k: v for k, v in m.values(2).items() if k != "out"}), ValueError, "out"),
+    "no such label": (
+        lambda m: m.axis.append({**m.values(2), "weight": torch.zeros(2)}),
+        KeyError,
+        "weight",
+    ),
+    "a member is missing": (
+        lambda m: m.axis.append({k: v for k, v in m.values(2).items() if k != "out"}),
+        ValueError,
+        "out",
+    ),
     "nothing at all": (lambda m: m.axis.append({}), ValueError, "missing"),
-    "different lengths": (lambda m: m.axis.append({**m.values(2), "bias": torch.zeros(3)}), ValueError, "lengths"),
-    "wrong other dimension": (lambda m: m.axis.append({**m.values(2), "in": torch.zeros(2, 4)}), ValueError, "'in' needs"),
-    "too few dimensions": (lambda m: m.axis.append({**m.values(2), "out": torch.zeros(2)}), ValueError, "lengths"),
-    "wrong tail of blocks": (lambda m: m.axis.append({**m.values(2), "log": torch.zeros(2, 3)}), ValueError, "'log' needs"),
+    "different lengths": (
+        lambda m: m.axis.append({**m.values(2), "bias": torch.zeros(3)}),
+        ValueError,
+        "lengths",
+    ),
+    "wrong other dimension": (
+        lambda m: m.axis.append({**m.values(2), "in": torch.zeros(2, 4)}),
+        ValueError,
+        "'in' needs",
+    ),
+    "too few dimensions": (
+        lambda m: m.axis.append({**m.values(2), "out": torch.zeros(2)}),
+        ValueError,
+        "lengths",
+    ),
+    "wrong tail of blocks": (
+        lambda m: m.axis.append({**m.values(2), "log": torch.zeros(2, 3)}),
+        ValueError,
+        "'log' needs",
+    ),
     "not a tensor": (lambda m: m.axis.append({**m.values(1), "bias": [0.0]}), TypeError, "bias"),
     "position too large": (lambda m: m.axis.keep(torch.tensor([0, 5])), IndexError, "size 5"),
     "negative position": (lambda m: m.axis.keep(torch.tensor([-1])), IndexError, "negative"),
-    "mask of another length": (lambda m: m.axis.keep(torch.ones(4, dtype=torch.bool)), ValueError, "mask"),
-    "positions of a matrix": (lambda m: m.axis.keep(torch.zeros(1, 2, dtype=torch.long)), ValueError, "vector"),
+    "mask of another length": (
+        lambda m: m.axis.keep(torch.ones(4, dtype=torch.bool)),
+        ValueError,
+        "mask",
+    ),
+    "positions of a matrix": (
+        lambda m: m.axis.keep(torch.zeros(1, 2, dtype=torch.long)),
+        ValueError,
+        "vector",
+    ),
     "a single position": (lambda m: m.axis.keep(torch.tensor(2)), ValueError, "vector"),
-    "fractional positions": (lambda m: m.axis.keep(torch.tensor([.5, 1.])), ValueError, "positions"),
+    "fractional positions": (
+        lambda m: m.axis.keep(torch.tensor([0.5, 1.0])),
+        ValueError,
+        "positions",
+    ),
     "source out of range": (lambda m: m.axis.take(torch.tensor([-2])), IndexError, "-2"),
-    "source of floats": (lambda m: m.axis.take(torch.tensor([1.])), ValueError, "positions"),
-    "fill for an unknown label": (lambda m: m.axis.take(torch.tensor([-1]), {"weight": torch.zeros(1)}), KeyError, "weight"),
-    "fill of another length": (lambda m: m.axis.take(torch.tensor([-1]), {"bias": torch.zeros(2)}), ValueError, "'bias' needs"),
-    "mark of another axis": (lambda m: m.axis.rewind(Axis("rows").join(nn.Linear(1, 1), "bias").mark()), ValueError, "rows"),
+    "source of floats": (lambda m: m.axis.take(torch.tensor([1.0])), ValueError, "positions"),
+    "fill for an unknown label": (
+        lambda m: m.axis.take(torch.tensor([-1]), {"weight": torch.zeros(1)}),
+        KeyError,
+        "weight",
+    ),
+    "fill of another length": (
+        lambda m: m.axis.take(torch.tensor([-1]), {"bias": torch.zeros(2)}),
+        ValueError,
+        "'bias' needs",
+    ),
+    "mark of another axis": (
+        lambda m: m.axis.rewind(Axis("rows").join(nn.Linear(1, 1), "bias").mark()),
+        ValueError,
+        "rows",
+    ),
 }
 
 
@@ -192,11 +274,21 @@ def test_refused_before_anything_changed(name):
         act(model)
     if name != "mark of another axis":
         assert "units" in str(caught.value)
-    assert same(before, state_of(model)) and held == [id(p) for p in model.parameters()] and model.axis.size == 5
+    assert (
+        same(before, state_of(model))
+        and held == [id(p) for p in model.parameters()]
+        and model.axis.size == 5
+    )
 
 
-@pytest.mark.parametrize("reorder", [lambda m: m.axis.keep(torch.arange(2)), lambda m: m.axis.keep(torch.tensor([4, 3, 2, 1, 0])),
-                                     lambda m: m.axis.take(torch.tensor([-1, 0, 1, 2, 3, 4]))])
+@pytest.mark.parametrize(
+    "reorder",
+    [
+        lambda m: m.axis.keep(torch.arange(2)),
+        lambda m: m.axis.keep(torch.tensor([4, 3, 2, 1, 0])),
+        lambda m: m.axis.take(torch.tensor([-1, 0, 1, 2, 3, 4])),
+    ],
+)
 def test_a_mark_ends_when_slices_are_reordered(reorder):
     model = Hidden(5)
     mark = model.axis.mark()
@@ -224,10 +316,18 @@ def test_marks_nest():
 JOIN_REFUSED = {
     "no attribute": (lambda m: m.axis.join(m, "nothing"), ValueError, "no attribute 'nothing'"),
     "not a tensor": (lambda m: m.axis.join(m, "up"), TypeError, "Linear"),
-    "no such dimension": (lambda m: m.axis.join(m.down, "weight", dim=2, label="x"), ValueError, "no dimension 2"),
+    "no such dimension": (
+        lambda m: m.axis.join(m.down, "weight", dim=2, label="x"),
+        ValueError,
+        "no dimension 2",
+    ),
     "another size": (lambda m: m.axis.join(m.down, "bias", label="x"), ValueError, "size 5"),
     "label taken": (lambda m: m.axis.join(m, "usage"), ValueError, "already"),
-    "blocks along another dimension": (lambda m: m.axis.join(m, "log", dim=1, label="x"), ValueError, "dimension 0"),
+    "blocks along another dimension": (
+        lambda m: m.axis.join(m, "log", dim=1, label="x"),
+        ValueError,
+        "dimension 0",
+    ),
     "the same tensor twice": (lambda m: m.axis.join(m, "usage", label="x"), ValueError, "'usage'"),
 }
 
@@ -251,7 +351,10 @@ def test_a_square_weight_cannot_join_along_both_dimensions():
 
 def test_two_axes_may_share_a_tensor():
     layer = nn.Linear(3, 4, bias=False)
-    rows, columns = Axis("rows").join(layer, "weight"), Axis("columns").join(layer, "weight", dim=-1)
+    rows, columns = (
+        Axis("rows").join(layer, "weight"),
+        Axis("columns").join(layer, "weight", dim=-1),
+    )
     rows.append({"weight": torch.zeros(2, 3)})
     columns.append({"weight": torch.zeros(6, 1)})
     assert layer.weight.shape == (6, 4) and rows.size == 6 and columns.size == 4

@@ -1,4 +1,5 @@
 """Who is in the batch, and where that is visible."""
+
 import asyncio
 import threading
 
@@ -34,8 +35,17 @@ def test_any_integer_dtype(dtype):
         assert current_ids().dtype == torch.long
 
 
-@pytest.mark.parametrize("ids, message", [(torch.ones(2), "integers"), (torch.ones(2, 2, dtype=torch.long), r"\[2, 2\]"),
-                                          (torch.tensor(1), "vector"), ([True], "integers"), ([-1], "negative"), ([3, -7], "-7")])
+@pytest.mark.parametrize(
+    "ids, message",
+    [
+        (torch.ones(2), "integers"),
+        (torch.ones(2, 2, dtype=torch.long), r"\[2, 2\]"),
+        (torch.tensor(1), "vector"),
+        ([True], "integers"),
+        ([-1], "negative"),
+        ([3, -7], "-7"),
+    ],
+)
 def test_what_is_not_a_list_of_ids(ids, message):
     with pytest.raises(ValueError, match=message), batch(ids):
         pass

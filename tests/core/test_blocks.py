@@ -1,4 +1,5 @@
 """Blocks against the dense tensor that they stand for."""
+
 import copy
 import pickle
 
@@ -32,17 +33,21 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def keep(self, data):
-        index = data.draw(st.lists(st.integers(0, len(self.dense) - 1), max_size=9) if len(self.dense) else st.just([]))
+        index = data.draw(
+            st.lists(st.integers(0, len(self.dense) - 1), max_size=9)
+            if len(self.dense)
+            else st.just([])
+        )
         index = torch.tensor(index, dtype=torch.long)
         self.blocks.keep(index)
         self.dense = self.dense[index]
 
-    @rule(factor=st.sampled_from([0.0, .5, 1.0, -2.0, 2.0**-30]))
+    @rule(factor=st.sampled_from([0.0, 0.5, 1.0, -2.0, 2.0**-30]))
     def scale(self, factor):
         self.blocks.scale_(factor)
         self.dense = self.dense * factor
 
-    @rule(alpha=st.sampled_from([1.0, -.5]))
+    @rule(alpha=st.sampled_from([1.0, -0.5]))
     def add(self, alpha):
         values = torch.randn_like(self.dense)
         self.blocks.add_(values, alpha=alpha)
@@ -50,7 +55,11 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def put(self, data):
-        position = data.draw(st.lists(st.integers(0, len(self.dense) - 1), unique=True) if len(self.dense) else st.just([]))
+        position = data.draw(
+            st.lists(st.integers(0, len(self.dense) - 1), unique=True)
+            if len(self.dense)
+            else st.just([])
+        )
         position = torch.tensor(position, dtype=torch.long)
         values = torch.randn(len(position), 2)
         self.blocks.put(position, values)
@@ -81,7 +90,9 @@ class Machine(RuleBasedStateMachine):
     def equal(self):
         assert torch.equal(self.blocks.dense(), self.dense)
         assert self.blocks.shape == self.dense.shape and len(self.blocks) == len(self.dense)
-        assert [len(view) for view in self.blocks.views()] == [len(part) for part in self.dense.split(3) if len(part)]
+        assert [len(view) for view in self.blocks.views()] == [
+            len(part) for part in self.dense.split(3) if len(part)
+        ]
 
 
 TestMachine = Machine.TestCase
@@ -91,7 +102,9 @@ TestMachine = Machine.TestCase
 def test_views_of_the_first_rows(rows, shown):
     values = torch.randn(rows, 2)
     blocks = Blocks.of(values, block_rows=3)
-    assert torch.equal(torch.cat([torch.zeros(0, 2), *blocks.views(min(rows, shown))]), values[:min(rows, shown)])
+    assert torch.equal(
+        torch.cat([torch.zeros(0, 2), *blocks.views(min(rows, shown))]), values[: min(rows, shown)]
+    )
 
 
 def test_appending_leaves_old_rows_where_they_are():
@@ -107,8 +120,14 @@ def test_only_changes_of_existing_rows_count_as_edits():
     blocks.append(torch.randn(3))
     blocks.scale_(1)
     assert blocks.edits == start
-    for act in (lambda: blocks.scale_(.5), lambda: blocks.add_(torch.ones(7)), lambda: blocks.truncate(5),
-                lambda: blocks.write(torch.ones(5)), lambda: blocks.keep(torch.tensor([1])), lambda: blocks.set(torch.ones(2))):
+    for act in (
+        lambda: blocks.scale_(0.5),
+        lambda: blocks.add_(torch.ones(7)),
+        lambda: blocks.truncate(5),
+        lambda: blocks.write(torch.ones(5)),
+        lambda: blocks.keep(torch.tensor([1])),
+        lambda: blocks.set(torch.ones(2)),
+    ):
         act()
         start += 1
         assert blocks.edits == start
@@ -144,9 +163,21 @@ REFUSED = {
     "truncate to fewer than none": (lambda b: b.truncate(-1), ValueError, "-1 rows of 5"),
     "keep beyond the end": (lambda b: b.keep(torch.tensor([0, 5])), IndexError, "0 to 5 .* 5 rows"),
     "keep a negative position": (lambda b: b.keep(torch.tensor([-1])), IndexError, "-1"),
-    "put beyond the end": (lambda b: b.put(torch.tensor([5]), torch.ones(1, 2)), IndexError, "5 rows"),
-    "put another number": (lambda b: b.put(torch.tensor([1, 2]), torch.ones(1, 2)), ValueError, "1 rows .* 2 positions"),
-    "put another tail": (lambda b: b.put(torch.tensor([1]), torch.ones(1, 3)), ValueError, r"\[k, 2\]"),
+    "put beyond the end": (
+        lambda b: b.put(torch.tensor([5]), torch.ones(1, 2)),
+        IndexError,
+        "5 rows",
+    ),
+    "put another number": (
+        lambda b: b.put(torch.tensor([1, 2]), torch.ones(1, 2)),
+        ValueError,
+        "1 rows .* 2 positions",
+    ),
+    "put another tail": (
+        lambda b: b.put(torch.tensor([1]), torch.ones(1, 3)),
+        ValueError,
+        r"\[k, 2\]",
+    ),
     "select beyond the end": (lambda b: b.select(torch.tensor([7])), IndexError, "7"),
 }
 
@@ -165,21 +196,24 @@ def test_scaling_does_not_touch_rows_and_what_is_loaded_goes_on_alike():
     values = torch.randn(7, 2)
     blocks = Blocks.of(values, block_rows=3)
     for _ in range(10):
-        blocks.scale_(.9)
+        blocks.scale_(0.9)
     assert torch.equal(torch.cat([part.values for part in blocks.parts()]), values)
-    torch.testing.assert_close(blocks.dense(), values * .9**10)
+    torch.testing.assert_close(blocks.dense(), values * 0.9**10)
     twin, rounded = Blocks((2,), block_rows=3), Blocks.of(blocks.dense(), block_rows=3)
     twin.load_state(blocks.state())
     for held in (blocks, twin, rounded):
         held.append(torch.ones(1, 2))
-        held.scale_(.7)
-    assert torch.equal(twin.dense(), blocks.dense()) and blocks.dense()[-1].tolist() == [pytest.approx(.7)] * 2
+        held.scale_(0.7)
+    assert (
+        torch.equal(twin.dense(), blocks.dense())
+        and blocks.dense()[-1].tolist() == [pytest.approx(0.7)] * 2
+    )
     assert not torch.equal(rounded.dense(), blocks.dense()), "else the factors need not be kept"
 
 
 def test_a_state_whose_rows_were_edited_counts_as_edited():
     blocks = Blocks.of(torch.randn(7, 2), block_rows=3)
-    blocks.scale_(.9)
+    blocks.scale_(0.9)
     state = blocks.state()
     state[""][0] = 5.0
     twin = Blocks((2,), block_rows=3)

@@ -1,4 +1,5 @@
 """Snapshots and files: whole or not at all, and never code."""
+
 import contextlib
 import copy
 import os
@@ -14,7 +15,17 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler
 
-from pilimit_lib.core import Change, Growable, follow, load, restore, rng_state, save, set_rng_state, snapshot
+from pilimit_lib.core import (
+    Change,
+    Growable,
+    follow,
+    load,
+    restore,
+    rng_state,
+    save,
+    set_rng_state,
+    snapshot,
+)
 
 from .things import OPTIMIZERS, Branching, Hidden, same, state_of, train
 
@@ -34,6 +45,7 @@ def test_save_then_restore_is_the_identity(make, before, after):
 @every
 def test_a_run_that_is_cut_off_goes_on_bit_for_bit(make, tmp_path):
     """With noise, a scheduler, and growth before and after the cut."""
+
     def run(model, optimizer, scheduler, steps):
         for t in steps:
             if t in (3, 8):
@@ -50,7 +62,9 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(make, tmp_path):
 
     whole = made()
     run(*whole, range(6))
-    save(snapshot(*whole[:2], scheduler=whole[2].state_dict(), rng=rng_state()), tmp_path / "cut.pt")
+    save(
+        snapshot(*whole[:2], scheduler=whole[2].state_dict(), rng=rng_state()), tmp_path / "cut.pt"
+    )
     run(*whole, range(6, 12))
 
     torch.randn(7)
@@ -64,22 +78,32 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(make, tmp_path):
 
 
 def test_optimiser_state_is_found_by_name_not_by_position():
-    """A parameter that was added late sits late in its group, but early in the freshly built model."""
+    """A parameter that was added late sits late in its group, but early in the freshly built
+    model."""
     model = Branching()
-    optimizer = torch.optim.Adam([{"params": [model.trunk.weight], "lr": .1}, {"params": [model.trunk.bias]}], lr=.01)
+    optimizer = torch.optim.Adam(
+        [{"params": [model.trunk.weight], "lr": 0.1}, {"params": [model.trunk.bias]}], lr=0.01
+    )
     follow(optimizer, model.branch())
     train(model, optimizer, 2)
     snap = snapshot(model, optimizer)
     fresh = Branching()
     fresh.branch()
-    fresh_optimizer = torch.optim.Adam([{"params": [fresh.trunk.weight, *fresh.branches.parameters()]},
-                                        {"params": [fresh.trunk.bias]}], lr=1.)
+    fresh_optimizer = torch.optim.Adam(
+        [
+            {"params": [fresh.trunk.weight, *fresh.branches.parameters()]},
+            {"params": [fresh.trunk.bias]},
+        ],
+        lr=1.0,
+    )
     restore(fresh, snap, fresh_optimizer)
     for name, parameter in model.named_parameters():
         twin = dict(fresh.named_parameters())[name]
-        assert same([v for _, v in sorted(optimizer.state[parameter].items())],
-                    [v for _, v in sorted(fresh_optimizer.state[twin].items())]), name
-    assert [group["lr"] for group in fresh_optimizer.param_groups] == [.1, .01]
+        assert same(
+            [v for _, v in sorted(optimizer.state[parameter].items())],
+            [v for _, v in sorted(fresh_optimizer.state[twin].items())],
+        ), name
+    assert [group["lr"] for group in fresh_optimizer.param_groups] == [0.1, 0.01]
 
 
 def test_growable_is_recognised_by_its_two_methods():
@@ -93,45 +117,64 @@ def test_extras_come_back_and_are_copies():
     mutable["history"].append(7)
     mutable["pair"][1].zero_()
     extras = restore(model, snap)
-    assert extras["log"]["history"] == [1, 2.5, "a", None, True] and torch.equal(extras["log"]["pair"][1], torch.ones(2))
+    assert extras["log"]["history"] == [1, 2.5, "a", None, True] and torch.equal(
+        extras["log"]["pair"][1], torch.ones(2)
+    )
     extras["log"]["history"].clear()
     assert snap["extras"]["log"]["history"]
 
 
 SCHEDULERS = {
     "multistep": lambda o: lr_scheduler.MultiStepLR(o, [2, 5, 5]),
-    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, .1, total_steps=9),
-    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o), "cosine": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
-    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (t + 1)), "cyclic": lambda o: lr_scheduler.CyclicLR(o, .1, 1.),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=9),
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (t + 1)),
+    "cyclic": lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0),
 }
 
 
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
 def test_states_of_schedulers_are_extras(make, tmp_path):
     model = Hidden()
-    optimizer = torch.optim.SGD(model.parameters(), lr=.1, momentum=.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = make(optimizer)
     save(snapshot(model, optimizer, scheduler=scheduler.state_dict()), tmp_path / "c.pt")
     state = restore(model, load(tmp_path / "c.pt"), optimizer)["scheduler"]
     assert state == scheduler.state_dict()
-    assert {key: type(value) for key, value in state.items()} == {k: type(v) for k, v in scheduler.state_dict().items()}
+    assert {key: type(value) for key, value in state.items()} == {
+        k: type(v) for k, v in scheduler.state_dict().items()
+    }
 
 
 class Opaque:
     pass
 
 
-@pytest.mark.parametrize("value", [Opaque(), np.float32(1), np.arange(3), lambda: 0, {"deep": [Opaque()]}],
-                         ids=["object", "numpy number", "array", "function", "nested"])
+@pytest.mark.parametrize(
+    "value",
+    [Opaque(), np.float32(1), np.arange(3), lambda: 0, {"deep": [Opaque()]}],
+    ids=["object", "numpy number", "array", "function", "nested"],
+)
 def test_what_could_not_be_read_back_is_refused_when_the_snapshot_is_taken(value):
-    """Otherwise the file is written for hours and the error comes with the first attempt to resume."""
+    """Otherwise the file is written for hours and the error comes with the first attempt to
+    resume."""
     with pytest.raises(TypeError, match="extras.best"):
         snapshot(Hidden(), best=value)
 
 
 def test_every_snapshot_of_plain_things_loads(tmp_path):
-    extras = {"a": 1, "b": [1.5, None], "c": ("x", True), "d": {"e": torch.ones(2), 3: b"bytes"}, "f": torch.float16,
-              "g": np.float64(2.5), "h": torch.Size([2]), "i": torch.device("cpu"), "j": 1j}
+    extras = {
+        "a": 1,
+        "b": [1.5, None],
+        "c": ("x", True),
+        "d": {"e": torch.ones(2), 3: b"bytes"},
+        "f": torch.float16,
+        "g": np.float64(2.5),
+        "h": torch.Size([2]),
+        "i": torch.device("cpu"),
+        "j": 1j,
+    }
     save(snapshot(Hidden(), **extras), tmp_path / "c.pt")
     found = load(tmp_path / "c.pt")["extras"]
     assert torch.equal(found["d"].pop("e"), extras["d"].pop("e")) and found == extras
@@ -147,14 +190,40 @@ def test_a_snapshot_of_other_devices_or_dtypes_takes_the_models():
 RESTORE_REFUSED = {
     "a state_dict": (lambda m, o: m.state_dict(), True, ValueError, "not a snapshot"),
     "not even a dict": (lambda m, o: [1], True, ValueError, "list"),
-    "a later format": (lambda m, o: {**snapshot(m, o), "format": 99}, True, ValueError, "format 99"),
+    "a later format": (
+        lambda m, o: {**snapshot(m, o), "format": 99},
+        True,
+        ValueError,
+        "format 99",
+    ),
     "no optimiser state": (lambda m, o: snapshot(m), True, ValueError, "no optimiser state"),
-    "an unknown module": (lambda m, o: {**snapshot(m, o), "structure": {"nowhere": {}}}, True, ValueError, "nowhere"),
-    "other groups": (lambda m, o: snapshot(m, torch.optim.Adam([{"params": m.up.parameters()}, {"params": m.down.parameters()}])),
-                     True, ValueError, "2 parameter groups"),
+    "an unknown module": (
+        lambda m, o: {**snapshot(m, o), "structure": {"nowhere": {}}},
+        True,
+        ValueError,
+        "nowhere",
+    ),
+    "other groups": (
+        lambda m, o: snapshot(
+            m, torch.optim.Adam([{"params": m.up.parameters()}, {"params": m.down.parameters()}])
+        ),
+        True,
+        ValueError,
+        "2 parameter groups",
+    ),
     "another shape": (lambda m, o: snapshot(Hidden(7, d=4)), False, RuntimeError, "up.weight"),
-    "sizes that disagree": (lambda m, o: {**snapshot(m), "structure": {"": {"units": 9}}}, False, RuntimeError, "size mismatch"),
-    "a module that can't grow": (lambda m, o: {**snapshot(m), "structure": {"up": {}}}, False, ValueError, "'up' changed size"),
+    "sizes that disagree": (
+        lambda m, o: {**snapshot(m), "structure": {"": {"units": 9}}},
+        False,
+        RuntimeError,
+        "size mismatch",
+    ),
+    "a module that can't grow": (
+        lambda m, o: {**snapshot(m), "structure": {"up": {}}},
+        False,
+        ValueError,
+        "'up' changed size",
+    ),
 }
 
 
@@ -249,7 +318,9 @@ def test_save_makes_the_folder(tmp_path):
 def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path):
     save({"a": 1}, tmp_path / "c.pt")
     (tmp_path / "other").write_text("")
-    assert stat.S_IMODE((tmp_path / "c.pt").stat().st_mode) == stat.S_IMODE((tmp_path / "other").stat().st_mode)
+    assert stat.S_IMODE((tmp_path / "c.pt").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "other").stat().st_mode
+    )
 
 
 class Malicious:
@@ -260,7 +331,10 @@ class Malicious:
         return os.mkdir, (str(self.witness),)
 
 
-WRITERS = {"torch": torch.save, "pickle": lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2))}
+WRITERS = {
+    "torch": torch.save,
+    "pickle": lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2)),
+}
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -284,13 +358,15 @@ def test_any_bytes_are_refused_with_one_kind_of_error(tmp_path_factory, content)
         load(path)
 
 
-@given(st.floats(0, .999))
+@given(st.floats(0, 0.999))
 def test_a_truncated_file_is_refused(tmp_path_factory, part):
     folder = tmp_path_factory.mktemp("cut")
     for zipped in (True, False):
-        torch.save({"a": torch.ones(30)}, folder / "whole.pt", _use_new_zipfile_serialization=zipped)
+        torch.save(
+            {"a": torch.ones(30)}, folder / "whole.pt", _use_new_zipfile_serialization=zipped
+        )
         content = (folder / "whole.pt").read_bytes()
-        (folder / "cut.pt").write_bytes(content[:int(part * len(content))])
+        (folder / "cut.pt").write_bytes(content[: int(part * len(content))])
         with pytest.raises(ValueError, match="cut.pt"):
             load(folder / "cut.pt")
 

@@ -1,4 +1,6 @@
-"""An optimiser follows edits: training commutes with reordering, and rewound growth leaves no trace."""
+"""An optimiser follows edits: training commutes with reordering, and rewound growth leaves no
+trace."""
+
 import copy
 
 import pytest
@@ -12,18 +14,24 @@ from pilimit_lib.core import Axis, Change, follow, parameters_of
 
 from .things import OPTIMIZERS, Branching, Hidden, same, state_of, train
 
-ALL = {**OPTIMIZERS,
-       "nadam": lambda p: torch.optim.NAdam(p, lr=.01), "radam": lambda p: torch.optim.RAdam(p, lr=.01),
-       "rmsprop": lambda p: torch.optim.RMSprop(p, lr=.01, momentum=.5, centered=True),
-       "adagrad": lambda p: torch.optim.Adagrad(p, lr=.01), "adadelta": lambda p: torch.optim.Adadelta(p),
-       "adamax": lambda p: torch.optim.Adamax(p, lr=.01), "asgd": lambda p: torch.optim.ASGD(p, lr=.01),
-       "rprop": lambda p: torch.optim.Rprop(p, lr=.01)}
+ALL = {
+    **OPTIMIZERS,
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "adadelta": lambda p: torch.optim.Adadelta(p),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=0.01),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.01),
+}
 every = pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 
 
 @every
 def test_training_commutes_with_a_permutation(make):
-    """Train, permute, train = train, train, permute: only true if every state tensor is rearranged like its parameter."""
+    """Train, permute, train = train, train, permute: only true if every state tensor is rearranged
+    like its parameter."""
     left = Hidden(5).double()
     right = copy.deepcopy(left)
     left_optimizer, right_optimizer = make(left.parameters()), make(right.parameters())
@@ -68,7 +76,10 @@ def test_new_slices_start_with_zero_state_and_old_ones_keep_theirs(make):
             if isinstance(value, torch.Tensor) and value.ndim and name != "down.bias":
                 assert value.shape == parameter.shape
                 dim = 1 if name == "down.weight" else 0
-                assert torch.equal(value.narrow(dim, 0, 5), before) and not value.narrow(dim, 5, 2).any()
+                assert (
+                    torch.equal(value.narrow(dim, 0, 5), before)
+                    and not value.narrow(dim, 5, 2).any()
+                )
             elif before is not None:
                 assert torch.equal(torch.as_tensor(value), torch.as_tensor(before))
     train(model, optimizer, 3)
@@ -92,7 +103,9 @@ def test_changes_add_up(verbs):
     """follow(change1 + change2 + …) = follow(change1), follow(change2), …"""
     left = Hidden(4)
     right = copy.deepcopy(left)
-    left_optimizer, right_optimizer = (torch.optim.Adam(m.parameters(), lr=.01) for m in (left, right))
+    left_optimizer, right_optimizer = (
+        torch.optim.Adam(m.parameters(), lr=0.01) for m in (left, right)
+    )
     train(left, left_optimizer, 2)
     train(right, right_optimizer, 2)
     total = None
@@ -101,9 +114,13 @@ def test_changes_add_up(verbs):
         changes = []
         for model in (left, right):
             size = model.axis.size
-            changes.append(model.axis.append(values) if verb == "append" else
-                           model.axis.keep(torch.arange(size - 1, -1, -1)) if verb == "keep" else
-                           model.axis.keep(torch.arange(max(1, size - 1))))
+            changes.append(
+                model.axis.append(values)
+                if verb == "append"
+                else model.axis.keep(torch.arange(size - 1, -1, -1))
+                if verb == "keep"
+                else model.axis.keep(torch.arange(max(1, size - 1)))
+            )
         follow(left_optimizer, changes[0])
         total = changes[1] if total is None else total + changes[1]
     follow(right_optimizer, total)
@@ -115,11 +132,17 @@ def test_addition_is_associative_and_has_a_zero():
     model = Hidden(4)
     twins = [copy.deepcopy(model) for _ in range(3)]
     changes = []
-    optimizers = [torch.optim.Adam(m.parameters(), lr=.01) for m in twins]
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in twins]
     values = [model.values(1), model.values(2)]
     for twin, optimizer in zip(twins, optimizers):
         train(twin, optimizer, 1)
-        changes.append((twin.axis.append(values[0]), twin.axis.keep(torch.tensor([4, 3, 0, 1, 2])), twin.axis.append(values[1])))
+        changes.append(
+            (
+                twin.axis.append(values[0]),
+                twin.axis.keep(torch.tensor([4, 3, 0, 1, 2])),
+                twin.axis.append(values[1]),
+            )
+        )
     (a, b, c), (d, e, f), (g, h, i) = changes
     follow(optimizers[0], (a + b) + c)
     follow(optimizers[1], d + (e + f))
@@ -129,9 +152,10 @@ def test_addition_is_associative_and_has_a_zero():
 
 
 SCHEDULERS = {
-    "step": lambda o: lr_scheduler.StepLR(o, 2, .5), "multistep": lambda o: lr_scheduler.MultiStepLR(o, [2, 5], .1),
+    "step": lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+    "multistep": lambda o: lr_scheduler.MultiStepLR(o, [2, 5], 0.1),
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 8),
-    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, .1, total_steps=20),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
     "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
 }
 
@@ -142,7 +166,7 @@ def test_schedulers_stay_valid(scheduler):
     twin = copy.deepcopy(model)
     rates = []
     for net, grows in ((model, True), (twin, False)):
-        optimizer = torch.optim.SGD(net.parameters(), lr=.1, momentum=.9)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
         schedule = scheduler(optimizer)
         seen = []
         for t in range(8):
@@ -159,18 +183,32 @@ def test_schedulers_stay_valid(scheduler):
 
 def test_groups_keep_their_settings_and_order():
     model = Hidden(4)
-    optimizer = torch.optim.SGD([{"params": [model.down.weight, model.up.bias], "lr": .3},
-                                 {"params": [model.up.weight], "lr": .7, "weight_decay": .1}], lr=1.)
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [model.down.weight, model.up.bias], "lr": 0.3},
+            {"params": [model.up.weight], "lr": 0.7, "weight_decay": 0.1},
+        ],
+        lr=1.0,
+    )
+    settings = [
+        {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+    ]
     follow(optimizer, model.axis.append(model.values(2)))
-    assert [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups] == settings
+    assert [
+        {k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups
+    ] == settings
     assert [[id(p) for p in group["params"]] for group in optimizer.param_groups] == [
-        [id(model.down.weight), id(model.up.bias)], [id(model.up.weight)]]
+        [id(model.down.weight), id(model.up.bias)],
+        [id(model.up.weight)],
+    ]
 
 
 def test_each_of_several_optimizers_follows_its_own_share():
     model = Hidden(4)
-    first, second = torch.optim.Adam(model.up.parameters()), torch.optim.Adam(model.down.parameters())
+    first, second = (
+        torch.optim.Adam(model.up.parameters()),
+        torch.optim.Adam(model.down.parameters()),
+    )
     model(torch.randn(2, 3)).sum().backward()
     first.step(), second.step()
     change = model.axis.append(model.values(2))
@@ -182,7 +220,10 @@ def test_each_of_several_optimizers_follows_its_own_share():
 
 def test_added_parameters_join_the_group_of_their_neighbour():
     model = Branching()
-    optimizer = torch.optim.SGD([{"params": [model.trunk.weight], "lr": .5}, {"params": [model.trunk.bias], "lr": .1}], lr=1.)
+    optimizer = torch.optim.SGD(
+        [{"params": [model.trunk.weight], "lr": 0.5}, {"params": [model.trunk.bias], "lr": 0.1}],
+        lr=1.0,
+    )
     follow(optimizer, model.branch())
     assert len(optimizer.param_groups[0]["params"]) == 1 + 4
     follow(optimizer, Change.adding(extra := nn.Parameter(torch.zeros(2))))
@@ -223,6 +264,7 @@ def test_named_groups_stay_in_step_with_their_parameters():
 
 def test_an_edit_of_an_optimised_parameter_that_is_not_followed_is_found_out_by_snapshot():
     from pilimit_lib.core import snapshot
+
     model = Hidden(4)
     optimizer = torch.optim.Adam(model.parameters())
     model.axis.append(model.values(2))
@@ -235,7 +277,7 @@ def test_factored_statistics_follow_the_dimension_that_they_extend_along(dim):
     """Adafactor keeps [o 1] and [1 i] beside a weight [o i]."""
     layer = nn.Linear(3, 4, bias=False)
     axis = Axis("units").join(layer, "weight", dim=dim)
-    optimizer = torch.optim.Adafactor(layer.parameters(), lr=.1)
+    optimizer = torch.optim.Adafactor(layer.parameters(), lr=0.1)
     for size in (3, 5 if dim else 3):
         optimizer.zero_grad()
         layer(torch.randn(5, size)).square().sum().backward()
@@ -244,4 +286,8 @@ def test_factored_statistics_follow_the_dimension_that_they_extend_along(dim):
             follow(optimizer, axis.append({"weight": torch.zeros((4, 2) if dim else (2, 3))}))
     state = optimizer.state[layer.weight]
     o, i = layer.weight.shape
-    assert state["row_var"].shape == (o, 1) and state["col_var"].shape == (1, i) and torch.isfinite(layer.weight).all()
+    assert (
+        state["row_var"].shape == (o, 1)
+        and state["col_var"].shape == (1, i)
+        and torch.isfinite(layer.weight).all()
+    )

@@ -1,4 +1,5 @@
 """The contract of growable things, filled in by core's own examples."""
+
 import torch
 
 from pilimit_lib.core import follow
@@ -21,7 +22,8 @@ class TestUnitsRemovedAndReordered(TestUnitsAdded):
 
 
 class TestBranchesAdded(TestUnitsAdded):
-    """Children that restructure creates are restructured in turn: the new branch has grown itself."""
+    """Children that restructure creates are restructured in turn: the new branch has grown
+    itself."""
 
     def build(self):
         return Branching(), super().build()[1]
@@ -44,7 +46,7 @@ class TestBranchesRemoved(TestBranchesAdded):
 
 def test_a_child_that_grows_right_after_it_was_added_is_followed():
     model = Branching()
-    optimizer = torch.optim.Adam(model.parameters(), lr=.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     change = model.branch()
     follow(optimizer, change + model.branches[-1].axis.append(model.branches[-1].values(2)))
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}

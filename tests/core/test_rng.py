@@ -1,4 +1,5 @@
 """The random state of a run, saved and restored."""
+
 import random
 
 import torch

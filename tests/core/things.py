@@ -1,4 +1,6 @@
-"""A small network with everything an axis can hold: parameters along either dimension, a buffer, and blocks."""
+"""A small network with everything an axis can hold: parameters along either dimension, a buffer,
+and blocks."""
+
 from __future__ import annotations
 
 from functools import partial
@@ -9,15 +11,16 @@ from torch import Tensor, nn
 from pilimit_lib.core import Axis, Blocks, Change
 
 OPTIMIZERS = {
-    "sgd": partial(torch.optim.SGD, lr=.1),
-    "momentum": partial(torch.optim.SGD, lr=.1, momentum=.9, weight_decay=1e-2),
-    "adam": partial(torch.optim.Adam, lr=.01),
-    "adamw": partial(torch.optim.AdamW, lr=.01, amsgrad=True),
+    "sgd": partial(torch.optim.SGD, lr=0.1),
+    "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2),
+    "adam": partial(torch.optim.Adam, lr=0.01),
+    "adamw": partial(torch.optim.AdamW, lr=0.01, amsgrad=True),
 }
 
 
 class Hidden(nn.Module):
-    """d → h → 2. Its hidden units form an axis: rows of `up`, columns of `down`, a buffer, and a log kept in blocks."""
+    """d → h → 2. Its hidden units form an axis: rows of `up`, columns of `down`, a buffer, and a
+    log kept in blocks."""
 
     def __init__(self, units: int = 5, d: int = 3) -> None:
         super().__init__()
@@ -25,14 +28,18 @@ class Hidden(nn.Module):
         self.register_buffer("usage", torch.rand(units))
         self.log = Blocks.of(torch.rand(units, 2), block_rows=3)
         self.axis = Axis("units").join(self.up, "weight", label="in").join(self.up, "bias")
-        self.axis.join(self.down, "weight", dim=1, label="out").join(self, "usage").join(self, "log")
+        self.axis.join(self.down, "weight", dim=1, label="out").join(self, "usage").join(
+            self, "log"
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(torch.relu(self.up(x)) * (1 + self.usage))
 
     def values(self, count: int) -> dict[str, Tensor]:
         """Random new slices for `count` units."""
-        return {m.label: torch.randn(m.fill_shape(count)).to(m.value.dtype) for m in self.axis.members}
+        return {
+            m.label: torch.randn(m.fill_shape(count)).to(m.value.dtype) for m in self.axis.members
+        }
 
     def structure(self) -> dict[str, int]:
         return {"units": self.axis.size}
@@ -49,7 +56,8 @@ class Hidden(nn.Module):
 
 
 class Branching(nn.Module):
-    """Grows children instead of slices: branches that `restructure` has to create before tensors can be loaded."""
+    """Grows children instead of slices: branches that `restructure` has to create before tensors
+    can be loaded."""
 
     def __init__(self, d: int = 3) -> None:
         super().__init__()
@@ -88,19 +96,33 @@ class Branching(nn.Module):
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> list[Tensor]:
     """Every tensor of the model and of its optimiser, in a fixed order, cloned."""
-    found = [value.detach().clone() for value in model.state_dict().values() if isinstance(value, Tensor)]
+    found = [
+        value.detach().clone() for value in model.state_dict().values() if isinstance(value, Tensor)
+    ]
     for group in optimizer.param_groups if optimizer else ():
         for parameter in group["params"]:
-            found += [torch.as_tensor(value).clone() for _, value in sorted(optimizer.state.get(parameter, {}).items())
-                      if value is not None]
+            found += [
+                torch.as_tensor(value).clone()
+                for _, value in sorted(optimizer.state.get(parameter, {}).items())
+                if value is not None
+            ]
     return found
 
 
 def same(left: list[Tensor], right: list[Tensor]) -> bool:
-    return len(left) == len(right) and all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(left, right))
+    return len(left) == len(right) and all(
+        torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(left, right)
+    )
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3, seed: int = 0, d: int = 3, o: int = 2) -> None:
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int = 3,
+    seed: int = 0,
+    d: int = 3,
+    o: int = 2,
+) -> None:
     """Some steps of regression on random data that depend on `seed` only."""
     generator = torch.Generator().manual_seed(seed)
     dtype = next(model.parameters()).dtype

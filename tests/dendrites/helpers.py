@@ -7,7 +7,8 @@ from pilimit_lib.dendrites import dendritic_layers
 
 
 def grow_all(model, seed=0, times=1, loud=True):
-    """Grow every layer; with ``loud`` give all new weights values that matter, so that mistakes show."""
+    """Grow every layer; with ``loud`` give all new weights values that matter, so that mistakes
+    show."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(times):
         for _, layer in dendritic_layers(model):
@@ -29,8 +30,14 @@ class ConvNet(nn.Module):
 
     def __init__(self, block=nn.Sequential, width=4, classes=3):
         super().__init__()
-        self.block1 = block(*self._pair(1, width)) if block is nn.Sequential else block(self._pair(1, width))
-        self.block2 = block(*self._pair(width, width)) if block is nn.Sequential else block(self._pair(width, width))
+        self.block1 = (
+            block(*self._pair(1, width)) if block is nn.Sequential else block(self._pair(1, width))
+        )
+        self.block2 = (
+            block(*self._pair(width, width))
+            if block is nn.Sequential
+            else block(self._pair(width, width))
+        )
         self.fc = nn.Linear(width, classes)
 
     @staticmethod

@@ -48,8 +48,14 @@ def names(model):
         ({"convert": [nn.Linear]}, ["fc"]),
         ({"convert": ["Inner"]}, ["layer1.0", "layer1.1"]),
         ({"convert": [".layer1.0.conv1", ".fc"]}, ["layer1.0.conv1", "fc"]),
-        ({"convert": [lambda module, name: name.endswith("conv2")]}, ["layer1.0.conv2", "layer1.1.conv2"]),
-        ({"track": [".layer1.0.conv1"]}, ["layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2", "fc"]),
+        (
+            {"convert": [lambda module, name: name.endswith("conv2")]},
+            ["layer1.0.conv2", "layer1.1.conv2"],
+        ),
+        (
+            {"track": [".layer1.0.conv1"]},
+            ["layer1.0.conv2", "layer1.1.conv1", "layer1.1.conv2", "fc"],
+        ),
         ({"track": ["Inner"]}, ["fc"]),
         ({"track": [nn.Sequential]}, ["fc"]),
         (
@@ -67,7 +73,9 @@ def test_report_says_what_is_neither_wrapped_nor_tracked():
     model = dendritic(Outer(), DendriteConfig(convert=[nn.Linear], track=[".layer1.0"]))
     found = report(model)
     assert found.wrapped == ("fc",) and found.tracked == ("layer1.0",)
-    assert found.untracked_parameters == tuple(f"layer1.1.conv{i}.{p}" for i in (1, 2) for p in ("weight", "bias"))
+    assert found.untracked_parameters == tuple(
+        f"layer1.1.conv{i}.{p}" for i in (1, 2) for p in ("weight", "bias")
+    )
     assert len(found.unwrapped_parameters) == 8
     assert report(dendritic(ConvNet())).bare_norms == ("block1.1", "block2.1")
     assert report(dendritic(ConvNet(PAISequential))).bare_norms == ()
@@ -75,7 +83,10 @@ def test_report_says_what_is_neither_wrapped_nor_tracked():
 
 def test_an_id_that_meets_nothing_is_an_error_and_nothing_has_changed():
     model = Outer()
-    with pytest.raises(ValueError, match=r"no module with id '.layer1.0.conv3' was met; did you mean \['.layer1.0.conv"):
+    with pytest.raises(
+        ValueError,
+        match=r"no module with id '.layer1.0.conv3' was met; did you mean \['.layer1.0.conv",
+    ):
         dendritic(model, DendriteConfig(track=[".layer1.0.conv3"]))
     assert names(model) == []
     with pytest.raises(ValueError, match="inside a tracked module"):
@@ -93,7 +104,9 @@ def test_a_shared_module_is_converted_once_and_shares_its_dendrites():
 def test_the_network_may_itself_be_the_layer():
     model = dendritic(nn.Linear(2, 2))
     assert isinstance(model, DendriticLayer) and model.name == ""
-    growth = Growth(model, DendriteConfig(switch=EveryEpoch()), optimizer=lambda ps: torch.optim.SGD(ps, 0.1))
+    growth = Growth(
+        model, DendriteConfig(switch=EveryEpoch()), optimizer=lambda ps: torch.optim.SGD(ps, 0.1)
+    )
     assert growth.step(1.0).added == ("",) and len(model.dendrites) == 1
 
 
@@ -110,14 +123,17 @@ def test_replacement_comes_before_conversion():
 
     old = Old()
     model = dendritic(nn.Sequential(old), DendriteConfig(replace={Old: New}))
-    assert type(model[0]) is New and names(model) == ["0.inner"] and model[0].inner.neuron is old.lin
+    assert (
+        type(model[0]) is New and names(model) == ["0.inner"] and model[0].inner.neuron is old.lin
+    )
     with pytest.raises(TypeError, match="replacement of '0' \\(Old\\) gave a int"):
         dendritic(nn.Sequential(Old()), DendriteConfig(replace={Old: lambda old: 3}))
 
 
 def test_attention_projections_that_bypass_forward_are_left_alone():
     model = dendritic(nn.MultiheadAttention(8, 2, batch_first=True))
-    assert names(model) == []  # out_proj's weights are read directly: dendrites there would never be used
+    # out_proj's weights are read directly: dendrites there would never be used
+    assert names(model) == []
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
@@ -125,7 +141,9 @@ def test_torchvision_resnet_keeps_its_function_through_replacement_and_growth(ki
     resnet_module = pytest.importorskip("torchvision.models.resnet", reason="needs torchvision")
     torch.manual_seed(0)
     block = {"basic": resnet_module.BasicBlock, "bottleneck": resnet_module.Bottleneck}[kind]
-    net = resnet_module.ResNet(block, [1, 1, 1, 1], num_classes=4, width_per_group=16 if kind == "bottleneck" else 64).eval()
+    net = resnet_module.ResNet(
+        block, [1, 1, 1, 1], num_classes=4, width_per_group=16 if kind == "bottleneck" else 64
+    ).eval()
     x = torch.randn(2, 3, 32, 32)
     before = net(x)
     model = dendritic(ResNetPAI(net)).eval()
@@ -160,7 +178,9 @@ def test_a_checkpoint_of_another_activation_or_network_is_refused_whole():
     weights = {k: v.clone() for k, v in target.state_dict().items()}
     with pytest.raises(ValueError, match="activation 'sigmoid', but is configured with 'tanh'"):
         restore(target, snapshot(source))
-    assert list(target.state_dict()) == list(weights) and all(torch.equal(v, weights[k]) for k, v in target.state_dict().items())
+    assert list(target.state_dict()) == list(weights) and all(
+        torch.equal(v, weights[k]) for k, v in target.state_dict().items()
+    )
     narrow = dendritic(mlp(sizes=(5, 4, 3)))
     with pytest.raises(RuntimeError, match="size mismatch"):
         restore(narrow, snapshot(source))

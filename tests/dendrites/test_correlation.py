@@ -1,9 +1,17 @@
-"""Cascade correlation: the gradient is that of S, nothing leaks out of the phase, and candidates do learn to correlate."""
+"""Cascade correlation: the gradient is that of S, nothing leaks out of the phase, and candidates do
+learn to correlate."""
 
 import torch
 from torch import nn
 
-from pilimit_lib.dendrites import DendriteConfig, DendriticLayer, Growth, History, dendritic, dendritic_layers
+from pilimit_lib.dendrites import (
+    DendriteConfig,
+    DendriticLayer,
+    Growth,
+    History,
+    dendritic,
+    dendritic_layers,
+)
 from pilimit_lib.dendrites.correlation import CorrelationStats, tap
 from tests.dendrites.helpers import grow_all
 
@@ -27,7 +35,9 @@ def test_backward_gives_minus_the_gradient_of_s_and_leaves_y_alone():
     assert torch.equal(y.grad, e)
     (expected,) = torch.autograd.grad(covariance(a, e).abs().sum(), a)
     torch.testing.assert_close(a.grad, -expected, atol=1e-12, rtol=0)
-    torch.testing.assert_close(stats.take_scores(), covariance(a.detach(), e).abs(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        stats.take_scores(), covariance(a.detach(), e).abs(), atol=1e-12, rtol=0
+    )
     assert not stats.take_scores().any()  # an epoch starts from nothing
 
 
@@ -108,12 +118,17 @@ def test_candidates_learn_alone_then_neurons_learn_to_use_them():
     assert max(correlations) > 1.5 * correlations[0] > 0.001
     assert all(torch.equal(v, neurons[k]) for k, v in layer.neuron.state_dict().items())
     dendrite = layer.dendrites[0]
-    assert not dendrite.candidate and not dendrite.w.any() and not torch.equal(dendrite.body.weight, born)
+    assert (
+        not dendrite.candidate
+        and not dendrite.w.any()
+        and not torch.equal(dendrite.body.weight, born)
+    )
     best = dendrite.body.weight.detach().clone()
     while run.growth.plateau.state.phase == "n" and not run.growth.plateau.state.finished:
         run.epoch()
     assert torch.equal(run.net[0].dendrites[0].body.weight, best)  # mature dendrites are frozen
-    assert run.growth.plateau.state.best < 0.9  # a line reaches 1.0, the variance of the target, and no less
+    # a line reaches 1.0, the variance of the target, and no less
+    assert run.growth.plateau.state.best < 0.9
 
 
 def test_cap_at_n_ends_the_phase_with_the_length_of_the_first():

@@ -16,18 +16,36 @@ def test_an_interrupted_arm_ends_like_an_uninterrupted_one(tmp_path):
     images.fit("dendrites", 0.125, 3, sets, settings, tmp_path / "cut", 4)
     rest = images.fit("dendrites", 0.125, 3, sets, settings, tmp_path / "cut", 6)
     same = [key for key in whole if key not in ("seconds", "bookkeeping", "wall")]
-    assert {key: whole[key] for key in same} == {key: rest[key] for key in same} and whole["parameters trained"] > whole[
-        "parameters at start"
-    ]
+    assert {key: whole[key] for key in same} == {key: rest[key] for key in same} and whole[
+        "parameters trained"
+    ] > whole["parameters at start"]
 
 
 @pytest.mark.slow
 def test_the_command_writes_its_table_and_does_not_repeat_what_is_done(tmp_path):
-    args = ["--max-epochs", "3", "--patience", "1", "--scheduler-patience", "0", "--seeds", "0", "--out", str(tmp_path)]
+    args = [
+        "--max-epochs",
+        "3",
+        "--patience",
+        "1",
+        "--scheduler-patience",
+        "0",
+        "--seeds",
+        "0",
+        "--out",
+        str(tmp_path),
+    ]
     images.main(args)
     rows = (tmp_path / "results.jsonl").read_text()
-    assert [json.loads(line)["arm"] for line in rows.splitlines()] == ["dendrites", "restarts", "wider"]
-    assert "minus restarts" in (tmp_path / "table.md").read_text() and (tmp_path / "test.png").stat().st_size > 0
+    assert [json.loads(line)["arm"] for line in rows.splitlines()] == [
+        "dendrites",
+        "restarts",
+        "wider",
+    ]
+    assert (
+        "minus restarts" in (tmp_path / "table.md").read_text()
+        and (tmp_path / "test.png").stat().st_size > 0
+    )
     images.main(args)
     assert (tmp_path / "results.jsonl").read_text() == rows
 
@@ -47,5 +65,7 @@ def test_the_parameter_matched_width_is_the_nearest():
 
 
 def test_a_missing_data_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte .or .gz. is not there; give --data"):
+    with pytest.raises(
+        FileNotFoundError, match="train-images-idx3-ubyte .or .gz. is not there; give --data"
+    ):
         fashion(str(tmp_path), 10, 10)

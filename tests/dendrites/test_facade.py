@@ -61,7 +61,8 @@ def dendrites(model):
     return [len(layer.dendrites) for layer in UPA.get_pai_modules(model)]
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------------
+# --- settings
+# -----------------------------------------------------------------------------------------------------------------
 
 DEFAULTS = {
     "switch_mode": 1,
@@ -133,10 +134,16 @@ def test_lists_are_appended_and_live_and_do_not_leak_through_reset():
     GPA.pc.append_module_names_to_convert(["Block"])
     GPA.pc.append_modules_to_convert([nn.GRU])
     GPA.pc.get_modules_to_track().append(nn.LSTM)
-    assert GPA.pc.get_module_names_to_convert() == ["PAISequential", "Block"] and GPA.pc.get_modules_to_convert()[-1] is nn.GRU
+    assert (
+        GPA.pc.get_module_names_to_convert() == ["PAISequential", "Block"]
+        and GPA.pc.get_modules_to_convert()[-1] is nn.GRU
+    )
     assert GPA.pc.get_modules_to_track() == [nn.LSTM]
     GPA.pc.reset()
-    assert GPA.pc.get_module_names_to_convert() == ["PAISequential"] and GPA.pc.get_modules_to_track() == []
+    assert (
+        GPA.pc.get_module_names_to_convert() == ["PAISequential"]
+        and GPA.pc.get_modules_to_track() == []
+    )
 
 
 def test_a_list_means_one_value_for_each_number_of_dendrites():
@@ -150,7 +157,10 @@ def test_a_list_means_one_value_for_each_number_of_dendrites():
 
 
 def test_unknown_settings_and_bad_values_are_errors_that_help():
-    with pytest.raises(AttributeError, match="GPA.pc has no 'set_n_epoch_to_swich'; did you mean 'set_n_epochs_to_switch'"):
+    with pytest.raises(
+        AttributeError,
+        match="GPA.pc has no 'set_n_epoch_to_swich'; did you mean 'set_n_epochs_to_switch'",
+    ):
         GPA.pc.set_n_epoch_to_swich(3)
     with pytest.raises(AttributeError, match="has no 'zzz'"):
         GPA.pc.zzz = 1
@@ -169,7 +179,9 @@ def test_unknown_settings_and_bad_values_are_errors_that_help():
     assert GPA.pc.get_max_dendrites() == 100
     GPA.pc.append_module_names_with_processing(["GRU"])
     with pytest.raises(
-        ValueError, match="module_names_with_processing has 1 entries and module_by_name_processing_classes has 0"
+        ValueError,
+        match="module_names_with_processing has 1 entries and module_by_name_processing_classes "
+        "has 0",
     ):
         UPA.initialize_pai(mlp())
     with pytest.warns(UserWarning, match="set_device has no effect here: dendrites follow"):
@@ -236,7 +248,8 @@ def test_the_tracker_says_what_to_call_first_and_what_it_lacks():
         GPA.pai_tracker.add_validaton_scores(1.0)
 
 
-# --- the documented flows ------------------------------------------------------------------------------------------------------
+# --- the documented flows
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_capacity_test_is_the_default_and_adds_three_dendrites():
@@ -250,7 +263,9 @@ def test_more_than_three_dendrites_as_documented():
     GPA.pc.set_retain_all_dendrites(True)
     GPA.pc.set_max_dendrites(5)
     model, seen = run(UPA.initialize_pai(mlp()), [1.0] * 9)
-    assert len(seen) == 6 and seen[-1][1] and GPA.pai_tracker.member_vars["num_dendrites_added"] == 5
+    assert (
+        len(seen) == 6 and seen[-1][1] and GPA.pai_tracker.member_vars["num_dendrites_added"] == 5
+    )
 
 
 def test_fixed_switch_as_documented():
@@ -270,14 +285,22 @@ def test_history_with_scheduler_search_and_the_best_network_at_the_end(maximizin
     model = UPA.initialize_pai(mlp(), save_name="exp", maximizing_score=maximizing)
     sign = 1.0 if maximizing else -1.0
     scores = [10 + sign * s for s in (1, 2, 3, *[2.0] * 40)]
-    model, seen = run(model, scores, scheduler=(ReduceLROnPlateau, {"mode": "max" if maximizing else "min", "patience": 1}))
+    model, seen = run(
+        model,
+        scores,
+        scheduler=(ReduceLROnPlateau, {"mode": "max" if maximizing else "min", "patience": 1}),
+    )
     actions = [row["action"] for row in GPA.pai_tracker.growth.records.rows.switches]
     assert actions == ["grow", "lower_rate", "commit_rate", "finish"] and dendrites(model) == [0, 0]
-    assert seen[-1] == (True, True) and sum(p.numel() for p in model.parameters()) == UPA.count_params(mlp())
+    assert seen[-1] == (True, True) and sum(
+        p.numel() for p in model.parameters()
+    ) == UPA.count_params(mlp())
     with open(tmp_path / "exp" / "expbestTestScores.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["Param Counts", "Max Valid Scores", "Max Test Scores"]
-    assert [int(r["Param Counts"]) for r in rows] == [66, 66 * 2 + 10] and float(rows[0]["Max Test Scores"]) == 10 + sign * 3 - 1
+    assert [int(r["Param Counts"]) for r in rows] == [66, 66 * 2 + 10] and float(
+        rows[0]["Max Test Scores"]
+    ) == 10 + sign * 3 - 1
 
 
 def test_doing_pai_false_ends_at_the_plateau_without_dendrites():
@@ -303,19 +326,31 @@ def test_optimizer_instance_of_a_foreign_trainer():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     GPA.pai_tracker.set_optimizer_instance(optimizer)
     model, restructured, _ = GPA.pai_tracker.add_validation_score(torch.tensor(1.0), model)
-    assert restructured and len(optimizer.param_groups[0]["params"]) == len(list(model.parameters())) == 4 + 2 * 3
+    assert (
+        restructured
+        and len(optimizer.param_groups[0]["params"]) == len(list(model.parameters())) == 4 + 2 * 3
+    )
 
 
 def test_param_groups_survive_setup():
     model = UPA.initialize_pai(mlp())
     GPA.pai_tracker.set_optimizer(torch.optim.SGD)
     optimizer = GPA.pai_tracker.setup_optimizer(
-        model, {"params": [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}], "lr": 0.2}
+        model,
+        {
+            "params": [
+                {"params": model[0].parameters(), "lr": 0.1},
+                {"params": model[2].parameters()},
+            ],
+            "lr": 0.2,
+        },
     )
     assert [(g["lr"], len(g["params"])) for g in optimizer.param_groups] == [(0.1, 2), (0.2, 2)]
 
 
-@pytest.mark.parametrize("setting, rate", [("PARAM_VALS_BY_UPDATE_EPOCH", 1e-2), ("PARAM_VALS_BY_TOTAL_EPOCH", 1e-3)])
+@pytest.mark.parametrize(
+    "setting, rate", [("PARAM_VALS_BY_UPDATE_EPOCH", 1e-2), ("PARAM_VALS_BY_TOTAL_EPOCH", 1e-3)]
+)
 def test_scheduler_epochs_start_anew_or_go_on(setting, rate):
     GPA.pc.set_param_vals_setting(getattr(GPA.pc, setting))
     model = UPA.initialize_pai(mlp())
@@ -326,11 +361,21 @@ def test_scheduler_epochs_start_anew_or_go_on(setting, rate):
 def test_the_listing_of_unwrapped_parameters(capsys):
     GPA.pc.set_silent(False)
     GPA.pc.append_modules_to_track([nn.Embedding])
-    UPA.initialize_pai(nn.ModuleDict({"emb": nn.Embedding(3, 2), "norm": nn.BatchNorm1d(2), "fc": nn.Linear(2, 2)}))
+    UPA.initialize_pai(
+        nn.ModuleDict({"emb": nn.Embedding(3, 2), "norm": nn.BatchNorm1d(2), "fc": nn.Linear(2, 2)})
+    )
     out = capsys.readouterr().out
     wrapped, tracked = out.split("not tracked or wrapped.")
-    assert "The following params are not wrapped." in wrapped and "emb.weight" in wrapped and "norm.weight" in wrapped
-    assert "norm.weight" in tracked and "emb.weight" not in tracked and "outside of dendritic blocks: norm" in tracked
+    assert (
+        "The following params are not wrapped." in wrapped
+        and "emb.weight" in wrapped
+        and "norm.weight" in wrapped
+    )
+    assert (
+        "norm.weight" in tracked
+        and "emb.weight" not in tracked
+        and "outside of dendritic blocks: norm" in tracked
+    )
     GPA.pc.set_unwrapped_modules_confirmed(True)
     UPA.initialize_pai(nn.ModuleDict({"emb": nn.Embedding(3, 2), "fc": nn.Linear(2, 2)}))
     assert capsys.readouterr().out == ""
@@ -368,16 +413,22 @@ def test_gru_with_its_processor_as_documented():
     GPA.pc.append_module_by_name_processing_classes([PBM.GRUProcessor])
     model = UPA.initialize_pai(GruNet())
     with pytest.raises(
-        DimensionError, match=r"layer 'rnn' \(GRU\).*\[8, 4, 6\].*model\.rnn\.set_this_input_dimensions\(\[-1, -1, 0\]\)"
+        DimensionError,
+        match=r"layer 'rnn' \(GRU\).*\[8, 4, 6\].*model\.rnn\.set_this_input_dimensions\(\[-1, -1, "
+        r"0\]\)",
     ):
         model(torch.randn(8, 5))
     model.rnn.set_this_input_dimensions([-1, -1, 0])
     model, seen = run(model, [1.0, 2.0, 3.0, 4.0])
-    assert dendrites(model) == [3, 3] and isinstance(model.rnn.dendrites[0].processor, PBM.GRUProcessor)
+    assert dendrites(model) == [3, 3] and isinstance(
+        model.rnn.dendrites[0].processor, PBM.GRUProcessor
+    )
 
 
 def test_replacement_of_a_pretrained_module_as_documented():
-    torchvision = pytest.importorskip("torchvision", reason="the documented ResNet replacement needs torchvision")
+    torchvision = pytest.importorskip(
+        "torchvision", reason="the documented ResNet replacement needs torchvision"
+    )
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18(num_classes=3).eval()
     x = torch.randn(2, 3, 32, 32)
@@ -398,7 +449,8 @@ def test_block_by_pai_sequential_on_pc():
     assert isinstance(model[0], DendriticLayer) and dendrites(run(model, [1.0, 2.0])[0]) == [2]
 
 
-# --- saving and loading ---------------------------------------------------------------------------------------------------------
+# --- saving and loading
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_load_system_latest_and_best_model_continue():
@@ -410,11 +462,15 @@ def test_load_system_latest_and_best_model_continue():
     shutil.copytree("r", "saved")
     for name, epochs in (("latest", 5), ("best_model", 4)):
         again = UPA.load_system(UPA.initialize_pai(mlp(7), save_name="r"), "saved", name, True)
-        assert dendrites(again) == [1, 1] and GPA.pai_tracker.member_vars["num_epochs_run"] == epochs
+        assert (
+            dendrites(again) == [1, 1] and GPA.pai_tracker.member_vars["num_epochs_run"] == epochs
+        )
         assert GPA.pai_tracker.member_vars["global_best_validation_score"] == 5.0
         assert torch.equal(again(x), latest) == (name == "latest")
         GPA.pai_tracker.set_optimizer(torch.optim.Adam)
-        optimizer = GPA.pai_tracker.setup_optimizer(again, {"params": again.parameters(), "lr": 1e-2})
+        optimizer = GPA.pai_tracker.setup_optimizer(
+            again, {"params": again.parameters(), "lr": 1e-2}
+        )
         assert {int(s["step"]) for s in optimizer.state.values()} == {
             epochs - 3
         }  # moments began anew at the growth after epoch 3
@@ -477,7 +533,9 @@ def test_tracker_settings_for_data_parallel(tmp_path):
     GPA.pai_tracker.save_tracker_settings()
     net = UPA.initialize_pai(ConvNet(nn.Sequential), save_name="dp")
     GPA.pai_tracker.initialize_tracker_settings()
-    assert [(layer.neurons, layer.dims) for layer in UPA.get_pai_modules(net)] == [(4, (-1, 0, -1, -1))] * 2 + [(3, (-1, 0))]
+    assert [(layer.neurons, layer.dims) for layer in UPA.get_pai_modules(net)] == [
+        (4, (-1, 0, -1, -1))
+    ] * 2 + [(3, (-1, 0))]
     wrapped = nn.DataParallel(net)
     model, restructured, _ = GPA.pai_tracker.add_validation_score(1.0, wrapped)
     assert restructured and isinstance(model, nn.DataParallel) and model.module is net
@@ -494,7 +552,8 @@ def test_nothing_prompts_exits_or_touches_other_globals():
         "builtins.input = pdb.set_trace = sys.exit = no\n"
         "from pilimit_lib.dendrites import GPA, UPA\n"
         "GPA.pc.set_drawing_pai(False)\n"
-        "model = UPA.initialize_pai(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.PReLU()))\n"
+        "model = UPA.initialize_pai(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), "
+        "nn.PReLU()))\n"
         "done = False\n"
         "GPA.pai_tracker.set_optimizer(torch.optim.SGD)\n"
         "while not done:\n"
@@ -503,7 +562,9 @@ def test_nothing_prompts_exits_or_touches_other_globals():
         "print('done', 'matplotlib' in sys.modules, 'torchvision' in sys.modules)"
     )
     out = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {sys.path[0]!r})\n" + code], capture_output=True, text=True
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {sys.path[0]!r})\n" + code],
+        capture_output=True,
+        text=True,
     )
     assert out.returncode == 0, out.stderr
     assert out.stdout.strip().endswith("done False False")

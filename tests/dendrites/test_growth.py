@@ -1,4 +1,5 @@
-"""Growth while learning: rollback, retries, optimiser state, checkpoints in fresh processes, several ranks."""
+"""Growth while learning: rollback, retries, optimiser state, checkpoints in fresh processes,
+several ranks."""
 
 import csv
 import subprocess
@@ -50,7 +51,12 @@ def test_at_growth_the_best_network_comes_back_and_its_function_is_unchanged():
         learn(growth)
         outputs[score] = growth.model(x).detach()
         result = growth.step(score)
-    assert result.action == "grow" and result.restructured and result.added == ("0", "2") and counts(growth) == [1, 1]
+    assert (
+        result.action == "grow"
+        and result.restructured
+        and result.added == ("0", "2")
+        and counts(growth) == [1, 1]
+    )
     torch.testing.assert_close(growth.model(x), outputs[3.0], atol=1e-6, rtol=0)
     assert (outputs[3.0] - outputs[2.0]).abs().max() > 1e-3
 
@@ -67,7 +73,10 @@ def test_moments_of_what_did_not_change_survive_growth_or_are_reset_by_choice():
         held = {id(p) for group in growth.optimizer.param_groups for p in group["params"]}
         assert held == {id(p) for p in growth.network.parameters()}
         if how == "keep":
-            assert torch.equal(growth.optimizer.state[weight]["exp_avg"], moment) and growth.optimizer.state[weight]["step"] == 2
+            assert (
+                torch.equal(growth.optimizer.state[weight]["exp_avg"], moment)
+                and growth.optimizer.state[weight]["step"] == 2
+            )
         else:
             assert not growth.optimizer.state
         learn(growth, 3)
@@ -85,10 +94,14 @@ def test_retry_draws_other_weights_and_giving_up_restores_the_best():
         result = growth.step(score)
         if result.restructured and not result.complete:
             drawn.append(growth.network[0].dendrites[0].body.weight.detach().clone())
-    assert result.complete and counts(growth) == [0, 0] and len(drawn) == 2 and not torch.equal(*drawn)
+    assert (
+        result.complete and counts(growth) == [0, 0] and len(drawn) == 2 and not torch.equal(*drawn)
+    )
     torch.testing.assert_close(growth.model(x), best, atol=0, rtol=0)
     assert growth.step(9.0).complete
-    assert {id(p) for g in growth.optimizer.param_groups for p in g["params"]} == {id(p) for p in growth.network.parameters()}
+    assert {id(p) for g in growth.optimizer.param_groups for p in g["params"]} == {
+        id(p) for p in growth.network.parameters()
+    }
 
 
 def test_learning_rate_restarts_per_group_and_the_search_starts_lower():
@@ -96,22 +109,37 @@ def test_learning_rate_restarts_per_group_and_the_search_starts_lower():
     net = dendritic(mlp(), config)
 
     def groups(ps):
-        return torch.optim.SGD([{"params": net[0].parameters(), "lr": 0.1}, {"params": net[2].parameters(), "lr": 0.01}])
+        return torch.optim.SGD(
+            [
+                {"params": net[0].parameters(), "lr": 0.1},
+                {"params": net[2].parameters(), "lr": 0.01},
+            ]
+        )
 
-    growth = Growth(net, optimizer=groups, scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, "max", patience=0))
+    growth = Growth(
+        net,
+        optimizer=groups,
+        scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, "max", patience=0),
+    )
     rates = lambda: [g["lr"] for g in growth.optimizer.param_groups]  # noqa: E731
     assert growth.step(1.0).action == "continue" and rates() == [0.1, 0.01]
     assert growth.step(1.0).action == "grow" and rates() == [0.1, 0.01]
-    assert [len(g["params"]) for g in growth.optimizer.param_groups] == [2 + 3, 2 + 3]  # W, b; and of the dendrite W, b, w
+    # W, b; and of the dendrite W, b, w
+    assert [len(g["params"]) for g in growth.optimizer.param_groups] == [2 + 3, 2 + 3]
     growth.step(2.0)
     start = growth.model(torch.ones(1, 5)).detach()
     with torch.no_grad():
         growth.network[0].neuron.weight.add_(1.0)
     assert growth.step(1.0).action == "lower_rate"
-    assert rates() == pytest.approx([0.01, 0.001]) and torch.equal(growth.model(torch.ones(1, 5)), start)
+    assert rates() == pytest.approx([0.01, 0.001]) and torch.equal(
+        growth.model(torch.ones(1, 5)), start
+    )
     assert growth.scheduler.optimizer is growth.optimizer
-    assert growth.step(0.5).action == "commit_rate"  # worse than the first trial, whose end comes back
-    assert rates() == pytest.approx([0.01, 0.001]) and not torch.equal(growth.model(torch.ones(1, 5)), start)
+    # worse than the first trial, whose end comes back
+    assert growth.step(0.5).action == "commit_rate"
+    assert rates() == pytest.approx([0.01, 0.001]) and not torch.equal(
+        growth.model(torch.ones(1, 5)), start
+    )
 
 
 def test_an_optimiser_instance_follows_growth_without_a_restart():
@@ -143,7 +171,11 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "cut, mode",
     [(7, "joint"), (6, "correlation")]
-    + [pytest.param(cut, mode, marks=SLOW) for cut in (1, 4, 10) for mode in ("joint", "correlation")],
+    + [
+        pytest.param(cut, mode, marks=SLOW)
+        for cut in (1, 4, 10)
+        for mode in ("joint", "correlation")
+    ],
 )
 def test_saved_anywhere_and_loaded_in_a_fresh_process_it_goes_on_identically(tmp_path, mode, cut):
     total, path = 14, str(tmp_path / "run.pt")
@@ -153,19 +185,43 @@ def test_saved_anywhere_and_loaded_in_a_fresh_process_it_goes_on_identically(tmp
             run.growth.save(path)
         run.epoch()
     assert {"grow", "continue"} <= set(run.actions) and len(set(run.actions)) >= 3
-    subprocess.run([sys.executable, "-m", "tests.dendrites.worker", "train", path, str(total - cut), mode, "resume"], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.dendrites.worker",
+            "train",
+            path,
+            str(total - cut),
+            mode,
+            "resume",
+        ],
+        check=True,
+    )
     expected, got = run.outcome(), load(path + ".continued")
     assert got["actions"] == expected["actions"][cut:]
     assert got["plateau"] == expected["plateau"]
     for part in ("out", "model"):
         torch.testing.assert_close(got[part], expected[part], atol=0, rtol=0)
-    torch.testing.assert_close(got["optimizer"]["state"], expected["optimizer"]["state"], atol=0, rtol=0)
+    torch.testing.assert_close(
+        got["optimizer"]["state"], expected["optimizer"]["state"], atol=0, rtol=0
+    )
 
 
 def test_two_ranks_grow_together(tmp_path):
     out = str(tmp_path / "out")
     workers = [
-        subprocess.Popen([sys.executable, "-m", "tests.dendrites.worker", "ddp", str(tmp_path / "init"), str(rank), out])
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.dendrites.worker",
+                "ddp",
+                str(tmp_path / "init"),
+                str(rank),
+                out,
+            ]
+        )
         for rank in range(2)
     ]
     try:
@@ -175,19 +231,34 @@ def test_two_ranks_grow_together(tmp_path):
             worker.kill()
     first, second = load(f"{out}.0"), load(f"{out}.1")
     assert first["seen"] == second["seen"] and torch.equal(first["flat"], second["flat"])
-    assert [action for action, _ in first["seen"]] == ["continue", "grow", "continue", "grow", "retry", "continue", "grow"]
+    assert [action for action, _ in first["seen"]] == [
+        "continue",
+        "grow",
+        "continue",
+        "grow",
+        "retry",
+        "continue",
+        "grow",
+    ]
     assert {kind for _, kind in first["seen"]} == {"DistributedDataParallel"}
     assert load_state(f"{out}.run")["plateau"]["dendrites"] == first["dendrites"]
 
 
 def test_files_are_few_and_the_best_scores_table_has_its_three_columns(tmp_path):
     folder = tmp_path / "run"
-    config = DendriteConfig(switch=History(patience=1), save_dir=str(folder), max_tries=1, graphs="switch")
+    config = DendriteConfig(
+        switch=History(patience=1), save_dir=str(folder), max_tries=1, graphs="switch"
+    )
     growth = Growth(dendritic(mlp(), config), optimizer=adam)
     tests = iter(range(10, 99))
     for score in (1.0, 2.0, 2.0, 3.0, 4.0, 4.0, 1.0):
         learn(growth)
-        result = growth.step(score, extra={"train": score + 1}, test={"test": next(tests)}, also={"loss": {"loss": 0.5}})
+        result = growth.step(
+            score,
+            extra={"train": score + 1},
+            test={"test": next(tests)},
+            also={"loss": {"loss": 0.5}},
+        )
     assert result.complete
     with open(folder / "runbestTestScores.csv") as file:
         rows = list(csv.DictReader(file))
@@ -198,18 +269,27 @@ def test_files_are_few_and_the_best_scores_table_has_its_three_columns(tmp_path)
         [str(3 * plain + 20 + 10), "1.0", "16.0"],
     ]
     assert list(rows[0]) == ["Param Counts", "Max Valid Scores", "Max Test Scores"]
-    assert (folder / "runbest_test_scores.csv").read_text() == (folder / "runbestTestScores.csv").read_text()
+    assert (folder / "runbest_test_scores.csv").read_text() == (
+        folder / "runbestTestScores.csv"
+    ).read_text()
     with open(folder / "runScores.csv") as file:
         assert [float(r["validation"]) for r in csv.DictReader(file)] == [1, 2, 2, 3, 4, 4, 1]
     with open(folder / "runExtraScores.csv") as file:
         assert len(list(csv.DictReader(file))) == 7 * 3
     names = sorted(p.name for p in folder.iterdir())
-    assert "run.png" in names and "best_model.pt" in names and not [n for n in names if " " in n or n.startswith(".")]
-    assert len(names) == 1 + 2 + 4 + 9, names  # picture; best, latest; two switches of two files; CSV files
+    assert (
+        "run.png" in names
+        and "best_model.pt" in names
+        and not [n for n in names if " " in n or n.startswith(".")]
+    )
+    # picture; best, latest; two switches of two files; CSV files
+    assert len(names) == 1 + 2 + 4 + 9, names
 
 
 def test_pictures_can_be_left_out_without_losing_the_numbers(tmp_path):
-    config = DendriteConfig(switch=EveryEpoch(), save_dir=str(tmp_path / "r"), graphs="never", checkpoints="never")
+    config = DendriteConfig(
+        switch=EveryEpoch(), save_dir=str(tmp_path / "r"), graphs="never", checkpoints="never"
+    )
     Growth(dendritic(mlp(), config), optimizer=adam).step(1.0)
     names = {p.suffix for p in (tmp_path / "r").iterdir()}
     assert names == {".csv"}
@@ -232,7 +312,12 @@ def test_loading_a_run_rewrites_its_files_from_the_state(tmp_path):
 def test_bad_scores_and_arguments_are_named_before_anything_changes():
     config = DendriteConfig(switch=EveryEpoch())
     growth = Growth(dendritic(mlp(), config), optimizer=adam)
-    for bad, text in [("0.9", "the score is '0.9'"), (None, "NoneType"), (torch.ones(2), "shape \\[2\\]"), (True, "bool")]:
+    for bad, text in [
+        ("0.9", "the score is '0.9'"),
+        (None, "NoneType"),
+        (torch.ones(2), "shape \\[2\\]"),
+        (True, "bool"),
+    ]:
         with pytest.raises(TypeError, match=text):
             growth.step(bad)
     with pytest.raises(ValueError, match="finite"):
@@ -265,7 +350,9 @@ def test_debug_dims_lists_all_wrong_layers_at_once():
     config = DendriteConfig(dims=[-1, 0, -1, -1], debug_dims=True)
     growth = Growth(dendritic(mlp(), config), optimizer=adam)
     growth.model(torch.randn(2, 3, 5))
-    with pytest.raises(DimensionError, match=r"2 layers have wrong dimensions:(.|\n)*model\[0\](.|\n)*model\[2\]"):
+    with pytest.raises(
+        DimensionError, match=r"2 layers have wrong dimensions:(.|\n)*model\[0\](.|\n)*model\[2\]"
+    ):
         growth.step(1.0)
     for _, layer in dendritic_layers(growth.network):
         layer.set_this_input_dimensions([-1, -1, 0])
@@ -297,13 +384,28 @@ def test_packed_states_come_back_exactly_and_are_written_whole(tmp_path):
     assert pack(state)["data"].numel() == 3 * 2 * 4 + 1 + 2 * 2 + 8
     save_state(state, tmp_path / "s.pt")
     back = load_state(tmp_path / "s.pt")
-    assert list(back) == list(state) and back["a"][1] == (1, 2.5, None) and isinstance(back["a"][1], tuple)
-    assert torch.equal(back["a"][0], shared) and back[7]["b"].dtype == torch.bool and back["h"].dtype == torch.bfloat16
-    assert back["empty"].shape == (0, 4) and back["scalar"].shape == () and back["nan"] != back["nan"] and back["t"] == state["t"]
+    assert (
+        list(back) == list(state)
+        and back["a"][1] == (1, 2.5, None)
+        and isinstance(back["a"][1], tuple)
+    )
+    assert (
+        torch.equal(back["a"][0], shared)
+        and back[7]["b"].dtype == torch.bool
+        and back["h"].dtype == torch.bfloat16
+    )
+    assert (
+        back["empty"].shape == (0, 4)
+        and back["scalar"].shape == ()
+        and back["nan"] != back["nan"]
+        and back["t"] == state["t"]
+    )
     assert torch.equal(unpack(pack(state))["h"], state["h"])
     with pytest.raises(TypeError):
         save_state({"bad": object()}, tmp_path / "s.pt")
-    assert load_state(tmp_path / "s.pt")["inf"] == [float("inf")] and [p.name for p in tmp_path.iterdir()] == ["s.pt"]
+    assert load_state(tmp_path / "s.pt")["inf"] == [float("inf")] and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["s.pt"]
 
 
 @pytest.mark.slow

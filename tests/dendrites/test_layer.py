@@ -1,4 +1,5 @@
-"""The mathematics of a dendritic layer against a dense float64 computation, and what happens when it grows."""
+"""The mathematics of a dendritic layer against a dense float64 computation, and what happens when
+it grows."""
 
 import copy
 import io
@@ -9,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from pilimit_lib.dendrites import DendriteConfig, DendriticLayer, DimensionError, dendritic, dendritic_layers, finalize
+from pilimit_lib.dendrites import (
+    DendriteConfig,
+    DendriticLayer,
+    DimensionError,
+    dendritic,
+    dendritic_layers,
+    finalize,
+)
 from tests.dendrites.helpers import ConvNet, grow_all, mlp
 
 
@@ -32,7 +40,9 @@ def test_linear_layer_is_the_formula(dendrites):
     layer = DendriticLayer(nn.Linear(5, 3), DendriteConfig(), "fc").double()
     grow_all(layer, times=dendrites)
     x = torch.randn(6, 5, dtype=torch.float64)
-    np.testing.assert_allclose(layer(x).detach().numpy(), dense_linear(layer, x.numpy()), atol=1e-12)
+    np.testing.assert_allclose(
+        layer(x).detach().numpy(), dense_linear(layer, x.numpy()), atol=1e-12
+    )
 
 
 def test_conv_layer_is_the_formula_at_every_position():
@@ -54,7 +64,9 @@ def test_gradients_against_finite_differences():
     params = dict(layer.named_parameters())
     x = torch.randn(4, 3, dtype=torch.float64)
     run = lambda *values: torch.func.functional_call(layer, dict(zip(params, values)), (x,))  # noqa: E731
-    assert torch.autograd.gradcheck(run, tuple(p.detach().clone().requires_grad_() for p in params.values()))
+    assert torch.autograd.gradcheck(
+        run, tuple(p.detach().clone().requires_grad_() for p in params.values())
+    )
 
 
 @pytest.mark.parametrize("block", [nn.Sequential, "pai"])
@@ -84,7 +96,8 @@ def test_parameter_count_is_exact_before_and_after():
     for k in range(1, 4):
         grow_all(model)
         assert count() == (k + 1) * plain + k * 10 + k * (k - 1) // 2 * 10
-    assert len(list(model.state_dict())) == 4 * 4 + 3 * 2 + 2 * 2  # (W, b) of f and d_k; w_k; v_k from the second on
+    # (W, b) of f and d_k; w_k; v_k from the second on
+    assert len(list(model.state_dict())) == 4 * 4 + 3 * 2 + 2 * 2
 
 
 def test_fresh_weights_scale_norms_and_buffers():
@@ -93,21 +106,39 @@ def test_fresh_weights_scale_norms_and_buffers():
     layer = DendriticLayer(block, DendriteConfig(dims=[-1, 0], init_scale=0.01), "block")
     layer(torch.randn(3, 200))
     d = layer.grow(torch.Generator().manual_seed(1))
-    assert d.body[0].weight.std().item() == pytest.approx(0.01, rel=0.05) and d.body[0].bias.std() > 0
-    assert torch.equal(d.body[1].weight, torch.ones(100)) and not d.body[1].bias.any()  # a gain of 0.01 would silence the block
+    assert (
+        d.body[0].weight.std().item() == pytest.approx(0.01, rel=0.05) and d.body[0].bias.std() > 0
+    )
+    # a gain of 0.01 would silence the block
+    assert torch.equal(d.body[1].weight, torch.ones(100)) and not d.body[1].bias.any()
     by_main = DendriticLayer(nn.Linear(200, 100), DendriteConfig(init_by_main=True), "fc")
     expected = 0.01 * torch.cat([p.flatten() for p in by_main.neuron.parameters()]).abs().mean()
-    assert by_main.grow(torch.Generator().manual_seed(1)).body.weight.std().item() == pytest.approx(expected.item(), rel=0.05)
-    norm = DendriticLayer(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)), DendriteConfig(dims=[-1, 0, -1, -1]), "bn")
+    assert by_main.grow(torch.Generator().manual_seed(1)).body.weight.std().item() == pytest.approx(
+        expected.item(), rel=0.05
+    )
+    norm = DendriticLayer(
+        nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)),
+        DendriteConfig(dims=[-1, 0, -1, -1]),
+        "bn",
+    )
     norm(torch.randn(4, 1, 3, 3) + 5)
     body = norm.grow(torch.Generator().manual_seed(1)).body
-    assert not body[1].running_mean.any() and body[1].num_batches_tracked == 0 and norm.neuron[1].running_mean.any()
+    assert (
+        not body[1].running_mean.any()
+        and body[1].num_batches_tracked == 0
+        and norm.neuron[1].running_mean.any()
+    )
 
 
 def test_same_generator_same_weights_and_frozen_neurons_get_dendrites_that_learn():
-    a, b = (DendriticLayer(nn.Linear(3, 2).requires_grad_(False), DendriteConfig(), "fc") for _ in range(2))
+    a, b = (
+        DendriticLayer(nn.Linear(3, 2).requires_grad_(False), DendriteConfig(), "fc")
+        for _ in range(2)
+    )
     da, db = (layer.grow(torch.Generator().manual_seed(7)) for layer in (a, b))
-    assert torch.equal(da.body.weight, db.body.weight) and all(p.requires_grad for p in da.parameters())
+    assert torch.equal(da.body.weight, db.body.weight) and all(
+        p.requires_grad for p in da.parameters()
+    )
 
 
 def test_dtype_and_device_follow_the_neurons():
@@ -125,7 +156,9 @@ def test_attributes_and_items_of_the_neurons_are_reachable():
     model = dendritic(ConvNet())
     model.fc.weight.data.zero_()
     assert model.fc.out_features == 3 and model.fc.weight is model.fc.neuron.weight
-    with pytest.raises(AttributeError, match="neither the dendritic layer nor its neurons \\(Linear\\)"):
+    with pytest.raises(
+        AttributeError, match="neither the dendritic layer nor its neurons \\(Linear\\)"
+    ):
         model.fc.wieght  # noqa: B018
     block = DendriticLayer(nn.Sequential(nn.Linear(2, 2)), DendriteConfig(), "b")
     assert isinstance(block[0], nn.Linear) and bool(block)
@@ -163,11 +196,15 @@ def test_wrong_dimensions_name_the_module_and_the_call():
             return self.lin(x).transpose(1, 2)
 
     model = dendritic(nn.ModuleDict({"swap": Swap()}), DendriteConfig(convert=["Swap"]))
-    with pytest.raises(DimensionError, match=r"nothing says.*model\.swap\.set_this_input_dimensions\(\[-1, 0, -1\]\)"):
+    with pytest.raises(
+        DimensionError,
+        match=r"nothing says.*model\.swap\.set_this_input_dimensions\(\[-1, 0, -1\]\)",
+    ):
         model["swap"](torch.zeros(2, 5, 3))
     with pytest.raises(ValueError, match="a single 0"):
         model["swap"].set_this_input_dimensions([-1, -1, -1])
-    model["swap"].set_this_input_dimensions([-1, -1, 0])  # wrong, but consistent while the length is
+    # wrong, but consistent while the length is
+    model["swap"].set_this_input_dimensions([-1, -1, 0])
     model["swap"](torch.zeros(2, 5, 3))
     with pytest.raises(DimensionError, match="5 neurons were expected in dimension 2"):
         model["swap"](torch.zeros(2, 6, 3))
@@ -219,7 +256,8 @@ def test_torch_fast_path_does_not_pass_dendrites_by():
     with torch.no_grad():
         fast = model(x)
     torch.testing.assert_close(fast, model(x), atol=1e-6, rtol=0)
-    assert [name for name, _ in dendritic_layers(model)] == ["linear1", "linear2"]  # out_proj is not called as a layer
+    # out_proj is not called as a layer
+    assert [name for name, _ in dendritic_layers(model)] == ["linear1", "linear2"]
 
 
 def test_finalize_gives_a_plain_module_with_the_same_function():
@@ -246,11 +284,15 @@ def test_forward_registers_no_hooks():
     model = grow_all(dendritic(mlp()))
     for _ in range(3):
         model(torch.randn(2, 5)).sum().backward()
-    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not any(
+        m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules()
+    )
 
 
 @pytest.mark.slow
 def test_compiled_it_computes_the_same_without_graph_breaks():
     model = grow_all(dendritic(mlp()), times=2)
     x = torch.randn(3, 5)
-    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+    torch.testing.assert_close(
+        torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x)
+    )

@@ -23,10 +23,16 @@ def test_needs_no_torch():
         "import sys, types; sys.modules['torch'] = None\n"
         "for n in ('pilimit_lib', 'pilimit_lib.dendrites'):\n"
         "    m = types.ModuleType(n); m.__path__ = [n.replace('.', '/')]; sys.modules[n] = m\n"
-        "from pilimit_lib.dendrites.plateau import Plateau; from pilimit_lib.dendrites.rules import Rules\n"
+        "from pilimit_lib.dendrites.plateau import Plateau; from pilimit_lib.dendrites.rules "
+        "import Rules\n"
         "print(Plateau(Rules()).observe(1.0).action)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "continue"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "continue"
+    )
 
 
 def test_history_grows_after_patience_epochs_without_improvement():
@@ -67,7 +73,10 @@ def test_retain_all_keeps_what_did_not_improve_without_going_back():
 def test_max_dendrites_is_a_hard_bound():
     plateau = Plateau(Rules(switch=EveryEpoch(), max_dendrites=2))
     assert actions(plateau, [1, 2, 3]) == ["grow", "grow", "finish"]
-    assert actions(Plateau(Rules(switch=History(1), max_dendrites=0)), [1, 1]) == ["continue", "finish"]
+    assert actions(Plateau(Rules(switch=History(1), max_dendrites=0)), [1, 1]) == [
+        "continue",
+        "finish",
+    ]
 
 
 def test_fixed_switch_first_counts_only_if_longer():
@@ -78,7 +87,11 @@ def test_fixed_switch_first_counts_only_if_longer():
         "continue",
         "grow",
     ]
-    assert actions(Plateau(Rules(switch=Fixed(3, first=1))), range(1, 4)) == ["continue", "continue", "grow"]
+    assert actions(Plateau(Rules(switch=Fixed(3, first=1))), range(1, 4)) == [
+        "continue",
+        "continue",
+        "grow",
+    ]
 
 
 def test_never_and_capacity():
@@ -94,7 +107,8 @@ def test_minimizing_zero_and_negative_scores():
     assert not low.improves(1e-9, 0.0)  # a best of zero is a score like any other, not "unset"
     high = Plateau(Rules(threshold=0.0, threshold_raw=0.0))
     assert high.improves(-1.0, -2.0) and not high.improves(-1.0, 0.0)
-    assert not Plateau(Rules(threshold=0.1)).improves(-1.0, -1.0)  # s(1-thr) > s for negative s: no gain without a gain
+    # s(1-thr) > s for negative s: no gain without a gain
+    assert not Plateau(Rules(threshold=0.1)).improves(-1.0, -1.0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -150,7 +164,8 @@ def test_search_for_the_starting_rate_keeps_the_better_trial():
     assert (lower.action, lower.skip) == ("lower_rate", 1) and lower.rate == pytest.approx(0.1)
     plateau.start_rate(0.01)
     assert plateau.observe(2.0, 0.01).action == "continue"
-    assert plateau.observe(2.5, 0.001).action == "commit_rate"  # 2.5 < 3: back to the end of trial 0
+    # 2.5 < 3: back to the end of trial 0
+    assert plateau.observe(2.5, 0.001).action == "commit_rate"
     assert plateau.state.skip == 0 and plateau.state.levels == [0.1, 0.01]
 
 
@@ -159,7 +174,9 @@ def test_search_goes_on_from_the_lower_start_when_it_was_better():
     plateau.observe(3, 0.01)
     plateau.start_rate(0.01)
     decision = plateau.observe(4, 0.001)
-    assert decision.action == "continue" and plateau.state.search is None and plateau.state.skip == 1
+    assert (
+        decision.action == "continue" and plateau.state.search is None and plateau.state.skip == 1
+    )
     actions(plateau, [1, 1], [0.001, 0.001])
     assert plateau.state.dendrites == 2 and plateau.state.rates == [0.1, 0.01, 0.001]
 
@@ -172,10 +189,14 @@ def test_correlation_phase_ends_by_patience_or_cap():
     with pytest.raises(RuntimeError, match="observe_candidates"):
         plateau.observe(1.0)
     grown = [plateau.observe_candidates({"fc": [c, 0.0]}).action for c in (0.1, 0.2, 0.205, 0.21)]
-    assert grown == ["continue", "continue", "continue", "mature"]  # +10 % at 0.2, then less than that twice
+    # +10 % at 0.2, then less than that twice
+    assert grown == ["continue", "continue", "continue", "mature"]
     capped = Plateau(Rules(**rules, cap_at_n=True))
     actions(capped, [1, 1])
-    assert [capped.observe_candidates({"fc": [float(c)]}).action for c in (1, 2)] == ["continue", "mature"]
+    assert [capped.observe_candidates({"fc": [float(c)]}).action for c in (1, 2)] == [
+        "continue",
+        "mature",
+    ]
 
 
 @pytest.mark.filterwarnings("ignore:the score has stalled")

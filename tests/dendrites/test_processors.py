@@ -1,4 +1,5 @@
-"""Layers with several tensors: hidden states of dendrites stay apart from the neurons', against step-by-step computations."""
+"""Layers with several tensors: hidden states of dendrites stay apart from the neurons', against
+step-by-step computations."""
 
 import copy
 
@@ -46,8 +47,18 @@ def oracle(layer, xs, unpack, first, pack):
 
 CASES = {
     "GRU": (nn.GRU, {"batch_first": True}, lambda out: out, lambda: torch.zeros(1, 2, 4)),
-    "LSTM": (nn.LSTM, {"batch_first": True}, lambda out: out, lambda: (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))),
-    "LSTMCell": (nn.LSTMCell, {}, lambda out: (out[0], out), lambda: (torch.zeros(2, 4), torch.zeros(2, 4))),
+    "LSTM": (
+        nn.LSTM,
+        {"batch_first": True},
+        lambda out: out,
+        lambda: (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)),
+    ),
+    "LSTMCell": (
+        nn.LSTMCell,
+        {},
+        lambda out: (out[0], out),
+        lambda: (torch.zeros(2, 4), torch.zeros(2, 4)),
+    ),
 }
 
 
@@ -64,7 +75,8 @@ def test_step_by_step_the_dendrites_keep_states_of_their_own(case):
             out = layer(x, state)
             got.append(out[0])
             _, neuron_state = unpack(layer.neuron(x, neuron_state))
-            # the training loop passes on what it was given; for LSTMCell the combined h, with the neurons' c
+            # the training loop passes on what it was given; for LSTMCell the combined h, with the
+            # neurons' c
             state = neuron_state if kind is nn.LSTMCell else out[1]
         for e, g in zip(expected, got):
             torch.testing.assert_close(g, e, atol=1e-6, rtol=0)
@@ -94,13 +106,15 @@ def test_sequences_begin_one_by_one_and_cancelling_states_are_no_beginning():
     lstm = recurrent(nn.LSTM, batch_first=True).dendrites[0].processor
     lstm.post_d((None, (own, own)))
     (_, (h, c)), _ = lstm.pre_d(None, (torch.zeros(1, 3, 2), given))
-    assert h.tolist() == [[[0.0, 0.0], [7.0, 7.0], [7.0, 7.0]]] and torch.equal(h, c)  # h may be zero while c is not
+    # h may be zero while c is not
+    assert h.tolist() == [[[0.0, 0.0], [7.0, 7.0], [7.0, 7.0]]] and torch.equal(h, c)
 
 
 def test_a_detached_state_cuts_the_dendrites_history_too():
     layer = recurrent(nn.GRU, batch_first=True)
     state = None
-    for _ in range(3):  # truncated backpropagation: without the cut the second backward would need a freed graph
+    # truncated backpropagation: without the cut the second backward would need a freed graph
+    for _ in range(3):
         out, state = layer(torch.randn(2, 2, 3), state)
         out.sum().backward()
         state = state.detach()
@@ -126,13 +140,19 @@ class TwoOutputs(nn.Module):
 def test_multi_output_processor_hands_the_rest_on():
     net = dendritic(
         nn.ModuleDict({"two": TwoOutputs()}),
-        DendriteConfig(convert=["TwoOutputs"], processors={"TwoOutputs": MultiOutputProcessor}, dims=[-1, 0]),
+        DendriteConfig(
+            convert=["TwoOutputs"], processors={"TwoOutputs": MultiOutputProcessor}, dims=[-1, 0]
+        ),
     )
     x = torch.randn(2, 3)
     before = net["two"](x, scale=2.0)
     grow_all(net)
     after = net["two"](x, scale=2.0)
-    assert after[2] == "label" and torch.equal(after[1], before[1]) and not torch.equal(after[0], before[0])
+    assert (
+        after[2] == "label"
+        and torch.equal(after[1], before[1])
+        and not torch.equal(after[0], before[0])
+    )
     d = net["two"].dendrites[0]
     torch.testing.assert_close(after[0], before[0] + d.w * torch.sigmoid(d.body.lin(x) * 2.0))
 
@@ -141,10 +161,13 @@ def test_without_a_processor_the_error_says_which_to_give():
     net = dendritic(nn.ModuleDict({"two": TwoOutputs()}), DendriteConfig(convert=["TwoOutputs"]))
     with pytest.raises(
         TypeError,
-        match="layer 'two' \\(TwoOutputs\\) returned a tuple.*append_module_names_with_processing\\(\\['TwoOutputs'\\]\\)",
+        match="layer 'two' \\(TwoOutputs\\) returned a "
+        "tuple.*append_module_names_with_processing\\(\\['TwoOutputs'\\]\\)",
     ):
         net["two"](torch.zeros(1, 3))
-    single = dendritic(nn.Sequential(nn.Linear(2, 2)), DendriteConfig(processors={nn.Linear: MultiOutputProcessor}))
+    single = dendritic(
+        nn.Sequential(nn.Linear(2, 2)), DendriteConfig(processors={nn.Linear: MultiOutputProcessor})
+    )
     with pytest.raises(TypeError, match="needs no processor"):
         single(torch.zeros(1, 2))
 
@@ -178,7 +201,9 @@ def test_copies_saves_and_finalize_forget_states():
 
 def test_last_hidden_processor_combines_the_hidden_state():
     net = nn.ModuleDict({"lstm": nn.LSTM(3, 4, batch_first=True)})
-    net = dendritic(net, DendriteConfig(convert=[nn.LSTM], processors={nn.LSTM: LSTMProcessorLastHidden}))
+    net = dendritic(
+        net, DendriteConfig(convert=[nn.LSTM], processors={nn.LSTM: LSTMProcessorLastHidden})
+    )
     x = torch.randn(2, 5, 3)
     net["lstm"](x)
     grow_all(net)

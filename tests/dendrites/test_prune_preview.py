@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from pilimit_lib.dendrites import DendriteConfig, EveryEpoch, Growth, dendritic, dendritic_layers, preview, prune
+from pilimit_lib.dendrites import (
+    DendriteConfig,
+    EveryEpoch,
+    Growth,
+    dendritic,
+    dendritic_layers,
+    preview,
+    prune,
+)
 from tests.dendrites.helpers import ConvNet, grow_all, mlp
 
 
@@ -36,7 +44,11 @@ def test_negligible_dendrites_go_and_the_function_and_moments_stay():
     result = prune(model, 0.0, optimizer)
     assert result.removed == (("0", 3), ("0", 1)) and len(layer.dendrites) == 2
     torch.testing.assert_close(model(x), before, atol=1e-6, rtol=0)
-    assert result.parameters == count - sum(p.numel() for p in model.parameters()) == 2 * (42 + 7) + 7 + 3 * 7 + 7
+    assert (
+        result.parameters
+        == count - sum(p.numel() for p in model.parameters())
+        == 2 * (42 + 7) + 7 + 3 * 7 + 7
+    )
     assert torch.equal(optimizer.state[layer.dendrites[1].v]["exp_avg"], moment[:1])
     held = {id(p) for g in optimizer.param_groups for p in g["params"]}
     assert held == {id(p) for p in model.parameters()}
@@ -91,7 +103,9 @@ def test_gain_is_the_explained_error_of_the_best_draw():
         for i in range(2):  # least squares on [a_i, 1] against the residual beyond its mean
             design = np.stack([a[:, i], np.ones(30)], 1)
             fit = design @ np.linalg.lstsq(design, residual[:, i], rcond=None)[0]
-            explained += ((residual[:, i] - residual[:, i].mean()) ** 2).sum() - ((residual[:, i] - fit) ** 2).sum()
+            explained += ((residual[:, i] - residual[:, i].mean()) ** 2).sum() - (
+                (residual[:, i] - fit) ** 2
+            ).sum()
         gains.append(explained)
     assert found.gain == pytest.approx(max(gains), rel=1e-9) and found.parameters == 3 * 2 + 2 + 2
 
@@ -124,7 +138,10 @@ def test_preview_finds_where_dendrites_help_and_training_agrees():
     train(net, 150)
     state = {k: v.clone() for k, v in net.state_dict().items()}
     ranked = preview(
-        net, lambda model, batch: (model(batch[0]) - batch[1]).square().sum(), [(x[:200], y[:200]), (x[200:], y[200:])], draws=16
+        net,
+        lambda model, batch: (model(batch[0]) - batch[1]).square().sum(),
+        [(x[:200], y[:200]), (x[200:], y[200:])],
+        draws=16,
     )
     assert [g.name for g in ranked] == ["a", "b"] and ranked[0].gain > 3 * ranked[1].gain
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()) and net.training
@@ -150,7 +167,9 @@ def test_budget_is_kept_and_select_takes_the_choice():
     growth = Growth(
         net,
         optimizer=lambda ps: torch.optim.SGD(ps, 0.1),
-        select=lambda network: [g.name for g in preview(network, loss, [(x, y)], budget=60) if g.chosen],
+        select=lambda network: [
+            g.name for g in preview(network, loss, [(x, y)], budget=60) if g.chosen
+        ],
     )
     assert set(growth.step(1.0).added) == {g.name for g in chosen}
     with pytest.raises(ValueError, match="no dendritic layers"):

@@ -24,7 +24,9 @@ def test_quick_starts(tmp_path, monkeypatch):
 
     names = {"net": mlp(), "train_epoch": train_epoch, "validate": lambda model: next(scores)}
     exec(engine, names)
-    assert names["done"] and [len(layer.dendrites) for _, layer in dendritic_layers(names["net"])] == [1, 1]
+    assert names["done"] and [
+        len(layer.dendrites) for _, layer in dendritic_layers(names["net"])
+    ] == [1, 1]
     GPA.pc.reset()
     names = {"model": mlp(), "torch": torch, "accuracy": 0.5, "test_accuracy": 0.4}
     exec(facade, names)

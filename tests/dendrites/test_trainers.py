@@ -40,7 +40,9 @@ def lightning_parts(tmp_path, restart=True):
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters(), 0.01)
 
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(32, 5)), batch_size=8)
+    data = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.randn(32, 5)), batch_size=8
+    )
     callback = DendriteCallback("val_loss", CONFIG, restart=restart)
 
     def trainer(epochs, **kwargs):
@@ -65,7 +67,11 @@ def test_lightning_grows_trains_and_stops(tmp_path, restart):
     Module, callback, trainer, data = lightning_parts(tmp_path, restart)
     module, run = Module(), trainer(9)
     run.fit(module, data, data)
-    assert callback.last.complete and run.current_epoch < 9 and grown(module) in ([2, 2], [1, 1], [0, 0])
+    assert (
+        callback.last.complete
+        and run.current_epoch < 9
+        and grown(module) in ([2, 2], [1, 1], [0, 0])
+    )
     held = {id(p) for group in run.optimizers[0].param_groups for p in group["params"]}
     assert held == {id(p) for p in module.parameters()}
     assert max(row["dendrites"] for row in callback.growth.records.rows.epochs) == 2
@@ -88,7 +94,9 @@ def test_lightning_resumes_a_grown_network(tmp_path):
 def test_lightning_says_which_metrics_there_are(tmp_path):
     Module, callback, trainer, data = lightning_parts(tmp_path)
     callback.monitor = "val_accuracy"
-    with pytest.raises(KeyError, match="'val_accuracy' was not logged; the module logged \\['val_loss'\\]"):
+    with pytest.raises(
+        KeyError, match="'val_accuracy' was not logged; the module logged \\['val_loss'\\]"
+    ):
         trainer(1).fit(Module(), data, data)
 
 
@@ -136,10 +144,15 @@ def test_hugging_face_trainer_grows_a_transformer(tmp_path):
         train_dataset=data,
         eval_dataset=data,
         callbacks=[callback],
-        compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())},
+        compute_metrics=lambda p: {
+            "accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())
+        },
     )
     trainer.train()
-    assert callback.last.complete and max(row["dendrites"] for row in callback.growth.records.rows.epochs) == 2
+    assert (
+        callback.last.complete
+        and max(row["dendrites"] for row in callback.growth.records.rows.epochs) == 2
+    )
     assert not torch.equal(model(tokens).logits, before)
     fresh = build()
     fresh.load_state_dict(model.state_dict())
@@ -149,7 +162,11 @@ def test_hugging_face_trainer_grows_a_transformer(tmp_path):
 
 def test_a_transformer_block_keeps_its_function_when_it_grows():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Embedding(11, 8), nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), nn.Linear(8, 3))
+    net = nn.Sequential(
+        nn.Embedding(11, 8),
+        nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True),
+        nn.Linear(8, 3),
+    )
     net = dendritic(net)
     x = torch.randint(0, 11, (4, 6))
     before = net(x)

@@ -1,4 +1,5 @@
-"""Runs that tests start in processes of their own: a training run that saves or continues, and one of several ranks.
+"""Runs that tests start in processes of their own: a training run that saves or continues, and one
+of several ranks.
 
 python -m tests.dendrites.worker train PATH EPOCHS MODE [resume]     python -m tests.dendrites.worker ddp INIT_FILE RANK OUT
 """
@@ -23,9 +24,33 @@ def problem(seed=0, n=60):
 
 
 class Run:
-    """A network with dropout and batch norm, so that random state and buffers matter; scores fall and rise by a fixed script."""
+    """A network with dropout and batch norm, so that random state and buffers matter; scores fall
+    and rise by a fixed script."""
 
-    script = [1.0, 2.0, 2.0, 2.0, 3.0, 2.5, 2.5, 1.0, 1.0, 1.0, 4.0, 4.0, 4.0, 4.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0]
+    script = [
+        1.0,
+        2.0,
+        2.0,
+        2.0,
+        3.0,
+        2.5,
+        2.5,
+        1.0,
+        1.0,
+        1.0,
+        4.0,
+        4.0,
+        4.0,
+        4.0,
+        5.0,
+        5.0,
+        5.0,
+        5.0,
+        5.0,
+        5.0,
+        5.0,
+        5.0,
+    ]
 
     def __init__(self, mode="joint", optimizer_state="keep", save_dir=None):
         torch.manual_seed(3)
@@ -42,7 +67,9 @@ class Run:
             self.net,
             config,
             optimizer=lambda ps: torch.optim.Adam(ps, 1e-2),
-            scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, mode="max", patience=0, factor=0.5),
+            scheduler=lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(
+                o, mode="max", patience=0, factor=0.5
+            ),
         )
         self.x, self.y = problem()
         self.actions = []
@@ -54,7 +81,9 @@ class Run:
             growth.optimizer.zero_grad()
             nn.functional.cross_entropy(model(self.x[batch]), self.y[batch]).backward()
             growth.optimizer.step()
-        result = growth.step(self.script[min(self.growth.plateau.state.epoch, len(self.script) - 1)])
+        result = growth.step(
+            self.script[min(self.growth.plateau.state.epoch, len(self.script) - 1)]
+        )
         self.actions.append(result.action)
         return result
 
@@ -90,10 +119,13 @@ def ddp(init_file, rank, out):
 
     rank = int(rank)
     dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
-    torch.manual_seed(rank)  # ranks disagree on everything that is random unless somebody sees to it
+    # ranks disagree on everything that is random unless somebody sees to it
+    torch.manual_seed(rank)
     config = DendriteConfig(switch=History(patience=1), max_tries=2, wait_for_lower_lr=False)
     net = dendritic(ConvNet(PAISequential), config)
-    growth = Growth(DistributedDataParallel(net), config, optimizer=lambda ps: torch.optim.Adam(ps, 1e-2))
+    growth = Growth(
+        DistributedDataParallel(net), config, optimizer=lambda ps: torch.optim.Adam(ps, 1e-2)
+    )
     x, y = problem()
     scores = [1.0, 1.0, 2.0, 1.5, 1.0, 3.0, 3.0]
     seen = []

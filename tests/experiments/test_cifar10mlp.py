@@ -1,4 +1,5 @@
 """The CIFAR-10 command as a user runs it: flags, files, interruption and resumption, errors."""
+
 from __future__ import annotations
 
 import json
@@ -21,7 +22,17 @@ from pilimit_lib.inf import FinPiMLPSample, InfMLP
 
 ROOT = Path(__file__).resolve().parents[2]
 CIFAR = ROOT.parent / "shared" / "data"
-SMALL = ["--train-subset-size", "120", "--test-subset-size", "60", "--r", "12", "--epochs", "2", "--quiet"]
+SMALL = [
+    "--train-subset-size",
+    "120",
+    "--test-subset-size",
+    "60",
+    "--r",
+    "12",
+    "--epochs",
+    "2",
+    "--quiet",
+]
 
 
 def run(tmp_path, *flags):
@@ -32,7 +43,9 @@ def test_a_run_leaves_settings_metrics_curves_and_a_checkpoint(tmp_path):
     records = run(tmp_path, "--save-model", "--lr", "0.5")
     folder = tmp_path / "run"
     assert json.loads((folder / "settings.json").read_text())["lr"] == 0.5
-    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == records
+    assert [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ] == records
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert records[-1]["rows"] == 3 * (12 + 2 * 120)
     assert records[-1]["train_loss"] < records[0]["train_loss"]
@@ -42,11 +55,45 @@ def test_a_run_leaves_settings_metrics_curves_and_a_checkpoint(tmp_path):
     assert torch.bincount(net.layers[1].origin[12:]).tolist() == [2] * 120
 
 
-@pytest.mark.parametrize("flags, kind, project", [
-    (["--width", "32"], FinPiMLPSample, True), (["--width", "32", "--gaussian-init"], FinPiMLPSample, False),
-    (["--layernorm", "--loss", "mse", "--scheduler", "cosine", "--momentum", "0.5"], InfMLP, None),
-    (["--accum-steps", "3", "--data-augment", "--gclip", "0", "--depth", "0", "--bias-alpha", "0"], InfMLP, None),
-    (["--scheduler", "multistep", "--lr-drop-milestones", "1", "--gclip-drop-milestones", "1"], InfMLP, None)])
+@pytest.mark.parametrize(
+    "flags, kind, project",
+    [
+        (["--width", "32"], FinPiMLPSample, True),
+        (["--width", "32", "--gaussian-init"], FinPiMLPSample, False),
+        (
+            ["--layernorm", "--loss", "mse", "--scheduler", "cosine", "--momentum", "0.5"],
+            InfMLP,
+            None,
+        ),
+        (
+            [
+                "--accum-steps",
+                "3",
+                "--data-augment",
+                "--gclip",
+                "0",
+                "--depth",
+                "0",
+                "--bias-alpha",
+                "0",
+            ],
+            InfMLP,
+            None,
+        ),
+        (
+            [
+                "--scheduler",
+                "multistep",
+                "--lr-drop-milestones",
+                "1",
+                "--gclip-drop-milestones",
+                "1",
+            ],
+            InfMLP,
+            None,
+        ),
+    ],
+)
 def test_every_kind_of_network_trains(tmp_path, monkeypatch, flags, kind, project):
     built = []
     monkeypatch.setattr(cifar10mlp, "Trainer", lambda *a: built.append(Trainer(*a)) or built[0])
@@ -58,15 +105,28 @@ def test_every_kind_of_network_trains(tmp_path, monkeypatch, flags, kind, projec
 
 
 def test_schedules_lower_rate_and_clip_at_their_milestones():
-    settings = Settings(train_subset_size=16, test_subset_size=8, r=4, epochs=3, lr=1.0, scheduler="multistep",
-                        lr_drop_milestones="1,2", lr_drop_ratio=.1, gclip=.4, gclip_drop_milestones="2", gclip_drop_ratio=.5)
-    trainer = Trainer(settings, load_images("digits", train_size=16, test_size=8), torch.device("cpu"))
+    settings = Settings(
+        train_subset_size=16,
+        test_subset_size=8,
+        r=4,
+        epochs=3,
+        lr=1.0,
+        scheduler="multistep",
+        lr_drop_milestones="1,2",
+        lr_drop_ratio=0.1,
+        gclip=0.4,
+        gclip_drop_milestones="2",
+        gclip_drop_ratio=0.5,
+    )
+    trainer = Trainer(
+        settings, load_images("digits", train_size=16, test_size=8), torch.device("cpu")
+    )
     rates, clips = [], []
     for _ in range(3):
         rates.append(trainer.optimizer.param_groups[1]["lr"])
         clips.append(trainer.clip)
         trainer.run_epoch([], quiet=True)
-    assert rates == pytest.approx([1.0, .1, .01]) and clips == [.4, .4, .2]
+    assert rates == pytest.approx([1.0, 0.1, 0.01]) and clips == [0.4, 0.4, 0.2]
 
 
 def test_accumulating_equals_one_larger_batch():
@@ -74,7 +134,9 @@ def test_accumulating_equals_one_larger_batch():
     data = load_images("digits", train_size=48, test_size=8)
     nets = []
     for size, steps in ((16, 1), (4, 4)):
-        trainer = Trainer(Settings(r=6, batch_size=size, accum_steps=steps, lr=.3), data, torch.device("cpu"))
+        trainer = Trainer(
+            Settings(r=6, batch_size=size, accum_steps=steps, lr=0.3), data, torch.device("cpu")
+        )
         trainer.net.double()
         trainer.batches.x = trainer.batches.x.double()
         for ids, x, y in trainer.batches:
@@ -88,44 +150,91 @@ def test_accumulating_equals_one_larger_batch():
 def test_resuming_a_finished_epoch_equals_never_having_stopped(tmp_path):
     flags = ["--momentum", "0.9", "--lr", "0.1", "--data-augment", "--scheduler", "cosine"]
     whole = main([*SMALL, "--save-dir", str(tmp_path / "whole"), *flags])
-    trainer = Trainer(_settings([*SMALL, *flags]), load_images("digits", train_size=120, test_size=60), torch.device("cpu"))
+    trainer = Trainer(
+        _settings([*SMALL, *flags]),
+        load_images("digits", train_size=120, test_size=60),
+        torch.device("cpu"),
+    )
     trainer.run_epoch([], quiet=True)
     folder = RunFolder(tmp_path / "parts", cifar10mlp.asdict(trainer.settings))
     folder.save(trainer.state())
     parts = main([*SMALL, "--save-dir", str(tmp_path / "parts"), *flags, "--resume"])
-    _same_state(load(tmp_path / "whole" / "checkpoint.pt"), load(tmp_path / "parts" / "checkpoint.pt"))
+    _same_state(
+        load(tmp_path / "whole" / "checkpoint.pt"), load(tmp_path / "parts" / "checkpoint.pt")
+    )
     assert _without_times(whole) == _without_times(parts)
 
 
 def test_interrupted_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
     """A real Ctrl-C in a real process, then --resume: the same checkpoint as an undisturbed run."""
-    flags = ["--train-subset-size", "600", "--test-subset-size", "60", "--r", "8", "--epochs", "2", "--batch-size", "2"]
+    flags = [
+        "--train-subset-size",
+        "600",
+        "--test-subset-size",
+        "60",
+        "--r",
+        "8",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "2",
+    ]
     command = [sys.executable, "-m", "experiments.cifar10.cifar10mlp", *flags, "--save-dir"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, str(tmp_path / "parts")], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "parts")],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     seen = ""
-    while not re.search(r"epoch 1/2:.*\| [1-9]\d*/300", seen):  # the bar says that the first epoch is under way
+    # the bar says that the first epoch is under way
+    while not re.search(r"epoch 1/2:.*\| [1-9]\d*/300", seen):
         assert process.poll() is None, seen
         seen += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     state = load(tmp_path / "parts" / "checkpoint.pt")["extras"]
-    assert "go on with --resume" in output and 0 < state["batches"]["position"] < 300 and state["epoch"] == 0
+    assert (
+        "go on with --resume" in output
+        and 0 < state["batches"]["position"] < 300
+        and state["epoch"] == 0
+    )
     for name, more in (("parts", ["--resume"]), ("whole", [])):
-        subprocess.run([*command, str(tmp_path / name), "--quiet", *more], cwd=ROOT, env=environment, check=True, timeout=300)
-    _same_state(load(tmp_path / "whole" / "checkpoint.pt"), load(tmp_path / "parts" / "checkpoint.pt"))
+        subprocess.run(
+            [*command, str(tmp_path / name), "--quiet", *more],
+            cwd=ROOT,
+            env=environment,
+            check=True,
+            timeout=300,
+        )
+    _same_state(
+        load(tmp_path / "whole" / "checkpoint.pt"), load(tmp_path / "parts" / "checkpoint.pt")
+    )
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--cycarr"], "had no effect in the original"), (["--bogus"], "unknown arguments: --bogus"),
-    (["--gaussian-init"], "give its --width"), (["--resume"], "needs the --save-dir"), (["--test"], "needs a --model-path"),
-    (["--scheduler", "multistep"], "belong together"), (["--lr-drop-milestones", "3"], "belong together"),
-    (["--gclip", "0", "--gclip-drop-milestones", "3"], "no clipping"), (["--teacher-temp", "2"], "need a --teacher-path"),
-    (["--epochs", "0"], "at least 1"), (["--lr-drop-milestones", "x"], "separated by commas"),
-    (["--dataset", "mnist"], "invalid choice"), (["--wd", "-1"], "must not be negative"),
-    (["--augment-shift", "2"], "which it needs")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--cycarr"], "had no effect in the original"),
+        (["--bogus"], "unknown arguments: --bogus"),
+        (["--gaussian-init"], "give its --width"),
+        (["--resume"], "needs the --save-dir"),
+        (["--test"], "needs a --model-path"),
+        (["--scheduler", "multistep"], "belong together"),
+        (["--lr-drop-milestones", "3"], "belong together"),
+        (["--gclip", "0", "--gclip-drop-milestones", "3"], "no clipping"),
+        (["--teacher-temp", "2"], "need a --teacher-path"),
+        (["--epochs", "0"], "at least 1"),
+        (["--lr-drop-milestones", "x"], "separated by commas"),
+        (["--dataset", "mnist"], "invalid choice"),
+        (["--wd", "-1"], "must not be negative"),
+        (["--augment-shift", "2"], "which it needs"),
+    ],
+)
 def test_bad_command_lines_say_what_to_do(capsys, tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
@@ -138,13 +247,18 @@ def test_bad_command_lines_say_what_to_do(capsys, tmp_path, monkeypatch, flags, 
 def test_cuda_without_a_gpu_is_an_error(capsys, tmp_path):
     with pytest.raises(SystemExit):
         run(tmp_path, "--cuda")
-    assert "torch finds no CUDA device" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert (
+        "torch finds no CUDA device" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    )
 
 
 def test_a_run_is_not_overwritten_or_resumed_with_other_settings(capsys, tmp_path):
     run(tmp_path)
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    for flags, message in ((["--lr", "0.3"], "already holds a run"), (["--lr", "0.3", "--resume"], "lr: 1.0 then, 0.3 now")):
+    for flags, message in (
+        (["--lr", "0.3"], "already holds a run"),
+        (["--lr", "0.3", "--resume"], "lr: 1.0 then, 0.3 now"),
+    ):
         with pytest.raises(SystemExit):
             run(tmp_path, *flags)
         assert message in capsys.readouterr().err
@@ -171,10 +285,25 @@ def test_a_file_in_the_place_of_the_folder_is_left_alone(capsys, tmp_path):
 def test_a_missing_data_set_names_the_folder(capsys, tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
     from torchvision import datasets
-    monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: (_ for _ in ()).throw(OSError("no network")))
+
+    monkeypatch.setattr(
+        datasets.CIFAR10, "download", lambda self: (_ for _ in ()).throw(OSError("no network"))
+    )
     with pytest.raises(SystemExit):
-        main(["--dataset", "cifar10", "--data", str(tmp_path / "nowhere"), "--save-dir", str(tmp_path / "run")])
-    assert "pass the folder that holds it with --data" in capsys.readouterr().err and not (tmp_path / "run").exists()
+        main(
+            [
+                "--dataset",
+                "cifar10",
+                "--data",
+                str(tmp_path / "nowhere"),
+                "--save-dir",
+                str(tmp_path / "run"),
+            ]
+        )
+    assert (
+        "pass the folder that holds it with --data" in capsys.readouterr().err
+        and not (tmp_path / "run").exists()
+    )
 
 
 def test_saved_networks_are_tested_and_taught_from(tmp_path, capsys):
@@ -182,7 +311,17 @@ def test_saved_networks_are_tested_and_taught_from(tmp_path, capsys):
     model = str(tmp_path / "run" / "model.th")
     loss, accuracy = main([*SMALL, "--test", "--model-path", model])
     assert (loss, accuracy) == pytest.approx((records[-1]["test_loss"], records[-1]["test_acc"]))
-    taught = main([*SMALL, "--teacher-path", model, "--teacher-temp", "2", "--save-dir", str(tmp_path / "taught")])
+    taught = main(
+        [
+            *SMALL,
+            "--teacher-path",
+            model,
+            "--teacher-temp",
+            "2",
+            "--save-dir",
+            str(tmp_path / "taught"),
+        ]
+    )
     assert len(taught) == 2
     with pytest.raises(SystemExit):
         main([*SMALL, "--r", "13", "--test", "--model-path", model])
@@ -190,52 +329,94 @@ def test_saved_networks_are_tested_and_taught_from(tmp_path, capsys):
 
 
 def test_losses_are_what_they_are_called():
-    output, y, teacher = torch.randn(5, 4).double(), torch.tensor([0, 1, 2, 3, 3]), torch.randn(5, 4).double()
-    centred = torch.eye(4).double()[y] - .25
-    torch.testing.assert_close(loss_of(Settings(loss="mse"), output, y), (output - centred).square().mean())
+    output, y, teacher = (
+        torch.randn(5, 4).double(),
+        torch.tensor([0, 1, 2, 3, 3]),
+        torch.randn(5, 4).double(),
+    )
+    centred = torch.eye(4).double()[y] - 0.25
+    torch.testing.assert_close(
+        loss_of(Settings(loss="mse"), output, y), (output - centred).square().mean()
+    )
     p, q = (teacher / 2).softmax(1), (output / 2).softmax(1)
     soft = (p * (p / q).log()).sum(1).mean() * 4
     hard = -output.log_softmax(1)[torch.arange(5), y].mean()
-    settings = Settings(teacher_path="x", teacher_alpha=.3, teacher_temp=2.)
-    torch.testing.assert_close(loss_of(settings, output, y, teacher), .7 * hard + .3 * soft)
+    settings = Settings(teacher_path="x", teacher_alpha=0.3, teacher_temp=2.0)
+    torch.testing.assert_close(loss_of(settings, output, y, teacher), 0.7 * hard + 0.3 * soft)
 
 
 def test_batches_show_every_sample_once_and_move_images_by_whole_pixels():
-    x, y = torch.arange(24.).reshape(6, 1, 2, 2) + 1, torch.arange(6)
+    x, y = torch.arange(24.0).reshape(6, 1, 2, 2) + 1, torch.arange(6)
     batches = Batches(x, y, 4, seed=0)
     first = torch.cat([ids for ids, _, _ in batches])
     second = torch.cat([ids for ids, _, _ in batches])
-    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(6)) and not torch.equal(first, second)
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(6)) and not torch.equal(
+        first, second
+    )
     moved = Batches(x, y, 6, seed=0, shift=1, flips=True)
     for ids, images, _ in moved:
         for number, image in zip(ids, images):
             canvas = torch.nn.functional.pad(x[number], [1] * 4)
-            options = [c[:, i:i + 2, j:j + 2] for c in (canvas, torch.nn.functional.pad(x[number].flip(2), [1] * 4))
-                       for i in range(3) for j in range(3)]
+            options = [
+                c[:, i : i + 2, j : j + 2]
+                for c in (canvas, torch.nn.functional.pad(x[number].flip(2), [1] * 4))
+                for i in range(3)
+                for j in range(3)
+            ]
             assert any(torch.equal(image, option) for option in options)
 
 
 def test_augmentation_moves_images_as_far_as_asked():
     data = load_images("digits", train_size=20, test_size=10)
-    shifts = {value: Trainer(Settings(data_augment=True, augment_shift=value, r=4), data, torch.device("cpu")).batches.shift
-              for value in (None, 0, 3)}
+    shifts = {
+        value: Trainer(
+            Settings(data_augment=True, augment_shift=value, r=4), data, torch.device("cpu")
+        ).batches.shift
+        for value in (None, 0, 3)
+    }
     assert shifts == {None: 1, 0: 0, 3: 3}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR.is_dir(), reason="the packed CIFAR-10 beside the checkout (../shared/data) is absent")
+@pytest.mark.skipif(
+    not CIFAR.is_dir(), reason="the packed CIFAR-10 beside the checkout (../shared/data) is absent"
+)
 def test_the_printed_command_runs_on_real_cifar10(tmp_path):
-    """The seed's command line with `--cuda` replaced by `--float`, at a smaller rank, subset and number of epochs."""
+    """The seed's command line with `--cuda` replaced by `--float`, at a smaller rank, subset and
+    number of epochs."""
     subprocess.run([sys.executable, CIFAR / "unpack.py", tmp_path / "data", "cifar10"], check=True)
-    flags = ("--lr 1.0 --gclip-per-param --gclip 0.4 --lr-drop-ratio 0.15 --lr-drop-milestones 40 --scheduler multistep "
-             "--wd 0.00001 --r 400 --batch-size 8 --epochs 50 --width 0 --float --seed 0 --depth 2 --bias-alpha 0.5 "
-             "--first-layer-lr-mult 0.1 --last-layer-lr-mult 4.0 --first-layer-alpha 1.0 --last-layer-alpha 0.5 "
-             "--no-apply-lr-mult-to-wd").split()
-    small = ["--r", "32", "--epochs", "2", "--train-subset-size", "4000", "--test-subset-size", "2000", "--quiet"]
-    places = ["--dataset", "cifar10", "--data", str(tmp_path / "data"), "--save-dir", str(tmp_path / "run")]
+    flags = (
+        "--lr 1.0 --gclip-per-param --gclip 0.4 --lr-drop-ratio 0.15 --lr-drop-milestones 40 "
+        "--scheduler multistep "
+        "--wd 0.00001 --r 400 --batch-size 8 --epochs 50 --width 0 --float --seed 0 --depth 2 "
+        "--bias-alpha 0.5 "
+        "--first-layer-lr-mult 0.1 --last-layer-lr-mult 4.0 --first-layer-alpha 1.0 "
+        "--last-layer-alpha 0.5 "
+        "--no-apply-lr-mult-to-wd"
+    ).split()
+    small = [
+        "--r",
+        "32",
+        "--epochs",
+        "2",
+        "--train-subset-size",
+        "4000",
+        "--test-subset-size",
+        "2000",
+        "--quiet",
+    ]
+    places = [
+        "--dataset",
+        "cifar10",
+        "--data",
+        str(tmp_path / "data"),
+        "--save-dir",
+        str(tmp_path / "run"),
+    ]
     records = main([*flags, *small, *places])
-    # Chance is .1 with a standard error of .007 on 2,000 images; so short a run is not expected to do more than leave it.
-    assert records[-1]["test_acc"] > .15 and records[-1]["train_loss"] < records[0]["train_loss"]
+    # Chance is .1 with a standard error of .007 on 2,000 images; so short a run is not expected to
+    # do more than leave it.
+    assert records[-1]["test_acc"] > 0.15 and records[-1]["train_loss"] < records[0]["train_loss"]
 
 
 def test_small_helpers():

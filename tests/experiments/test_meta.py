@@ -1,4 +1,6 @@
-"""Meta-learning end to end: episodes, the seed's command, resuming bit for bit, tables, tests of what was learned, errors."""
+"""Meta-learning end to end: episodes, the seed's command, resuming bit for bit, tables, tests of
+what was learned, errors."""
+
 from __future__ import annotations
 
 import io
@@ -41,8 +43,10 @@ def drawings() -> np.ndarray:
     with np.load(packed) as found:
         images = found["images"][:40].astype(np.uint8)
     image = pytest.importorskip("PIL.Image")
-    small = [np.asarray(image.fromarray(one * (255 if images.max() == 1 else 1)).resize((28, 28))) for one in images.reshape(
-        -1, *images.shape[2:])]
+    small = [
+        np.asarray(image.fromarray(one * (255 if images.max() == 1 else 1)).resize((28, 28)))
+        for one in images.reshape(-1, *images.shape[2:])
+    ]
     return np.stack(small).reshape(40, 20, 28, 28)
 
 
@@ -52,7 +56,9 @@ def omniglot(tmp_path_factory) -> Path:
     if not (DATA / "unpack.py").is_file():
         pytest.skip("there is no ../shared/data")
     folder = tmp_path_factory.mktemp("data")
-    subprocess.run([sys.executable, DATA / "unpack.py", folder, "omniglot"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, DATA / "unpack.py", folder, "omniglot"], check=True, capture_output=True
+    )
     return folder
 
 
@@ -63,13 +69,22 @@ def test_episodes_have_the_form_of_torchmeta(drawings):
     classes = Classes(drawings)
     assert classes.count == 160 and classes.features == 784
     stream = Episodes(classes, ways=5, shots=2, shots_test=3, batch_size=4, seed=0)
-    known = {drawing.tobytes(): divmod(place, 20) for place, drawing in enumerate(classes.flat().reshape(-1, 784))}
+    known = {
+        drawing.tobytes(): divmod(place, 20)
+        for place, drawing in enumerate(classes.flat().reshape(-1, 784))
+    }
     for batch in islice(stream, 20):
         (x, y), (query, labels) = batch["train"], batch["test"]
         assert x.shape == (4, 10, 784) and query.shape == (4, 15, 784) and x.dtype == torch.float32
-        assert y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]] * 4 and labels.tolist() == [sorted([*range(5)] * 3)] * 4
+        assert (
+            y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]] * 4
+            and labels.tolist() == [sorted([*range(5)] * 3)] * 4
+        )
         for task in range(2):
-            found = [known[sample.tobytes()] for sample in (torch.cat([x[task], query[task]]) * 255).round().byte().numpy()]
+            found = [
+                known[sample.tobytes()]
+                for sample in (torch.cat([x[task], query[task]]) * 255).round().byte().numpy()
+            ]
             assert len(set(found)) == 25  # no sample twice, in support and query together
             of_class = {}
             for (character, _), label in zip(found, torch.cat([y[task], labels[task]]).tolist()):
@@ -82,12 +97,19 @@ def test_rotations_are_classes_and_ink_is_what_is_black(drawings):
     turned, plain = Classes(drawings).flat(), Classes(drawings, rotations=False)
     assert plain.count == 40 and np.array_equal(plain.flat(), turned[:40])
     assert np.array_equal(np.rot90(drawings[3, 7]).ravel(), turned[43, 7])
-    white, black = (Episodes(plain, 5, 1, 1, 2, seed=0, ink=ink).draw()["train"][0] for ink in (False, True))
-    assert torch.allclose(white, 1 - black) and white.mean() > .8
+    white, black = (
+        Episodes(plain, 5, 1, 1, 2, seed=0, ink=ink).draw()["train"][0] for ink in (False, True)
+    )
+    assert torch.allclose(white, 1 - black) and white.mean() > 0.8
 
 
-@pytest.mark.parametrize("make", [lambda d, seed: Episodes(Classes(d), 5, 1, 1, 3, seed),
-                                  lambda d, seed: Sinusoids(5, 5, 3, seed)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda d, seed: Episodes(Classes(d), 5, 1, 1, 3, seed),
+        lambda d, seed: Sinusoids(5, 5, 3, seed),
+    ],
+)
 def test_a_stream_is_the_same_again_from_its_seed_and_from_its_state(drawings, make):
     stream = make(drawings, 7)
     first = [stream.draw() for _ in range(4)]
@@ -114,23 +136,43 @@ def test_sinusoids_are_sinusoids():
     for task in range(5):
         basis = torch.cat([x[task].sin(), x[task].cos()], 1)
         weights = torch.linalg.lstsq(basis, y[task]).solution
-        assert torch.allclose(torch.cat([query[task].sin(), query[task].cos()], 1) @ weights, targets[task], atol=1e-8)
-        assert .1 <= weights.norm() <= 5
+        assert torch.allclose(
+            torch.cat([query[task].sin(), query[task].cos()], 1) @ weights, targets[task], atol=1e-8
+        )
+        assert 0.1 <= weights.norm() <= 5
 
 
-@pytest.mark.parametrize("changed, message", [
-    ({"ways": 161}, "161 ways .* 160 classes"), ({"shots": 15, "shots_test": 6}, "15 support and 6 query .* 20"),
-    ({"batch_size": 0}, "batch_size must be at least 1, got 0")])
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"ways": 161}, "161 ways .* 160 classes"),
+        ({"shots": 15, "shots_test": 6}, "15 support and 6 query .* 20"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+    ],
+)
 def test_tasks_that_the_data_cannot_make_are_refused(drawings, changed, message):
     with pytest.raises(ValueError, match=message):
-        Episodes(Classes(drawings), **({"ways": 5, "shots": 1, "shots_test": 1, "batch_size": 2, "seed": 0} | changed))
+        Episodes(
+            Classes(drawings),
+            **({"ways": 5, "shots": 1, "shots_test": 1, "batch_size": 2, "seed": 0} | changed),
+        )
 
 
 def test_a_loader_of_torchmeta_takes_the_place_of_ours():
-    data = pytest.importorskip("torchmeta.utils.data", reason="torchmeta is not installed", exc_type=ImportError)
+    data = pytest.importorskip(
+        "torchmeta.utils.data", reason="torchmeta is not installed", exc_type=ImportError
+    )
     helpers = pytest.importorskip("torchmeta.toy.helpers", exc_type=ImportError)
-    loader = data.BatchMetaDataLoader(helpers.sinusoid(shots=10, test_shots=7), batch_size=4, num_workers=0)
-    settings = Settings(**{name: value for name, value in vars(parser().parse_args(SINUSOID)).items() if name in SETTINGS})
+    loader = data.BatchMetaDataLoader(
+        helpers.sinusoid(shots=10, test_shots=7), batch_size=4, num_workers=0
+    )
+    settings = Settings(
+        **{
+            name: value
+            for name, value in vars(parser().parse_args(SINUSOID)).items()
+            if name in SETTINGS
+        }
+    )
     trainer = meta_train.Trainer(settings, torch.device("cpu"), quiet=True, loader=loader)
     before = {name: p.detach().clone() for name, p in trainer.net.named_parameters()}
     assert trainer.run_epoch([], quiet=True) and np.isfinite(trainer.train_records[0]["loss"])
@@ -146,13 +188,16 @@ def test_the_split_is_that_of_vinyals(shared):
     if not index.is_file():
         pytest.skip("there is no Omniglot in ../shared/data")
     for one in json.loads(index.read_text()):
-        assert split_of(f"images_{one['part']}", one["alphabet"], one["character"]) == one["vinyals"], one
+        assert (
+            split_of(f"images_{one['part']}", one["alphabet"], one["character"]) == one["vinyals"]
+        ), one
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
     def refused(kind, message):
         with pytest.raises(kind, match=message):
             load_omniglot(tmp_path, "train", quiet=True)
+
     refused(FileNotFoundError, "images_background.zip and images_evaluation.zip were expected")
     with zipfile.ZipFile(tmp_path / "images_background.zip", "w") as archive:
         archive.writestr("images_background/Greek/character01/0001_01.png", b"no image")
@@ -169,14 +214,16 @@ def test_damage_inside_of_a_zip_names_the_file(tmp_path):
     """Every fault of the stream itself and of the headers around it is one kind of error."""
     image = pytest.importorskip("PIL.Image")
     drawn = io.BytesIO()
-    image.fromarray(np.random.default_rng(0).integers(0, 256, (105, 105), np.uint8)).save(drawn, "png")
+    image.fromarray(np.random.default_rng(0).integers(0, 256, (105, 105), np.uint8)).save(
+        drawn, "png"
+    )
     path = tmp_path / "images_background.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images_background/Greek/character01/0001_01.png", drawn.getvalue())
         header = archive.start_dir
     (tmp_path / "images_evaluation.zip").write_bytes(path.read_bytes())
     whole, body = path.read_bytes(), 30 + len("images_background/Greek/character01/0001_01.png")
-    damages = {"stream": (body, 0xff), "method": (header + 10, 99), "encrypted": (header + 8, 1)}
+    damages = {"stream": (body, 0xFF), "method": (header + 10, 99), "encrypted": (header + 8, 1)}
     for where, value in damages.values():
         broken = bytearray(whole)
         broken[where] = value
@@ -200,6 +247,7 @@ def test_whatever_pillow_says_of_a_damaged_image_names_the_file(tmp_path, monkey
 
     def refuse(*args):
         raise error("broken PNG file")
+
     monkeypatch.setattr(image, "open", refuse)
     for part in ("background", "evaluation"):
         with zipfile.ZipFile(tmp_path / f"images_{part}.zip", "w") as archive:
@@ -214,7 +262,10 @@ def test_the_published_files_are_read_whole_once_and_then_kept(omniglot, tmp_pat
     assert {split: len(found) for split, found in images.items()} == COUNTS
     kept = omniglot / "omniglot" / "omniglot_28.npz"
     before = kept.stat().st_mtime_ns
-    assert np.array_equal(load_omniglot(omniglot, "val", quiet=True), images["val"]) and kept.stat().st_mtime_ns == before
+    assert (
+        np.array_equal(load_omniglot(omniglot, "val", quiet=True), images["val"])
+        and kept.stat().st_mtime_ns == before
+    )
     # Unpacked folders are the same data, and a copy that lacks a drawing is refused.
     for part in ("images_background", "images_evaluation"):
         with zipfile.ZipFile(omniglot / "omniglot" / f"{part}.zip") as archive:
@@ -230,12 +281,21 @@ def test_the_published_files_are_read_whole_once_and_then_kept(omniglot, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--memory", "moments", "--depth", "2"], ["--hidden-size", "128"],
-                                  ["--gp"], ["--ntk1lp"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "more",
+    [[], ["--memory", "moments", "--depth", "2"], ["--hidden-size", "128"], ["--gp"], ["--ntk1lp"]],
+    ids=" ".join,
+)
 def test_the_printed_command_trains_and_tests(omniglot, tmp_path, more):
     """The seed's command, verbatim but for the GPU and the number of batches."""
     (tmp_path / "dataset").symlink_to(omniglot)
-    command = [flag for flag in SEED_COMMAND if flag != "--use-cuda"] + ["--num-batches", "20", "--num-test-batches", "10", *more]
+    command = [flag for flag in SEED_COMMAND if flag != "--use-cuda"] + [
+        "--num-batches",
+        "20",
+        "--num-test-batches",
+        "10",
+        *more,
+    ]
     run(["train", *command], tmp_path)
     out = run(["test", "--config", "results/config.json", "--num-batches", "10"], tmp_path)
     assert "over 80 tasks of the test split" in out
@@ -245,8 +305,14 @@ def test_the_printed_command_trains_and_tests(omniglot, tmp_path, more):
 def run(command: list[str], folder: Path) -> str:
     root = Path(__file__).resolve().parents[2]
     import os
-    done = subprocess.run([sys.executable, "-m", f"experiments.meta.{command[0]}", *command[1:]], cwd=folder, text=True,
-                          capture_output=True, env=os.environ | {"PYTHONPATH": str(root)})
+
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.meta.{command[0]}", *command[1:]],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -256,22 +322,41 @@ def run(command: list[str], folder: Path) -> str:
 
 def test_the_printed_command_means_what_it_says():
     args = parser().parse_args(SEED_COMMAND)
-    assert (args.folder, args.num_ways, args.infnet_r, args.hidden_size, args.last_layer_lr_mult) == ("dataset", 5, 200, -1, 0)
+    assert (
+        args.folder,
+        args.num_ways,
+        args.infnet_r,
+        args.hidden_size,
+        args.last_layer_lr_mult,
+    ) == ("dataset", 5, 200, -1, 0)
     assert args.use_cuda and args.readout_zero_init and args.Gproj_inner and args.dtype == "float16"
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit):
             meta_train.main(SEED_COMMAND)
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--dataset", "miniimagenet"], "no reader of mini-ImageNet"), (["--normalize", "BN"], "batch norm"),
-    (["--orig-model"], "--orig-model is gone"), (["--num-ways", "0"], "--num-ways must be at least 1"),
-    (["--gp", "--ntk"], "one of --gp"), (["--mu-init", "--hidden-size", "-1"], "--mu-init"),
-    (["--hidden-size", "-1"], "no sum of rows"), (["--scheduler", "multistep"], "belong together"),
-    (["--hidden-size", "-1", "--optimizer", "adam", "--adapt-readout-only"], "appended by SGD only"),
-    (["nowhere"], "Omniglot is not in"),
-    (["--resume"], "--output-folder")])
-def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, flags, message):
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dataset", "miniimagenet"], "no reader of mini-ImageNet"),
+        (["--normalize", "BN"], "batch norm"),
+        (["--orig-model"], "--orig-model is gone"),
+        (["--num-ways", "0"], "--num-ways must be at least 1"),
+        (["--gp", "--ntk"], "one of --gp"),
+        (["--mu-init", "--hidden-size", "-1"], "--mu-init"),
+        (["--hidden-size", "-1"], "no sum of rows"),
+        (["--scheduler", "multistep"], "belong together"),
+        (
+            ["--hidden-size", "-1", "--optimizer", "adam", "--adapt-readout-only"],
+            "appended by SGD only",
+        ),
+        (["nowhere"], "Omniglot is not in"),
+        (["--resume"], "--output-folder"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, capsys, flags, message
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         meta_train.main(flags)
@@ -279,15 +364,47 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_written(tmp_path, mo
 
 
 SETTINGS = {field.name for field in fields(Settings)}
-SINUSOID = ["--dataset", "sinusoid", "--num-shots", "10", "--num-shots-test", "10", "--hidden-size", "-1", "--infnet-r", "10",
-            "--memory", "moments", "--depth", "2", "--batch-size", "5", "--num-batches", "6", "--num-epochs", "2", "--quiet",
-            "--num-test-batches", "3", "--meta-lr", "0.05", "--grad-clip", "1", "--step-size", "0.05", "--dtype", "float32"]
+SINUSOID = [
+    "--dataset",
+    "sinusoid",
+    "--num-shots",
+    "10",
+    "--num-shots-test",
+    "10",
+    "--hidden-size",
+    "-1",
+    "--infnet-r",
+    "10",
+    "--memory",
+    "moments",
+    "--depth",
+    "2",
+    "--batch-size",
+    "5",
+    "--num-batches",
+    "6",
+    "--num-epochs",
+    "2",
+    "--quiet",
+    "--num-test-batches",
+    "3",
+    "--meta-lr",
+    "0.05",
+    "--grad-clip",
+    "1",
+    "--step-size",
+    "0.05",
+    "--dtype",
+    "float32",
+]
 
 
 def test_a_run_is_written_resumed_bit_for_bit_and_tested(tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     records = meta_train.main([*SINUSOID, "--output-folder", str(whole)])
-    assert [record["epoch"] for record in records] == [1, 2] and all(np.isfinite(record["loss"]) for record in records)
+    assert [record["epoch"] for record in records] == [1, 2] and all(
+        np.isfinite(record["loss"]) for record in records
+    )
     # Interrupted after the fourth batch of the first epoch, then once more, as Ctrl-C would.
     stops = iter([4, 3, 100])
     original = meta_train.meta_step
@@ -300,13 +417,17 @@ def test_a_run_is_written_resumed_bit_for_bit_and_tested(tmp_path, monkeypatch, 
             if count[0] == left:
                 import os
                 import signal
+
                 os.kill(os.getpid(), signal.SIGINT)
             return original(*args)
+
         monkeypatch.setattr(meta_train, "meta_step", stepped)
         resume = ["--resume"] if parts.exists() else []
         meta_train.main([*SINUSOID, *resume, "--output-folder", str(parts)])
     a, b = load(whole / "model.th"), load(parts / "model.th")
-    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a if isinstance(a[name], torch.Tensor))
+    assert a.keys() == b.keys() and all(
+        torch.equal(a[name], b[name]) for name in a if isinstance(a[name], torch.Tensor)
+    )
     for name in ("val.jsonl", "metadata.jsonl"):
         assert (whole / name).read_text() == (parts / name).read_text()
     assert (whole / "curves.png").stat().st_size > 1000
@@ -318,12 +439,37 @@ def test_a_run_is_written_resumed_bit_for_bit_and_tested(tmp_path, monkeypatch, 
         meta_train.main([*SINUSOID, "--meta-lr", "1", "--resume", "--output-folder", str(whole)])
     assert "meta_lr: 0.05 then, 1.0 now" in capsys.readouterr().err
     first = meta_test.main(["--config", str(whole / "config.json"), "--num-batches", "4"])
-    more = meta_test.main(["--config", str(whole / "config.json"), "--num-batches", "4", "--num-steps", "3", "--seed", "5"])
+    more = meta_test.main(
+        [
+            "--config",
+            str(whole / "config.json"),
+            "--num-batches",
+            "4",
+            "--num-steps",
+            "3",
+            "--seed",
+            "5",
+        ]
+    )
     meta_test.main(["--config", str(whole / "config.json"), "--nilmax", "--num-batches", "4"])
     assert first["loss"] != more["loss"] and more["num_steps"] == 3
     assert len((whole / "test.jsonl").read_text().splitlines()) == 3
-    meta_train.main([*SINUSOID, "--num-epochs", "1", "--num-batches", "1", "--overwrite-existing", "--output-folder", str(whole)])
-    assert not (whole / "test.jsonl").exists() and len((whole / "val.jsonl").read_text().splitlines()) == 1
+    meta_train.main(
+        [
+            *SINUSOID,
+            "--num-epochs",
+            "1",
+            "--num-batches",
+            "1",
+            "--overwrite-existing",
+            "--output-folder",
+            str(whole),
+        ]
+    )
+    assert (
+        not (whole / "test.jsonl").exists()
+        and len((whole / "val.jsonl").read_text().splitlines()) == 1
+    )
 
 
 def test_flags_of_projection_change_nothing_of_a_mu_network():
@@ -331,7 +477,13 @@ def test_flags_of_projection_change_nothing_of_a_mu_network():
     nets = []
     for flags in ([], ["--Gproj-inner", "--Gproj-outer"]):
         mu = [*SINUSOID, "--hidden-size", "12", "--memory", "rows", "--mu-init", *flags]
-        settings = Settings(**{name: value for name, value in vars(parser().parse_args(mu)).items() if name in SETTINGS})
+        settings = Settings(
+            **{
+                name: value
+                for name, value in vars(parser().parse_args(mu)).items()
+                if name in SETTINGS
+            }
+        )
         settings.check()
         trainer = meta_train.Trainer(settings, torch.device("cpu"), quiet=True)
         trainer.run_epoch([], quiet=True)
@@ -341,7 +493,17 @@ def test_flags_of_projection_change_nothing_of_a_mu_network():
 
 @pytest.mark.parametrize("memory", ["rows", "moments"])
 def test_a_run_that_diverges_ends_with_an_error_and_writes_no_nan(tmp_path, capsys, memory):
-    flags = ["--memory", memory, "--first-order", "--meta-lr", "1e30", "--grad-clip", "-1", "--output-folder", str(tmp_path)]
+    flags = [
+        "--memory",
+        memory,
+        "--first-order",
+        "--meta-lr",
+        "1e30",
+        "--grad-clip",
+        "-1",
+        "--output-folder",
+        str(tmp_path),
+    ]
     with pytest.raises(SystemExit):
         meta_train.main([*SINUSOID, *flags])
     assert "lower --meta-lr" in capsys.readouterr().err or memory == "rows"
@@ -351,6 +513,7 @@ def test_a_run_that_diverges_ends_with_an_error_and_writes_no_nan(tmp_path, caps
 def test_rows_that_would_overflow_are_reported(tmp_path, monkeypatch, capsys):
     def refuse(*args):
         raise FloatingPointError("rows can't be taken back")
+
     monkeypatch.setattr(meta_train, "meta_step", refuse)
     with pytest.raises(SystemExit):
         meta_train.main([*SINUSOID, "--output-folder", str(tmp_path)])
@@ -358,11 +521,16 @@ def test_rows_that_would_overflow_are_reported(tmp_path, monkeypatch, capsys):
 
 
 def test_a_test_of_one_task_has_no_interval(tmp_path, capsys):
-    meta_train.main([*SINUSOID, "--batch-size", "1", "--num-epochs", "1", "--output-folder", str(tmp_path)])
+    meta_train.main(
+        [*SINUSOID, "--batch-size", "1", "--num-epochs", "1", "--output-folder", str(tmp_path)]
+    )
     capsys.readouterr()
     record = meta_test.main(["--config", str(tmp_path / "config.json"), "--num-batches", "1"])
     assert record["tasks"] == 1 and record["loss_ci95"] is None
-    assert "nan" not in capsys.readouterr().out and '"loss_ci95": null' in (tmp_path / "test.jsonl").read_text()
+    assert (
+        "nan" not in capsys.readouterr().out
+        and '"loss_ci95": null' in (tmp_path / "test.jsonl").read_text()
+    )
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear"])
@@ -371,7 +539,10 @@ def test_a_schedule_is_not_continued_beyond_its_end(tmp_path, capsys, scheduler)
     meta_train.main(flags)
     with pytest.raises(SystemExit):
         meta_train.main([*flags, "--num-epochs", "3", "--resume"])
-    assert "schedule of 12 steps, which can't be continued for more --num-epochs" in capsys.readouterr().err
+    assert (
+        "schedule of 12 steps, which can't be continued for more --num-epochs"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_flag_of_a_missing_gpu_is_named(tmp_path, monkeypatch, capsys):
@@ -383,7 +554,12 @@ def test_the_flag_of_a_missing_gpu_is_named(tmp_path, monkeypatch, capsys):
 
 def test_a_broken_config_is_named(tmp_path, capsys):
     config = tmp_path / "config.json"
-    for content, message in ((None, "there is no"), ("{", "damaged"), ('{"epochs": 3}', "holds epochs"), ("{}", "model.th")):
+    for content, message in (
+        (None, "there is no"),
+        ("{", "damaged"),
+        ('{"epochs": 3}', "holds epochs"),
+        ("{}", "model.th"),
+    ):
         if content is not None:
             config.write_text(content)
         with pytest.raises(SystemExit):
@@ -394,16 +570,39 @@ def test_a_broken_config_is_named(tmp_path, capsys):
 # ---- learners
 
 
-LEARNERS = {"infinite rows": {"hidden_size": -1},
-            "infinite moments": {"hidden_size": -1, "memory": "moments", "depth": 2, "normalize": "LN", "step_size": 20.0},
-            "finite": {"hidden_size": 48, "Gproj_inner": True, "Gproj_outer": True}, "mu": {"hidden_size": 48, "mu_init": True},
-            "nngp": {"gp": True}, "ntk": {"ntk": True, "depth": 2}}
+LEARNERS = {
+    "infinite rows": {"hidden_size": -1},
+    "infinite moments": {
+        "hidden_size": -1,
+        "memory": "moments",
+        "depth": 2,
+        "normalize": "LN",
+        "step_size": 20.0,
+    },
+    "finite": {"hidden_size": 48, "Gproj_inner": True, "Gproj_outer": True},
+    "mu": {"hidden_size": 48, "mu_init": True},
+    "nngp": {"gp": True},
+    "ntk": {"ntk": True, "depth": 2},
+}
 
 
 def settings_for(**changed) -> Settings:
-    common = {"infnet_r": 24, "depth": 1, "num_shots": 1, "num_shots_test": 3, "batch_size": 8, "adapt_readout_only": True,
-              "ink": True, "step_size": 2.0, "bias_alpha": 4.0, "first_layer_alpha": 2.0, "last_layer_lr_mult": 0.0,
-              "dtype": "float32", "meta_lr": 1.0, "grad_clip": .5}
+    common = {
+        "infnet_r": 24,
+        "depth": 1,
+        "num_shots": 1,
+        "num_shots_test": 3,
+        "batch_size": 8,
+        "adapt_readout_only": True,
+        "ink": True,
+        "step_size": 2.0,
+        "bias_alpha": 4.0,
+        "first_layer_alpha": 2.0,
+        "last_layer_lr_mult": 0.0,
+        "dtype": "float32",
+        "meta_lr": 1.0,
+        "grad_clip": 0.5,
+    }
     settings = Settings(**(common | changed))
     settings.check()
     return settings
@@ -417,7 +616,7 @@ def test_every_learner_adapts_better_than_chance_and_those_with_features_learn(d
     net = build(settings, torch.device("cpu"))
     hold_fixed(settings, net)
     before = evaluate(settings, net, held_out, 12, torch.device("cpu"))
-    assert before["acc"] > .25 and before["tasks"] == 96
+    assert before["acc"] > 0.25 and before["tasks"] == 96
     optimizer = optimizer_of(settings, net)
     for _ in range(25):
         meta_step(settings, net, optimizer, stream.draw())
@@ -425,14 +624,19 @@ def test_every_learner_adapts_better_than_chance_and_those_with_features_learn(d
     if settings.kernel:
         assert after == before
     else:
-        assert after["loss"] < before["loss"] - .02
+        assert after["loss"] < before["loss"] - 0.02
 
 
 def test_layer_norm_of_a_kernel_learner_forgets_lengths():
     x = torch.randn(4, 784)
-    plain, directions = (build(settings_for(gp=True, normalize=how), torch.device("cpu")).kernel for how in ("None", "LN"))
-    lengths = torch.rand(4, 1) + .5
-    assert torch.allclose(directions(x, x), directions(lengths * x, x)) and not torch.allclose(plain(x, x), plain(lengths * x, x))
+    plain, directions = (
+        build(settings_for(gp=True, normalize=how), torch.device("cpu")).kernel
+        for how in ("None", "LN")
+    )
+    lengths = torch.rand(4, 1) + 0.5
+    assert torch.allclose(directions(x, x), directions(lengths * x, x)) and not torch.allclose(
+        plain(x, x), plain(lengths * x, x)
+    )
     same_length = x / x.norm(dim=1, keepdim=True) * 28
     assert torch.allclose(plain(same_length, same_length), directions(x, x), rtol=1e-5)
 
@@ -447,6 +651,7 @@ def test_without_inner_steps_the_nearest_class_is_chosen(drawings):
     own = net.embedding(x).double()
     lengths = (net.layers[0](x) * net.first_layer_alpha).double().norm(dim=1)
     from pilimit_lib.inf.vtransform import relu_k
+
     K = lengths[:, None] * relu_k(own @ own.T) * lengths
     assert torch.allclose(outputs[0].double(), K.unflatten(1, (5, 3)).mean(2), rtol=1e-4)
     wave = Sinusoids(20, 20, 3, seed=0, dtype=torch.float64)
@@ -455,7 +660,9 @@ def test_without_inner_steps_the_nearest_class_is_chosen(drawings):
     net = build(Settings(dataset="sinusoid", hidden_size=-1, infnet_r=20), torch.device("cpu"))
     with torch.no_grad():
         net.layers[0].bias.normal_()  # without a bias there are two directions only on a line
-    assert torch.allclose(nilmax(net, task, regression=True, reg=1e-12), task["train"][1], atol=1e-3)
+    assert torch.allclose(
+        nilmax(net, task, regression=True, reg=1e-12), task["train"][1], atol=1e-3
+    )
 
 
 # ---- tables
@@ -501,7 +708,12 @@ read = CollectionReader(str(folder)).df("val")
 assert read.note.str.len().tolist() == [1, 500]
 """
     # In a process of its own: what cox and tables import warns, and warnings are errors here.
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -512,5 +724,10 @@ sys.modules["cox"] = None
 from experiments.meta.train import main
 main(["--store", "cox", "--dataset", "sinusoid", "--first-order"])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and "pip install 'pilimit[cox]'" in done.stderr

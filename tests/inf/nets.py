@@ -1,4 +1,5 @@
 """Networks of the tests: small, in float64, and with nothing at its trivial initial value."""
+
 from __future__ import annotations
 
 import torch
@@ -7,21 +8,34 @@ from torch import Tensor, nn
 from pilimit_lib.inf import InfMLP
 
 
-def network(d: int = 5, o: int = 3, r: int = 6, L: int = 1, *, dtype: torch.dtype = torch.float64, **settings) -> InfMLP:
+def network(
+    d: int = 5,
+    o: int = 3,
+    r: int = 6,
+    L: int = 1,
+    *,
+    dtype: torch.dtype = torch.float64,
+    **settings,
+) -> InfMLP:
     """An InfMLP whose readout, multipliers and biases are not those of a fresh one."""
     net = InfMLP(d, o, r, L, dtype=dtype, **settings)
     with torch.no_grad():
         for layer in net.layers:
             if layer.bias is not None:
-                layer.bias.normal_(std=.1)
+                layer.bias.normal_(std=0.1)
         for layer in net.layers[1:]:
             m = len(layer)
-            layer.set_rows(torch.randn(m, layer.r_out).to(dtype) / layer.r_out ** .5, torch.rand(m).to(dtype) + .5,
-                           layer.B.detach().clone())
+            layer.set_rows(
+                torch.randn(m, layer.r_out).to(dtype) / layer.r_out**0.5,
+                torch.rand(m).to(dtype) + 0.5,
+                layer.B.detach().clone(),
+            )
     return net
 
 
-def data(b: int = 4, d: int = 5, o: int = 3, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def data(
+    b: int = 4, d: int = 5, o: int = 3, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     return torch.randn(b, d, dtype=dtype), torch.randint(o, (b,))
 
 
@@ -30,7 +44,9 @@ def cross_entropy(y: Tensor) -> callable:
 
 
 def tensors(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in net.state_dict().items() if isinstance(value, Tensor)}
+    return {
+        name: value.clone() for name, value in net.state_dict().items() if isinstance(value, Tensor)
+    }
 
 
 def assert_unchanged(before: dict[str, Tensor], net: nn.Module) -> None:

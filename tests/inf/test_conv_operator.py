@@ -1,4 +1,6 @@
-"""The chunked convolution of features against its definition in plain torch, for odd shapes on purpose."""
+"""The chunked convolution of features against its definition in plain torch, for odd shapes on
+purpose."""
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,14 @@ from hypothesis import strategies as st
 from pilimit_lib.inf.conv_chunks import chunks
 from pilimit_lib.inf.conv_features import Positions, weights
 from pilimit_lib.inf.conv_geometry import Geometry, pair, same_padding
-from pilimit_lib.inf.conv_operator import LARGEST, backward, feature_conv2d, forward, plain, positions_at_once
+from pilimit_lib.inf.conv_operator import (
+    LARGEST,
+    backward,
+    feature_conv2d,
+    forward,
+    plain,
+    positions_at_once,
+)
 from pilimit_lib.inf.features import PolynomialFeatures
 from pilimit_lib.inf.hermite import hermite_series
 
@@ -36,13 +45,24 @@ def example(features: PolynomialFeatures, geometry: Geometry, size=(9, 10), b: i
     return g, V
 
 
-def agree(features: PolynomialFeatures, g, V, geometry: Geometry, layernorm: bool, chunk_elements: int | None) -> None:
+def agree(
+    features: PolynomialFeatures,
+    g,
+    V,
+    geometry: Geometry,
+    layernorm: bool,
+    chunk_elements: int | None,
+) -> None:
     expected = plain(features, g, V, geometry, layernorm)
     found = feature_conv2d(features, g, V, geometry, layernorm, chunk_elements)
     weight = torch.randn_like(expected)
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
-    for name, a, b in zip("gV", *(torch.autograd.grad((out * weight).sum(), (g, V)) for out in (found, expected))):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"∂{name}: {text}")
+    for name, a, b in zip(
+        "gV", *(torch.autograd.grad((out * weight).sum(), (g, V)) for out in (found, expected))
+    ):
+        torch.testing.assert_close(
+            a, b, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"∂{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("layernorm", [False, True])
@@ -54,11 +74,20 @@ def test_chunks_make_the_convolution_of_the_definition(name, layernorm):
         agree(features, g, V, GEOMETRIES[name], layernorm, positions and positions * features.P)
 
 
-@pytest.mark.parametrize("r, degree, activation", [(1, 2, "relu"), (5, 4, "relu"), (3, 3, "tanh"), (6, 1, "erf"), (2, 5, "gelu")])
+@pytest.mark.parametrize(
+    "r, degree, activation",
+    [(1, 2, "relu"), (5, 4, "relu"), (3, 3, "tanh"), (6, 1, "erf"), (2, 5, "gelu")],
+)
 def test_any_rank_degree_and_activation(r, degree, activation):
     features = features_of(r, degree, activation)
     for name in ("same", "pooled"):
-        agree(features, *example(features, GEOMETRIES[name], (5, 6)), GEOMETRIES[name], False, 7 * features.P)
+        agree(
+            features,
+            *example(features, GEOMETRIES[name], (5, 6)),
+            GEOMETRIES[name],
+            False,
+            7 * features.P,
+        )
 
 
 @given(st.data())
@@ -66,11 +95,20 @@ def test_any_geometry(data):
     def draw(least, most):
         return data.draw(st.integers(least, most)), data.draw(st.integers(least, most))
 
-    geometry, size = Geometry(draw(1, 4), draw(1, 3), draw(0, 3), draw(1, 3), draw(1, 2)), draw(1, 9)
+    geometry, size = (
+        Geometry(draw(1, 4), draw(1, 3), draw(0, 3), draw(1, 3), draw(1, 2)),
+        draw(1, 9),
+    )
     features = features_of(2)
     if min(geometry.output(size)) < 1 or min(geometry.pooled(size)) < 1:
         return
-    agree(features, *example(features, geometry, size, b=2), geometry, False, data.draw(st.integers(1, 200)))
+    agree(
+        features,
+        *example(features, geometry, size, b=2),
+        geometry,
+        False,
+        data.draw(st.integers(1, 200)),
+    )
 
 
 def test_a_matrix_of_weights_and_raw_monomials_is_the_feature_map():
@@ -79,7 +117,9 @@ def test_a_matrix_of_weights_and_raw_monomials_is_the_feature_map():
         g = torch.randn(r, 6, dtype=torch.float64)
         phi = g.new_empty(features.P, 6)
         Positions(features, g, layernorm=True).write(phi)
-        torch.testing.assert_close((phi * weights(features, g)[:, None]).T, features.matrix((g / g.norm(dim=0)).T))
+        torch.testing.assert_close(
+            (phi * weights(features, g)[:, None]).T, features.matrix((g / g.norm(dim=0)).T)
+        )
 
 
 def test_where_g_is_zero_nothing_comes_out_and_no_gradient():
@@ -90,7 +130,7 @@ def test_where_g_is_zero_nothing_comes_out_and_no_gradient():
     for layernorm in (False, True):
         out = feature_conv2d(features, g, V, Geometry((1, 1)), layernorm)
         assert not out[1].any() and out[0].any()
-        grad, = torch.autograd.grad(out.sum(), g)
+        (grad,) = torch.autograd.grad(out.sum(), g)
         assert not grad[1].any() and bool(grad.isfinite().all())
 
 
@@ -111,10 +151,14 @@ def test_phases_without_offsets_are_left_out():
 
 def test_memory_of_phi_is_bounded():
     assert positions_at_once(153, 153 * 50) == 50
-    for P in (1, 45, 153, 2145, 80_601, 10 ** 8):
+    for P in (1, 45, 153, 2145, 80_601, 10**8):
         assert positions_at_once(P) * P <= max(LARGEST, P)
     geometry = GEOMETRIES["same"]
-    sizes = [chunk.positions for phase in geometry.phases() for chunk in chunks(geometry, phase, 3, (40, 40), 100)]
+    sizes = [
+        chunk.positions
+        for phase in geometry.phases()
+        for chunk in chunks(geometry, phase, 3, (40, 40), 100)
+    ]
     assert max(sizes) <= 100 and sizes[0] == max(sizes) and sum(sizes) == 3 * 40 * 40
 
 
@@ -125,18 +169,25 @@ def test_only_what_is_needed_is_computed_and_second_derivatives_are_those_of_the
     grad = torch.randn_like(forward(features, flat, V, geometry))
     assert backward(features, flat, V, geometry, grad, False, True)[0] is None
     assert backward(features, flat, V, geometry, grad, True, False)[1] is None
-    assert torch.autograd.gradgradcheck(lambda g, V: feature_conv2d(features, g, V, geometry), (g, V), atol=1e-6)
+    assert torch.autograd.gradgradcheck(
+        lambda g, V: feature_conv2d(features, g, V, geometry), (g, V), atol=1e-6
+    )
 
 
 def test_layouts_and_precisions():
     features, geometry = features_of(3), GEOMETRIES["same"]
     g, V = (tensor.detach().float() for tensor in example(features, geometry))
     expected = feature_conv2d(features, g, V, geometry)
-    torch.testing.assert_close(feature_conv2d(features, g.to(memory_format=torch.channels_last), V, geometry), expected)
-    torch.testing.assert_close(feature_conv2d(features, g.transpose(0, 1).contiguous().transpose(0, 1), V, geometry), expected)
+    torch.testing.assert_close(
+        feature_conv2d(features, g.to(memory_format=torch.channels_last), V, geometry), expected
+    )
+    torch.testing.assert_close(
+        feature_conv2d(features, g.transpose(0, 1).contiguous().transpose(0, 1), V, geometry),
+        expected,
+    )
     half = feature_conv2d(features, g.bfloat16(), V.bfloat16(), geometry)
     assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), expected, rtol=.05, atol=.3)
+    torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.3)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(feature_conv2d(features, g, V, geometry), expected)
 

@@ -1,4 +1,6 @@
-"""Moments of a convolution are its rows, exactly, while both train: rows written out from the definition, in float64."""
+"""Moments of a convolution are its rows, exactly, while both train: rows written out from the
+definition, in float64."""
+
 import pytest
 import torch
 from torch import nn
@@ -7,13 +9,15 @@ from torch.nn import functional as F
 from pilimit_lib.inf.conv import InfPiConv2d, InfPiInputConv2d
 from pilimit_lib.inf.conv_rows import InfPiConv2dRows
 
-LR, DECAY, STEPS = 1.0, .01, 20
+LR, DECAY, STEPS = 1.0, 0.01, 20
 
 
 class Rows(nn.Module):
     """A tiny ConvNet of rows, stepped by hand."""
 
-    def __init__(self, first: InfPiInputConv2d, layers: list[InfPiConv2dRows], residual: bool) -> None:
+    def __init__(
+        self, first: InfPiInputConv2d, layers: list[InfPiConv2dRows], residual: bool
+    ) -> None:
         super().__init__()
         self.first, self.layers, self.residual = first, nn.ModuleList(layers), residual
 
@@ -34,15 +38,27 @@ class Rows(nn.Module):
 
 def networks(degree: int, residual: bool, **how):
     torch.manual_seed(0)
-    layers = [InfPiConv2d(3, 3, degree=degree, dtype=torch.float64, **how),
-              InfPiConv2d(3, 2, 1, degree=degree, dtype=torch.float64, output_layer=True, layernorm=how.get("layernorm", False))]
+    layers = [
+        InfPiConv2d(3, 3, degree=degree, dtype=torch.float64, **how),
+        InfPiConv2d(
+            3,
+            2,
+            1,
+            degree=degree,
+            dtype=torch.float64,
+            output_layer=True,
+            layernorm=how.get("layernorm", False),
+        ),
+    ]
     first = InfPiInputConv2d(2, 3, 3, padding=1, dtype=torch.float64)
     rows = []
     for layer in layers:
         B = F.normalize(torch.randn(4, 3, dtype=torch.float64), dim=1)
-        A = torch.randn(4, layer.geometry.offsets, layer.r_out, dtype=torch.float64) * .3
+        A = torch.randn(4, layer.geometry.offsets, layer.r_out, dtype=torch.float64) * 0.3
         rows.append(InfPiConv2dRows(layer, A, torch.ones(4, dtype=torch.float64), B))
-        layer.set_rows([(A.view(4, *layer.geometry.kernel, -1), torch.ones(4, dtype=torch.float64), B)])
+        layer.set_rows(
+            [(A.view(4, *layer.geometry.kernel, -1), torch.ones(4, dtype=torch.float64), B)]
+        )
     rows_net = Rows(InfPiInputConv2d(2, 3, 3, padding=1, dtype=torch.float64), rows, residual)
     rows_net.first.load_state_dict(first.state_dict())
     moments_net = Rows(first, layers, residual)
@@ -55,14 +71,31 @@ CASES = {
     "pooled": {"padding": 1, "pool": 2},
     "layer norm": {"padding": 1, "layernorm": True},
     "residual": {"padding": "same"},
-    "bias": {"padding": 1, "bias_alpha": .5},
+    "bias": {"padding": 1, "bias_alpha": 0.5},
 }
 
 
-@pytest.mark.parametrize("case, degree", [("plain", 2), ("pooled", 4), ("strided", 2), ("bias", 2),
-                                          *(pytest.param(case, degree, marks=pytest.mark.slow) for case, degree in (
-                                              ("plain", 4), ("pooled", 2), ("strided", 4), ("layer norm", 2), ("layer norm", 4),
-                                              ("residual", 2), ("residual", 4)))])
+@pytest.mark.parametrize(
+    "case, degree",
+    [
+        ("plain", 2),
+        ("pooled", 4),
+        ("strided", 2),
+        ("bias", 2),
+        *(
+            pytest.param(case, degree, marks=pytest.mark.slow)
+            for case, degree in (
+                ("plain", 4),
+                ("pooled", 2),
+                ("strided", 4),
+                ("layer norm", 2),
+                ("layer norm", 4),
+                ("residual", 2),
+                ("residual", 4),
+            )
+        ),
+    ],
+)
 def test_moments_equal_rows_along_twenty_steps(case, degree):
     moments, rows = networks(degree, case == "residual", **CASES[case])
     optimizer = torch.optim.SGD(moments.parameters(), LR, weight_decay=DECAY)
@@ -79,8 +112,13 @@ def test_moments_equal_rows_along_twenty_steps(case, degree):
         rows.step()
         outputs.append(loss.item())
     torch.testing.assert_close(moments(x), rows(x), rtol=0, atol=1e-10)
-    assert outputs[-1] < .95 * outputs[0]  # something was learned that the two could disagree on
-    assert len(rows.layers[0]) == 4 + STEPS * 3 * 36 and moments.layers[0].V.shape == (moments.layers[0].P, 3, 3, 3)
+    assert outputs[-1] < 0.95 * outputs[0]  # something was learned that the two could disagree on
+    assert len(rows.layers[0]) == 4 + STEPS * 3 * 36 and moments.layers[0].V.shape == (
+        moments.layers[0].P,
+        3,
+        3,
+        3,
+    )
 
 
 def test_exact_relu_rows_are_what_higher_degrees_tend_to():
@@ -95,11 +133,11 @@ def test_exact_relu_rows_are_what_higher_degrees_tend_to():
         gaps.append((layer(g) - exact(g)).abs().max().item())
         bound = layer.truncation * A.norm(dim=2).sum() * g.norm(dim=1).max()
         assert gaps[-1] <= bound
-    assert gaps[2] < .3 * gaps[1] < .3 * gaps[0]
+    assert gaps[2] < 0.3 * gaps[1] < 0.3 * gaps[0]
 
 
 def test_a_single_map_and_a_bias():
-    moments, rows = networks(2, False, padding=1, bias_alpha=.5)
+    moments, rows = networks(2, False, padding=1, bias_alpha=0.5)
     for layer, other in zip(moments.layers[:1], rows.layers):
         layer.bias.data.normal_()
         other.bias.data.copy_(layer.bias)

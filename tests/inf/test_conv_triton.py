@@ -1,4 +1,6 @@
-"""The Triton kernels of convolutions under Triton's interpreter: a process of its own, since the switch is read at import."""
+"""The Triton kernels of convolutions under Triton's interpreter: a process of its own, since the
+switch is read at import."""
+
 import os
 import subprocess
 import sys
@@ -55,6 +57,7 @@ def test_without_gpu_and_interpreter_the_kernels_refuse_and_plain_torch_runs():
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter is switched on for this whole process")
     from pilimit_lib.inf import conv_triton
+
     layer, g = InfPiConv2d(5, 3, padding=1), torch.randn(2, 5, 4, 4)
     assert not conv_triton.usable(layer.features, g, layer.V, Geometry((3, 3)))
     expected = layer(g)
@@ -64,6 +67,12 @@ def test_without_gpu_and_interpreter_the_kernels_refuse_and_plain_torch_runs():
 
 def test_they_agree_with_the_plain_operator_under_the_interpreter():
     pytest.importorskip("triton", reason="triton is not installed here")
-    result = subprocess.run([sys.executable, "-c", SCRIPT], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True,
-                            text=True, cwd=Path(__file__).resolve().parents[2], timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        timeout=300,
+    )
     assert result.returncode == 0 and "compared" in result.stdout, result.stderr

@@ -1,4 +1,6 @@
-"""Checkpoints of the original code in InfMLP: same function, every setting kept, nothing changed by a file that does not fit."""
+"""Checkpoints of the original code in InfMLP: same function, every setting kept, nothing changed by
+a file that does not fit."""
+
 import inspect
 import os
 import pickle
@@ -35,7 +37,11 @@ def test_every_form_gives_the_same_function(form, case, tmp_path):
 
 def same_function(ours, net):
     X, _ = small.data(net)
-    assert ours.L == net.L - 1 and ours.layernorm == net.layernorm and ours.last_bias_alpha == net.last_bias_alpha
+    assert (
+        ours.L == net.L - 1
+        and ours.layernorm == net.layernorm
+        and ours.last_bias_alpha == net.last_bias_alpha
+    )
     assert ours.layers[1].A.dtype == torch.float64
     assert torch.allclose(ours(X), net.predict(X), atol=1e-12)
     assert torch.allclose(ours.embedding(X), net.embedding(X), atol=1e-12)
@@ -43,7 +49,9 @@ def same_function(ours, net):
 
 @pytest.mark.parametrize("file", found("orig_*_pickled_object.th") + found("orig_*_converted.th"))
 def test_recorded_checkpoints_give_the_recorded_outputs(file):
-    expected = arrays(FOLDER / f"{file.stem.removesuffix('_pickled_object').removesuffix('_converted')}.npz")
+    expected = arrays(
+        FOLDER / f"{file.stem.removesuffix('_pickled_object').removesuffix('_converted')}.npz"
+    )
     net = InfMLP.from_pilimit_orig(file)
     assert (net(expected["x"]) - expected["y_pred"]).abs().max() < 1e-5
     by_dictionary = InfMLP(16, 3, 8, 1, last_bias_alpha=0.9, layernorm=not net.layernorm)
@@ -57,7 +65,9 @@ def test_both_readers_read_the_same(form, tmp_path):
     one, other = read_pilimit_orig(tmp_path / "net.th"), read(tmp_path / "net.th")
     assert one.keys() == other.keys()
     for name in ("As", "Bs", "Amult", "biases"):
-        assert all(torch.equal(one[name][layer], other[name][layer]) for layer in one[name] | other[name])
+        assert all(
+            torch.equal(one[name][layer], other[name][layer]) for layer in one[name] | other[name]
+        )
 
 
 def test_a_network_built_with_other_settings_takes_those_of_the_checkpoint():
@@ -85,12 +95,17 @@ def test_half_precision_rows_stay_half():
     ours = InfMLP.from_pilimit_orig(net.state())
     assert ours.layers[1].A.dtype == torch.float16 and ours.layers[1].Amult.dtype == torch.float32
     assert ours.layers[0].A.dtype == torch.float32
-    assert InfMLP.from_pilimit_orig(net.state(), row_dtype=torch.float32).layers[1].A.dtype == torch.float32
+    assert (
+        InfMLP.from_pilimit_orig(net.state(), row_dtype=torch.float32).layers[1].A.dtype
+        == torch.float32
+    )
     X = small.data(net)[0].float()
     assert torch.allclose(ours(X), net.predict(X), atol=1e-5)
 
 
-@pytest.mark.skipif("memory" not in inspect.signature(InfMLP).parameters, reason="this version has rows only")
+@pytest.mark.skipif(
+    "memory" not in inspect.signature(InfMLP).parameters, reason="this version has rows only"
+)
 def test_straight_to_moments(tmp_path):
     net = small.network(L=2).to(dtype=torch.float32).half()
     originals.save_object(net, tmp_path / "net.th")
@@ -119,30 +134,66 @@ def test_there_and_back_is_the_same_network(case, tmp_path):
 def test_a_checkpoint_that_does_not_fit_changes_nothing():
     net = small.network()
     ours = InfMLP(5, 4, 4, 3)
-    before = {name: value.clone() for name, value in ours.state_dict().items() if isinstance(value, torch.Tensor)}
-    with pytest.raises(ValueError, match=r"(?s)from_pilimit_orig builds.*d_out is 4 here, 3 in the checkpoint.*L is 3 here, 1"):
+    before = {
+        name: value.clone()
+        for name, value in ours.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)from_pilimit_orig builds.*d_out is 4 here, 3 in the checkpoint.*L is 3 here, 1",
+    ):
         ours.load_pilimit_orig_net(net.state())
-    with pytest.raises(ValueError, match="layers.0 has no bias here, its multiplier in the checkpoint is 0.7"):
+    with pytest.raises(
+        ValueError, match="layers.0 has no bias here, its multiplier in the checkpoint is 0.7"
+    ):
         InfMLP(5, 3, 4, 1, bias_alpha=0, last_bias_alpha=1).load_pilimit_orig_net(net.state())
     ours = InfMLP(5, 3, 4, 1)
-    before = {name: value.clone() for name, value in ours.state_dict().items() if isinstance(value, torch.Tensor)}
+    before = {
+        name: value.clone()
+        for name, value in ours.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
     for name, layer in (("Bs", 2), ("As", 1), ("As", 2), ("Amult", 3), ("biases", 3)):
         wrong = net.state() | {name: getattr(net, name) | {layer: getattr(net, name)[layer][:-1]}}
         with pytest.raises(ValueError, match="fit"):
             ours.load_pilimit_orig_net(wrong)
     with pytest.raises(ValueError, match="layernorm, As, Bs, Amult, biases missing"):
-        ours.load_pilimit_orig_net({name: 1.0 for name in ("first_layer_alpha", "last_layer_alpha", "bias_alpha",
-                                                           "last_bias_alpha")})
+        ours.load_pilimit_orig_net(
+            {
+                name: 1.0
+                for name in (
+                    "first_layer_alpha",
+                    "last_layer_alpha",
+                    "bias_alpha",
+                    "last_bias_alpha",
+                )
+            }
+        )
     with pytest.raises(ValueError, match="first_layer_alpha is nan"):
         ours.load_pilimit_orig_net(net.state() | {"first_layer_alpha": float("nan")})
-    assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items() if name in before)
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in ours.state_dict().items()
+        if name in before
+    )
 
 
-@pytest.mark.parametrize("writer", [torch.save, lambda v, p: torch.save(v, p, _use_new_zipfile_serialization=False),
-                                    lambda v, p: p.write_bytes(pickle.dumps(v))], ids=["zip", "old format", "pickle"])
+@pytest.mark.parametrize(
+    "writer",
+    [
+        torch.save,
+        lambda v, p: torch.save(v, p, _use_new_zipfile_serialization=False),
+        lambda v, p: p.write_bytes(pickle.dumps(v)),
+    ],
+    ids=["zip", "old format", "pickle"],
+)
 def test_nothing_is_executed(writer, tmp_path):
     path, before = tmp_path / "net.th", set(torch.serialization.get_safe_globals())
-    for value in (Evil(tmp_path / "executed"), small.network().state() | {"leftover": Evil(tmp_path / "executed")}):
+    for value in (
+        Evil(tmp_path / "executed"),
+        small.network().state() | {"leftover": Evil(tmp_path / "executed")},
+    ):
         writer(value, path)
         with pytest.raises(ValueError, match="posix.system|not a file of torch.save"):
             InfMLP.from_pilimit_orig(path)
@@ -160,7 +211,9 @@ def test_damaged_and_foreign_files_are_refused(zipped, tmp_path):
         with pytest.raises(ValueError, match="damaged|not a file of torch.save"):
             InfMLP.from_pilimit_orig(path)
     torch.save(torch.nn.Linear(3, 2).state_dict(), path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match="not a network of the original code: .*found weight, bias"):
+    with pytest.raises(
+        ValueError, match="not a network of the original code: .*found weight, bias"
+    ):
         InfMLP.from_pilimit_orig(path)
     with pytest.raises(FileNotFoundError):
         InfMLP.from_pilimit_orig(tmp_path / "absent.th")
@@ -173,16 +226,20 @@ def test_a_flipped_bit_is_noticed(tmp_path):
         used = archive.read("net/data/1")
     whole = path.read_bytes()
     at = whole.index(used) + 5
-    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     with pytest.raises(ValueError, match="checksum"):
         InfMLP.from_pilimit_orig(path)
 
 
 def test_neither_loads_the_other():
-    code = ("import pilimit_orig.inf.meta, pilimit_orig.inf.kernel, pilimit_orig.convert_net, sys;"
-            "assert not [m for m in sys.modules if m.split('.')[0] in ('pilimit_lib', 'experiments', 'inf')];"
-            "[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('pilimit_orig')];"
-            "import pilimit_lib.inf.convert; assert not [m for m in sys.modules if m.startswith('pilimit_orig')]")
+    code = (
+        "import pilimit_orig.inf.meta, pilimit_orig.inf.kernel, pilimit_orig.convert_net, sys;"
+        "assert not [m for m in sys.modules if m.split('.')[0] in ('pilimit_lib', 'experiments', "
+        "'inf')];"
+        "[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('pilimit_orig')];"
+        "import pilimit_lib.inf.convert; assert not [m for m in sys.modules if "
+        "m.startswith('pilimit_orig')]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -190,7 +247,10 @@ def test_a_network_saved_on_a_gpu_opens_without_one(tmp_path):
     """Published networks were: their storages say cuda:0 where these say cpu."""
     net = small.network()
     originals.save_object(net, tmp_path / "cpu.th", device="cuda:0")
-    with zipfile.ZipFile(tmp_path / "cpu.th") as source, zipfile.ZipFile(tmp_path / "gpu.th", "w") as target:
+    with (
+        zipfile.ZipFile(tmp_path / "cpu.th") as source,
+        zipfile.ZipFile(tmp_path / "gpu.th", "w") as target,
+    ):
         for name in source.namelist():
             content = source.read(name)
             if name.endswith("data.pkl"):

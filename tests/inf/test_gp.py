@@ -1,4 +1,6 @@
-"""NNGP, NTK and feature kernels against independent oracles, and regression on them against a plain solve."""
+"""NNGP, NTK and feature kernels against independent oracles, and regression on them against a plain
+solve."""
+
 import json
 
 import pytest
@@ -28,11 +30,18 @@ def test_the_value_worked_out_by_hand():
     x, y = pair(0.3)
     assert ReLUKernel(1, varw=2.0)(x, y).item() == pytest.approx(0.4827, abs=1e-4)
     assert ReLUKernel(1, ntk=True, varw=2.0)(x, y).item() == pytest.approx(0.6619, abs=1e-4)
-    assert ReLUKernel(1, ntk=True, varw=2.0, as_published=True)(x, y).item() == pytest.approx(0.8790, abs=1e-4)
+    assert ReLUKernel(1, ntk=True, varw=2.0, as_published=True)(x, y).item() == pytest.approx(
+        0.8790, abs=1e-4
+    )
 
 
-SETTINGS = [dict(depth=1), dict(depth=3, varw=2.0, varb=0.1), dict(depth=2, varw=1.5, varb=0.3, lrw=(0.1, 1.0, 4.0), lrb=0.5),
-            dict(depth=2, varw=(1.0, 2.0, 3.0), varb=(0.0, 0.2, 0.0), lrw=2.0), dict(depth=2, lrb=1.0)]
+SETTINGS = [
+    dict(depth=1),
+    dict(depth=3, varw=2.0, varb=0.1),
+    dict(depth=2, varw=1.5, varb=0.3, lrw=(0.1, 1.0, 4.0), lrb=0.5),
+    dict(depth=2, varw=(1.0, 2.0, 3.0), varb=(0.0, 0.2, 0.0), lrw=2.0),
+    dict(depth=2, lrb=1.0),
+]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
@@ -41,8 +50,18 @@ def test_kernels_are_those_of_the_plain_implementation(setting, kind):
     kernel = ReLUKernel(ntk=kind != "nngp", as_published=kind == "as published", **setting)
     depth = setting["depth"]
     varw, varb, lrw, lrb = (kernel._per_layer(name) for name in ("varw", "varb", "lrw", "lrb"))
-    plain = relu_gp_fn(varw[:depth], varb[:depth]) if kind == "nngp" else relu_ntk_fn(
-        varw[:depth], varb[:depth], lrw, lrb, varw_readout=varw[depth], as_published=kind == "as published")
+    plain = (
+        relu_gp_fn(varw[:depth], varb[:depth])
+        if kind == "nngp"
+        else relu_ntk_fn(
+            varw[:depth],
+            varb[:depth],
+            lrw,
+            lrb,
+            varw_readout=varw[depth],
+            as_published=kind == "as published",
+        )
+    )
     x, y = torch.randn(7, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
     assert torch.allclose(kernel(x, y), plain(x, y), atol=1e-12)
 
@@ -52,18 +71,26 @@ def test_kernels_are_limits_of_finite_networks():
     x = torch.randn(5, 6)
     gp, ntk = finite(varws, varbs, lrws, lrbs, x, width=512, draws=40)
     setting = dict(depth=2, varw=(*varws, 1.3), varb=(*varbs, 0.0), lrw=lrws, lrb=lrbs)
-    for ours, estimate in ((ReLUKernel(**setting)(x, x), gp), (ReLUKernel(ntk=True, **setting)(x, x), ntk)):
+    for ours, estimate in (
+        (ReLUKernel(**setting)(x, x), gp),
+        (ReLUKernel(ntk=True, **setting)(x, x), ntk),
+    ):
         assert (ours - estimate).abs().max() < 0.04 * ours.abs().max()
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_kernels_are_those_of_neural_tangents(setting):
-    """The reference library; its NTK multiplies each layer by varw and varb, which lrw and lrb do here."""
-    pytest.importorskip("neural_tangents", reason="pip install 'pilimit[kernels]' to compare with neural-tangents",
-                        exc_type=ImportError)
+    """The reference library; its NTK multiplies each layer by varw and varb, which lrw and lrb do
+    here."""
+    pytest.importorskip(
+        "neural_tangents",
+        reason="pip install 'pilimit[kernels]' to compare with neural-tangents",
+        exc_type=ImportError,
+    )
     import jax
     import numpy as np
     from neural_tangents import stax
+
     jax.config.update("jax_enable_x64", True)
     depth = setting["depth"]
     both = {name: value for name, value in setting.items() if name in ("varw", "varb")}
@@ -71,14 +98,18 @@ def test_kernels_are_those_of_neural_tangents(setting):
     varw, varb = kernel._per_layer("varw"), kernel._per_layer("varb")
     layers = []
     for l in range(depth + 1):
-        layers.append(stax.Dense(1, W_std=varw[l] ** .5, b_std=varb[l] ** .5, parameterization="ntk"))
+        layers.append(
+            stax.Dense(1, W_std=varw[l] ** 0.5, b_std=varb[l] ** 0.5, parameterization="ntk")
+        )
         layers += [stax.Relu()] if l < depth else []
     x = torch.randn(6, 5, dtype=torch.float64)
     reference = stax.serial(*layers)[2](x.numpy(), None, ("nngp", "ntk"))
     # The readout's variances are part of its NNGP and not of ours.
     nngp = varw[depth] * kernel(x, x) + varb[depth]
     ntk = ReLUKernel(depth, ntk=True, lrw=varw, lrb=varb, **both)(x, x)
-    assert np.allclose(reference.nngp, nngp, atol=1e-7) and np.allclose(reference.ntk, ntk, atol=1e-7)
+    assert np.allclose(reference.nngp, nngp, atol=1e-7) and np.allclose(
+        reference.ntk, ntk, atol=1e-7
+    )
 
 
 def trained_network(r=20):
@@ -90,7 +121,9 @@ def trained_network(r=20):
     for start in range(0, 400, 20):
         optimizer.zero_grad()
         batch = slice(start, start + 20)
-        torch.nn.functional.cross_entropy(net(data.train_x[batch].flatten(1)), data.train_y[batch]).backward()
+        torch.nn.functional.cross_entropy(
+            net(data.train_x[batch].flatten(1)), data.train_y[batch]
+        ).backward()
         optimizer.step()
     return net, data
 
@@ -116,7 +149,7 @@ def test_feature_kernel_is_that_of_the_embedding_not_of_the_outputs():
     f = embed(net, data.test_x, batch_size=64, progress=False)
     assert f.shape == (200, 20) and torch.allclose(f.norm(dim=1), torch.ones(200), atol=1e-5)
     K = InfiniteFeatures()(f, f)
-    assert torch.allclose(K.diagonal(), torch.full((200,), .5, dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(K.diagonal(), torch.full((200,), 0.5, dtype=torch.float64), atol=1e-5)
     assert torch.linalg.eigvalsh(K).min() > -1e-9
     assert InfiniteFeatures()(torch.zeros(1, 20), f).abs().max() == 0
 
@@ -126,17 +159,23 @@ def test_a_matrix_in_blocks_is_the_whole_one(count):
     x, kernel = torch.randn(count, 5), ReLUKernel(2, ntk=True)
     K = kernel_matrix(kernel, x, block=32, progress=False)
     assert torch.allclose(K, kernel(x, x), atol=1e-12) and torch.equal(K, K.T)
-    assert kernel_matrix(kernel, x, dtype=torch.float32, block=32, progress=False).dtype == torch.float32
+    assert (
+        kernel_matrix(kernel, x, dtype=torch.float32, block=32, progress=False).dtype
+        == torch.float32
+    )
 
 
 def test_a_product_in_blocks_is_the_whole_one():
     x, y, kernel = torch.randn(50, 5), torch.randn(70, 5), ReLUKernel(1)
     c = torch.randn(3, 70, 2, dtype=torch.float64)
-    assert torch.allclose(kernel_product(kernel, x, y, c, block=32, progress=False), kernel(x, y) @ c, atol=1e-12)
+    assert torch.allclose(
+        kernel_product(kernel, x, y, c, block=32, progress=False), kernel(x, y) @ c, atol=1e-12
+    )
 
 
 class Interrupted(ReLUKernel):
     """Stops after a number of blocks, and counts them."""
+
     calls, limit = 0, 4
 
     def __call__(self, x, y):
@@ -193,7 +232,9 @@ def test_regression_is_a_plain_solve(count, dtype, method):
     assert torch.equal(K, before)
     exact = K.double()
     for ridge, got in zip(ridges, C):
-        expected = torch.linalg.solve(exact + ridge * exact.diagonal().mean() * torch.eye(count), targets.double())
+        expected = torch.linalg.solve(
+            exact + ridge * exact.diagonal().mean() * torch.eye(count), targets.double()
+        )
         assert (got - expected).norm() < 1e-7 * expected.norm()
 
 
@@ -209,11 +250,13 @@ def test_a_ridge_below_the_precision_is_an_error_that_leaves_the_matrix(tmp_path
 
 def test_regression_on_the_digits():
     data = load_images("digits")
-    targets = torch.nn.functional.one_hot(data.train_y, 10).double() - .1
+    targets = torch.nn.functional.one_hot(data.train_y, 10).double() - 0.1
     for kernel in (ReLUKernel(2), ReLUKernel(2, ntk=True)):
-        out = kernel_regression(kernel, data.train_x, targets, data.test_x, [1e-6, 1e-3], progress=False)
+        out = kernel_regression(
+            kernel, data.train_x, targets, data.test_x, [1e-6, 1e-3], progress=False
+        )
         accuracy = (out.argmax(-1) == data.test_y).double().mean(1)
-        assert out.shape == (2, len(data.test_y), 10) and (accuracy > .97).all()
+        assert out.shape == (2, len(data.test_y), 10) and (accuracy > 0.97).all()
 
 
 def test_memory_is_named_before_anything_is_computed():
@@ -224,16 +267,24 @@ def test_memory_is_named_before_anything_is_computed():
 
 
 def test_bad_settings_are_named():
-    for setting, message in ((dict(depth=0), "depth counts hidden layers"), (dict(depth=2, varw=-1.0), "varw is -1.0"),
-                             (dict(depth=2, lrw=(1.0, 1.0)), "of the 3 layers"), (dict(depth=1, varw=0.0), "no kernel"),
-                             (dict(depth=1, as_published=True), "only one NNGP")):
+    for setting, message in (
+        (dict(depth=0), "depth counts hidden layers"),
+        (dict(depth=2, varw=-1.0), "varw is -1.0"),
+        (dict(depth=2, lrw=(1.0, 1.0)), "of the 3 layers"),
+        (dict(depth=1, varw=0.0), "no kernel"),
+        (dict(depth=1, as_published=True), "only one NNGP"),
+    ):
         with pytest.raises(ValueError, match=message):
             ReLUKernel(**setting)
     with pytest.raises(ValueError, match="5 and 6 numbers"):
         ReLUKernel(1)(torch.zeros(2, 5), torch.zeros(2, 6))
     K = torch.eye(4)
-    for arguments, message in (((K[:2], torch.zeros(2, 1), [1.0]), "square"), ((K, torch.zeros(3, 1), [1.0]), r"expected \[4"),
-                               ((K, torch.zeros(4, 1), []), "at least one"), ((K, torch.zeros(4, 1), [-1.0]), "none negative")):
+    for arguments, message in (
+        ((K[:2], torch.zeros(2, 1), [1.0]), "square"),
+        ((K, torch.zeros(3, 1), [1.0]), r"expected \[4"),
+        ((K, torch.zeros(4, 1), []), "at least one"),
+        ((K, torch.zeros(4, 1), [-1.0]), "none negative"),
+    ):
         with pytest.raises(ValueError, match=message):
             kernel_ridge(*arguments)
     with pytest.raises(ValueError, match="method is 'lu'"):

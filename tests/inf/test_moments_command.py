@@ -1,4 +1,6 @@
-"""Moments and bounded rows through the CIFAR-10 command and the scripts that compare them, on a few digits."""
+"""Moments and bounded rows through the CIFAR-10 command and the scripts that compare them, on a few
+digits."""
+
 import json
 
 import pytest
@@ -10,11 +12,16 @@ from experiments.cifar10.cifar10mlp import Settings, main, train
 from pilimit_lib.core import load
 from pilimit_lib.inf import hermite_series
 
-SMALL = {"train_subset_size": 80, "test_subset_size": 40, "r": 10, "epochs": 2, "lr": .5}
-OPTIONS = [{"memory": "moments"}, {"memory": "moments", "degree": 3, "fit": "minimax", "activation": "gelu"},
-           {"memory": "moments", "row_budget": 30}, {"memory": "moments", "optimizer": "adam", "lr": .01},
-           {"memory": "moments", "optimizer": "adamw", "lr": .01, "data_augment": True},
-           {"memory": "moments", "momentum": .9, "lr": .1}, {"merge": .9}]
+SMALL = {"train_subset_size": 80, "test_subset_size": 40, "r": 10, "epochs": 2, "lr": 0.5}
+OPTIONS = [
+    {"memory": "moments"},
+    {"memory": "moments", "degree": 3, "fit": "minimax", "activation": "gelu"},
+    {"memory": "moments", "row_budget": 30},
+    {"memory": "moments", "optimizer": "adam", "lr": 0.01},
+    {"memory": "moments", "optimizer": "adamw", "lr": 0.01, "data_augment": True},
+    {"memory": "moments", "momentum": 0.9, "lr": 0.1},
+    {"merge": 0.9},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
@@ -29,15 +36,25 @@ def test_every_kind_of_memory_trains_and_resumes_bit_for_bit(options, tmp_path):
     for name in ("train_loss", "test_loss", "rows"):
         assert [record[name] for record in resumed] == [record[name] for record in records]
     states = [load(tmp_path / name / "checkpoint.pt")["model"] for name in ("whole", "part")]
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items() if isinstance(value, torch.Tensor))
+    assert all(
+        torch.equal(value, states[1][name])
+        for name, value in states[0].items()
+        if isinstance(value, torch.Tensor)
+    )
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--optimizer", "adam"], "needs --memory moments"),
-    (["--optimizer", "adam", "--memory", "moments", "--row-budget", "10"], "without --row-budget"),
-    (["--optimizer", "adamw", "--memory", "moments", "--momentum", ".9"], "has its own"),
-    (["--activation", "gelu"], "exact for ReLU only"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--optimizer", "adam"], "needs --memory moments"),
+        (
+            ["--optimizer", "adam", "--memory", "moments", "--row-budget", "10"],
+            "without --row-budget",
+        ),
+        (["--optimizer", "adamw", "--memory", "moments", "--momentum", ".9"], "has its own"),
+        (["--activation", "gelu"], "exact for ReLU only"),
+    ],
+)
 def test_contradicting_flags_are_refused(arguments, message, capsys, tmp_path):
     with pytest.raises(SystemExit):
         main([*arguments, "--save-dir", str(tmp_path / "x")])
@@ -46,9 +63,29 @@ def test_contradicting_flags_are_refused(arguments, message, capsys, tmp_path):
 
 
 def test_command_line_of_the_documentation(tmp_path):
-    records = main(["--memory", "moments", "--degree", "2", "--row-budget", "20", "--train-subset-size", "40", "--epochs", "1",
-                    "--r", "8", "--save-dir", str(tmp_path / "x"), "--quiet"])
-    assert len(records) == 1 and json.loads((tmp_path / "x/settings.json").read_text())["row_budget"] == 20
+    records = main(
+        [
+            "--memory",
+            "moments",
+            "--degree",
+            "2",
+            "--row-budget",
+            "20",
+            "--train-subset-size",
+            "40",
+            "--epochs",
+            "1",
+            "--r",
+            "8",
+            "--save-dir",
+            str(tmp_path / "x"),
+            "--quiet",
+        ]
+    )
+    assert (
+        len(records) == 1
+        and json.loads((tmp_path / "x/settings.json").read_text())["row_budget"] == 20
+    )
 
 
 def test_comparison_of_accuracies_is_resumed_and_tabulated(tmp_path, monkeypatch, capsys):
@@ -56,7 +93,9 @@ def test_comparison_of_accuracies_is_resumed_and_tabulated(tmp_path, monkeypatch
     monkeypatch.setitem(moments_fidelity.PLANS, "digits", (SMALL | {"dataset": "digits"}, kinds, 2))
     moments_fidelity.main(["--plan", "digits", "--out", str(tmp_path), "--seeds", "1"])
     runs = []
-    monkeypatch.setattr(moments_fidelity, "train", lambda *a, **k: (runs.append(a), cifar10mlp.train(*a, **k))[1])
+    monkeypatch.setattr(
+        moments_fidelity, "train", lambda *a, **k: (runs.append(a), cifar10mlp.train(*a, **k))[1]
+    )
     moments_fidelity.main(["--plan", "digits", "--out", str(tmp_path), "--table"])
     assert len(runs) == 2  # only the second seed was missing
     table = (tmp_path / "table.md").read_text()
@@ -65,29 +104,55 @@ def test_comparison_of_accuracies_is_resumed_and_tabulated(tmp_path, monkeypatch
 
 
 def test_comparison_of_costs_is_resumed_and_tabulated(tmp_path, monkeypatch):
-    arguments = ["--out", str(tmp_path), "--r", "8", "--b", "4", "--rows", "50", "100", "--repeats", "1", "--slope-to", "1000"]
+    arguments = [
+        "--out",
+        str(tmp_path),
+        "--r",
+        "8",
+        "--b",
+        "4",
+        "--rows",
+        "50",
+        "100",
+        "--repeats",
+        "1",
+        "--slope-to",
+        "1000",
+    ]
     moments_cost.main(arguments)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines] == ["moments", "rows", "original-style", "rows", "original-style"]
+    assert [line["kind"] for line in lines] == [
+        "moments",
+        "rows",
+        "original-style",
+        "rows",
+        "original-style",
+    ]
     assert lines[1]["MB"] == 4 * 50 * (3 * 8 + 10) / 1e6
     monkeypatch.setattr(moments_cost, "measure", None)
     moments_cost.main(arguments)  # everything is known: nothing is measured again
-    assert "1,000 (slope)" in (tmp_path / "table.md").read_text() and (tmp_path / "cost.png").is_file()
+    assert (
+        "1,000 (slope)" in (tmp_path / "table.md").read_text() and (tmp_path / "cost.png").is_file()
+    )
 
 
 def test_rows_of_the_cost_baseline_are_the_exact_layer():
-    """The baseline computes what it is compared to: forward, backward and the step of exact rows."""
+    """The baseline computes what it is compared to: forward, backward and the step of exact
+    rows."""
     from pilimit_lib.inf import InfPiLinearReLU, PiSGD
+
     baseline = moments_cost.CopyingRows(6, 4, 30)
     layer = InfPiLinearReLU(6, 4, bias_alpha=0)
     layer.set_rows(baseline.A, baseline.Amult, baseline.B)
-    optimizer = PiSGD(layer.parameters(), lr=.1, weight_decay=.5)
+    optimizer = PiSGD(layer.parameters(), lr=0.1, weight_decay=0.5)
     for _ in range(2):
         g, grad = torch.randn(5, 6, requires_grad=True), torch.randn(5, 4)
         layer(g).backward(grad)
-        torch.testing.assert_close(baseline.forward(g.detach()), layer(g).detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            baseline.forward(g.detach()), layer(g).detach(), rtol=1e-4, atol=1e-5
+        )
         torch.testing.assert_close(baseline.backward(grad), g.grad, rtol=1e-4, atol=1e-5)
-        baseline.step(grad, .1, .5)
+        baseline.step(grad, 0.1, 0.5)
         optimizer.step()
         torch.testing.assert_close(layer.Amult.blocks.dense(), baseline.Amult)
 
@@ -98,9 +163,16 @@ def test_rows_with_a_polynomial_kernel_train_as_its_moments_do(degree, fit, tmp_
     exact = train(Settings(**small), tmp_path / "exact", quiet=True)
     with moments_fidelity.rows_with_kernel(hermite_series("relu", degree, fit)):
         rows = train(Settings(**small), tmp_path / "rows", quiet=True)
-    moments = train(Settings(**small, memory="moments", degree=degree, fit=fit), tmp_path / "moments", quiet=True)
+    moments = train(
+        Settings(**small, memory="moments", degree=degree, fit=fit),
+        tmp_path / "moments",
+        quiet=True,
+    )
     for mine, theirs in zip(rows, moments):
         assert mine["test_loss"] == pytest.approx(theirs["test_loss"], rel=1e-5)
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
     assert exact[-1]["train_loss"] != pytest.approx(moments[-1]["train_loss"], rel=1e-4)
-    assert train(Settings(**small), tmp_path / "again", quiet=True)[-1]["train_loss"] == exact[-1]["train_loss"]
+    assert (
+        train(Settings(**small), tmp_path / "again", quiet=True)[-1]["train_loss"]
+        == exact[-1]["train_loss"]
+    )

@@ -1,4 +1,6 @@
-"""V is an ordinary parameter: what torch offers for parameters applies to it, and the fused path gives the same numbers."""
+"""V is an ordinary parameter: what torch offers for parameters applies to it, and the fused path
+gives the same numbers."""
+
 import copy
 import io
 import shutil
@@ -17,7 +19,7 @@ from pilimit_lib.inf.feature_linear import FactoredParameter
 
 def network(fused=False, **options):
     torch.manual_seed(0)
-    return InfMLP(6, 3, 7, 1, memory="moments", bias_alpha=.5, fused=fused, **options)
+    return InfMLP(6, 3, 7, 1, memory="moments", bias_alpha=0.5, fused=fused, **options)
 
 
 def data(n=16):
@@ -42,19 +44,42 @@ def train(net, optimizer, steps=5, clip=None, scheduler=None):
     return losses
 
 
-OPTIMIZERS = [name for name in ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop",
-                                "ASGD", "Adafactor") if hasattr(torch.optim, name)]
+OPTIMIZERS = [
+    name
+    for name in (
+        "SGD",
+        "Adam",
+        "AdamW",
+        "NAdam",
+        "RAdam",
+        "Adamax",
+        "Adagrad",
+        "Adadelta",
+        "RMSprop",
+        "Rprop",
+        "ASGD",
+        "Adafactor",
+    )
+    if hasattr(torch.optim, name)
+]
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimiser_of_torch_trains_moments(name, fused):
     net = network(fused)
-    optimizer = getattr(torch.optim, name)(net.parameters(), lr=1. if name == "Adadelta" else .02)
+    optimizer = getattr(torch.optim, name)(net.parameters(), lr=1.0 if name == "Adadelta" else 0.02)
     losses = train(net, optimizer, 25)
     assert losses[-1] < losses[0]
     plain = network()
-    assert train(plain, getattr(torch.optim, name)(plain.parameters(), lr=1. if name == "Adadelta" else .02), 25) == losses
+    assert (
+        train(
+            plain,
+            getattr(torch.optim, name)(plain.parameters(), lr=1.0 if name == "Adadelta" else 0.02),
+            25,
+        )
+        == losses
+    )
 
 
 def test_lbfgs_and_its_closure():
@@ -67,59 +92,76 @@ def test_lbfgs_and_its_closure():
         loss = nn.functional.cross_entropy(net(x), y)
         loss.backward()
         return loss
+
     first = closure().item()
     for _ in range(3):
         optimizer.step(closure)
-    assert closure().item() < .9 * first
+    assert closure().item() < 0.9 * first
 
 
-@pytest.mark.parametrize("make", [
-    lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 4], .1),
-    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
-    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, .1, total_steps=5)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 4], 0.1),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=5),
+    ],
+)
 def test_schedulers(make):
     net = network()
-    optimizer = torch.optim.SGD(param_groups(net, .1, last_layer_lr_mult=4.), lr=.1, momentum=.9)
+    optimizer = torch.optim.SGD(
+        param_groups(net, 0.1, last_layer_lr_mult=4.0), lr=0.1, momentum=0.9
+    )
     train(net, optimizer, scheduler=make(optimizer))
-    assert [group["name"] for group in optimizer.param_groups] == ["first", "hidden", "last", "bias"]
+    assert [group["name"] for group in optimizer.param_groups] == [
+        "first",
+        "hidden",
+        "last",
+        "bias",
+    ]
     assert optimizer.param_groups[1]["params"][0] is net.layers[1].V
     assert optimizer.param_groups[2]["params"][0] is net.layers[2].V
 
 
 @pytest.mark.parametrize("per_param", [False, True])
 def test_clipping_is_torchs_own(per_param):
-    """Our clipping of moments, fused or not, gives the numbers of torch.nn.utils.clip_grad_norm_ on plain gradients."""
+    """Our clipping of moments, fused or not, gives the numbers of torch.nn.utils.clip_grad_norm_ on
+    plain gradients."""
     x, y = data()
     found = []
     for fused in (False, True):
         net = network(fused)
         (30 * nn.functional.cross_entropy(net(x), y)).backward()
-        norm = clip_grad_norm_(net, .2, per_param)
+        norm = clip_grad_norm_(net, 0.2, per_param)
         found.append((norm, [p.grad for p in net.parameters()]))
     net = network()
     (30 * nn.functional.cross_entropy(net(x), y)).backward()
     if per_param:
         for parameter in net.parameters():
-            nn.utils.clip_grad_norm_([parameter], .2)
+            nn.utils.clip_grad_norm_([parameter], 0.2)
         expected_norm = found[0][0]
     else:
-        expected_norm = nn.utils.clip_grad_norm_(net.parameters(), .2)
+        expected_norm = nn.utils.clip_grad_norm_(net.parameters(), 0.2)
     for norm, gradients in found:
         torch.testing.assert_close(norm, expected_norm)
-        torch.testing.assert_close(gradients, [p.grad for p in net.parameters()], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            gradients, [p.grad for p in net.parameters()], rtol=1e-5, atol=1e-7
+        )
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": .9}, {"momentum": .9, "nesterov": True}, {"maximize": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"maximize": True}]
+)
 def test_fused_steps_give_the_numbers_of_plain_ones(options):
     nets = [network(fused).double() for fused in (False, True)]
     x, y = data()
     for net in nets:
-        optimizer = PiSGD(param_groups(net, .1, 1e-2, last_layer_lr_mult=3.), **options)
+        optimizer = PiSGD(param_groups(net, 0.1, 1e-2, last_layer_lr_mult=3.0), **options)
         for _ in range(10):
             optimizer.zero_grad()
             for part in (slice(0, 8), slice(8, 16)):  # gradients add up over two backward passes
                 nn.functional.cross_entropy(net(x[part].double()), y[part]).backward()
-            clip_grad_norm_(net, .5)
+            clip_grad_norm_(net, 0.5)
             optimizer.step()
     for one, other in zip(nets[0].parameters(), nets[1].parameters()):
         torch.testing.assert_close(one.detach(), other.detach(), rtol=1e-12, atol=1e-13)
@@ -128,7 +170,7 @@ def test_fused_steps_give_the_numbers_of_plain_ones(options):
 
 def test_fused_steps_never_form_the_gradient(monkeypatch):
     net = network(True)
-    optimizer = PiSGD(param_groups(net, .1, 1e-2))
+    optimizer = PiSGD(param_groups(net, 0.1, 1e-2))
 
     real = feature_linear.backward
 
@@ -136,9 +178,10 @@ def test_fused_steps_never_form_the_gradient(monkeypatch):
         if need_V:
             raise AssertionError("∂L/∂V was formed")
         return real(features, u, V, grad, need_u, need_V)
+
     before = net.layers[1].V.detach().clone()
     monkeypatch.setattr(feature_linear, "backward", without_V)
-    train(net, optimizer, 3, lambda net: clip_grad_norm_(net, .5))
+    train(net, optimizer, 3, lambda net: clip_grad_norm_(net, 0.5))
     assert not torch.equal(before, net.layers[1].V)
     x, y = data()
     nn.functional.cross_entropy(net(x), y).backward()
@@ -184,11 +227,13 @@ def test_nan_in_a_fused_gradient_changes_nothing():
     net = network(True)
     x, _ = data()
     for policy in ("raise", "skip"):
-        optimizer = PiSGD(param_groups(net, .1), on_nonfinite=policy)
+        optimizer = PiSGD(param_groups(net, 0.1), on_nonfinite=policy)
         optimizer.zero_grad()
         before = [p.detach().clone() for p in (net.layers[1].V, net.layers[2].V)]
         (net(x).sum() * float("nan")).backward()
-        net.layers[0].A.grad = net.layers[0].bias.grad = net.layers[1].bias.grad = net.layers[2].bias.grad = None
+        net.layers[0].A.grad = net.layers[0].bias.grad = net.layers[1].bias.grad = net.layers[
+            2
+        ].bias.grad = None
         if policy == "raise":
             with pytest.raises(FloatingPointError, match="NaN"):
                 optimizer.step()
@@ -202,7 +247,7 @@ def test_nan_in_a_fused_gradient_changes_nothing():
 def test_stale_graph_is_an_error(fused):
     net = network(fused)
     x, y = data()
-    optimizer = PiSGD(param_groups(net, .1))
+    optimizer = PiSGD(param_groups(net, 0.1))
     nn.init.normal_(net.layers[2].V)
     loss = nn.functional.cross_entropy(net(x), y)
     loss.backward(retain_graph=True)
@@ -219,20 +264,37 @@ def test_autocast_sums_in_float32():
         output = net(x)
         loss = nn.functional.cross_entropy(output, y)
     loss.backward()
-    torch.testing.assert_close(output.float(), expected, rtol=.05, atol=.05)
-    assert net.layers[1].V.grad.dtype == torch.float32 and torch.isfinite(net.layers[1].V.grad).all()
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+    assert (
+        net.layers[1].V.grad.dtype == torch.float32 and torch.isfinite(net.layers[1].V.grad).all()
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # the compiler of some torch versions warns about itself
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=[
-    pytest.mark.slow, pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler")])])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not shutil.which("c++"), reason="inductor needs a C++ compiler"),
+            ],
+        ),
+    ],
+)
 def test_compiled_network_computes_and_trains_the_same(backend):
     torch._dynamo.reset()
     x, y = data()
     net, plain = network(degree=3, fit="minimax"), network(degree=3, fit="minimax")
     compiled = torch.compile(net, backend=backend, fullgraph=True)
     for module in (compiled, plain):
-        nn.init.normal_((net if module is compiled else plain).layers[2].V, generator=torch.Generator().manual_seed(4))
+        nn.init.normal_(
+            (net if module is compiled else plain).layers[2].V,
+            generator=torch.Generator().manual_seed(4),
+        )
         nn.functional.cross_entropy(module(x), y).backward()
     torch.testing.assert_close(compiled(x), plain(x))
     for one, other in zip(net.parameters(), plain.parameters()):
@@ -242,7 +304,7 @@ def test_compiled_network_computes_and_trains_the_same(backend):
 def test_copying_pickling_and_checkpointing_adam(tmp_path):
     for fused in (False, True):
         net = network(fused)
-        optimizer = torch.optim.Adam(net.parameters(), lr=.01)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
         train(net, optimizer, 3)
         save(snapshot(net, optimizer), tmp_path / "a.pt")
         twin = copy.deepcopy(net)
@@ -256,7 +318,7 @@ def test_copying_pickling_and_checkpointing_adam(tmp_path):
             assert type(other.layers[1].V) is type(net.layers[1].V)
         expected = train(net, optimizer, 3)
         fresh = network(fused, device="cpu")
-        fresh_optimizer = torch.optim.Adam(fresh.parameters(), lr=.5)
+        fresh_optimizer = torch.optim.Adam(fresh.parameters(), lr=0.5)
         restore(fresh, load(tmp_path / "a.pt"), fresh_optimizer)
         assert train(fresh, fresh_optimizer, 3) == expected
 
@@ -270,14 +332,22 @@ def test_second_derivatives_through_a_step():
 
     def adapted(V):
         first = torch.func.functional_call(net, {"layers.1.V": V}, x)
-        grad, = torch.autograd.grad(nn.functional.cross_entropy(first, y), V, create_graph=True)
-        return nn.functional.cross_entropy(torch.func.functional_call(net, {"layers.1.V": V - .5 * grad}, x), y)
+        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(first, y), V, create_graph=True)
+        return nn.functional.cross_entropy(
+            torch.func.functional_call(net, {"layers.1.V": V - 0.5 * grad}, x), y
+        )
+
     V = layer.V.detach().requires_grad_()
-    gradient, = torch.autograd.grad(adapted(V), V)
+    (gradient,) = torch.autograd.grad(adapted(V), V)
     direction = torch.randn_like(V)
     step = 1e-5
-    above, below = (adapted((V + sign * step * direction).detach().requires_grad_()).detach() for sign in (1, -1))
-    torch.testing.assert_close((gradient * direction).sum(), (above - below) / (2 * step), rtol=1e-5, atol=1e-8)
+    above, below = (
+        adapted((V + sign * step * direction).detach().requires_grad_()).detach()
+        for sign in (1, -1)
+    )
+    torch.testing.assert_close(
+        (gradient * direction).sum(), (above - below) / (2 * step), rtol=1e-5, atol=1e-8
+    )
 
 
 def test_fused_layers_refuse_second_derivatives():
@@ -294,11 +364,11 @@ def _replica(rank, port, path):
     with pytest.raises(RuntimeError, match="build it with fused=False"):
         DistributedDataParallel(network(True))(x)
     model = DistributedDataParallel(net)
-    optimizer = torch.optim.SGD(param_groups(net, .2, 1e-3), lr=.2)
+    optimizer = torch.optim.SGD(param_groups(net, 0.2, 1e-3), lr=0.2)
     for _ in range(5):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[rank::2]), y[rank::2]).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), .5)
+        nn.utils.clip_grad_norm_(net.parameters(), 0.5)
         optimizer.step()
     torch.save(net.state_dict(), f"{path}/{rank}.pt")
     dist.destroy_process_group()
@@ -306,13 +376,14 @@ def _replica(rank, port, path):
 
 def test_two_processes_train_one_network(tmp_path):
     import socket
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(_replica, (port, str(tmp_path)), nprocs=2)
     net = network()
-    optimizer = torch.optim.SGD(param_groups(net, .2, 1e-3), lr=.2)
-    train(net, optimizer, 5, lambda net: nn.utils.clip_grad_norm_(net.parameters(), .5))
+    optimizer = torch.optim.SGD(param_groups(net, 0.2, 1e-3), lr=0.2)
+    train(net, optimizer, 5, lambda net: nn.utils.clip_grad_norm_(net.parameters(), 0.5))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, parameter in net.named_parameters():

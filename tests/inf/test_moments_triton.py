@@ -1,4 +1,6 @@
-"""The Triton kernels under Triton's interpreter, which needs no GPU: a process of its own, since the switch is read at import."""
+"""The Triton kernels under Triton's interpreter, which needs no GPU: a process of its own, since
+the switch is read at import."""
+
 import os
 import subprocess
 import sys
@@ -74,7 +76,13 @@ def test_without_gpu_and_interpreter_the_kernels_refuse_and_plain_torch_runs():
 def test_kernels_agree_with_plain_torch_under_the_interpreter():
     pytest.importorskip("triton", reason="triton is not installed here")
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)})
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "compared"

@@ -1,4 +1,6 @@
-"""Rows in files: offloaded while training, and checkpoints that are written and read block by block."""
+"""Rows in files: offloaded while training, and checkpoints that are written and read block by
+block."""
+
 import copy
 import gc
 from pathlib import Path
@@ -20,7 +22,7 @@ from .test_rows_shard import started
 def build(row_dtype=torch.float32, seed=3, **settings):
     torch.manual_seed(seed)
     net = InfMLP(5, 3, 6, 1, row_dtype=row_dtype, **settings)
-    return net, PiSGD(net.parameters(), lr=.2, momentum=0 if settings else .5, weight_decay=.05)
+    return net, PiSGD(net.parameters(), lr=0.2, momentum=0 if settings else 0.5, weight_decay=0.05)
 
 
 def train(net, optimizer, steps, start=0):
@@ -33,7 +35,9 @@ def train(net, optimizer, steps, start=0):
 
 
 def tensors(net):
-    return {name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {
+        name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)
+    }
 
 
 def assert_same(net, other):
@@ -47,7 +51,12 @@ def assert_same(net, other):
 def small_blocks(monkeypatch):
     """Several blocks per layer."""
     from pilimit_lib.core import blocks
-    monkeypatch.setattr(blocks.Blocks.__init__, "__kwdefaults__", {**blocks.Blocks.__init__.__kwdefaults__, "block_rows": 8})
+
+    monkeypatch.setattr(
+        blocks.Blocks.__init__,
+        "__kwdefaults__",
+        {**blocks.Blocks.__init__.__kwdefaults__, "block_rows": 8},
+    )
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])
@@ -60,7 +69,7 @@ def test_offloaded_rows_train_bit_for_bit(where, row_dtype, tmp_path, small_bloc
     train(other, its_optimizer, 4)
     assert_same(net, other)
     twin = copy.deepcopy(other)
-    train(twin, PiSGD(twin.parameters(), lr=.1), 1)
+    train(twin, PiSGD(twin.parameters(), lr=0.1), 1)
     assert_same(net, other)
     state = snapshot(other, its_optimizer)
     train(other, its_optimizer, 2, 4)
@@ -68,7 +77,10 @@ def test_offloaded_rows_train_bit_for_bit(where, row_dtype, tmp_path, small_bloc
     assert_same(net, other)
     if row_dtype != torch.bfloat16:
         other.double().float()
-        assert (other.layers[1].A.blocks.storage, net.layers[1].A.blocks.storage) == (row_dtype, row_dtype)
+        assert (other.layers[1].A.blocks.storage, net.layers[1].A.blocks.storage) == (
+            row_dtype,
+            row_dtype,
+        )
     pi_offload(other, "device")
     train(net, optimizer, 1, 9)
     train(other, its_optimizer, 1, 9)
@@ -141,6 +153,7 @@ def change_rank_file(change):
         small = torch.load(folder / "rank-0.pt", weights_only=True)
         change(small)
         torch.save(small, folder / "rank-0.pt")
+
     return damage
 
 
@@ -149,17 +162,33 @@ def shortened(layer, key):
 
 
 DAMAGE = {
-    "short multipliers": (shortened("layers.1", "Amult"), ValueError, r"\[14\] Amult of 'layers.1', \[16\]"),
+    "short multipliers": (
+        shortened("layers.1", "Amult"),
+        ValueError,
+        r"\[14\] Amult of 'layers.1', \[16\]",
+    ),
     "short origin": (shortened("layers.2", "origin"), ValueError, r"origin of 'layers.2'"),
     "short momentum": (shortened("layers.2", "momentum_buffer"), ValueError, "momentum_buffer"),
     "short scales": (shortened("layers.2", "A_scale"), ValueError, r"A_scale of 'layers.2'"),
-    "no shifts": (change_rank_file(lambda small: small["layers.1"].pop("B_shift")), ValueError, "no B_shift of 'layers.1'"),
-    "rank without a layer": (change_rank_file(lambda small: small.pop("layers.2")), ValueError, "no Amult of 'layers.2'"),
+    "no shifts": (
+        change_rank_file(lambda small: small["layers.1"].pop("B_shift")),
+        ValueError,
+        "no B_shift of 'layers.1'",
+    ),
+    "rank without a layer": (
+        change_rank_file(lambda small: small.pop("layers.2")),
+        ValueError,
+        "no Amult of 'layers.2'",
+    ),
     "truncated rows": (lambda f: (f / "A.0.layers.1").write_bytes(b"1234"), ValueError, "4 bytes"),
     "missing rows": (lambda f: (f / "B.0.layers.2").unlink(), ValueError, "no bytes"),
     "missing rank": (lambda f: (f / "rank-0.pt").unlink(), FileNotFoundError, "rank-0"),
     "no checkpoint": (lambda f: (f / "state.pt").unlink(), FileNotFoundError, "state.pt"),
-    "other state": (lambda f: torch.save({"a": 1}, f / "state.pt"), ValueError, "not a checkpoint of rows"),
+    "other state": (
+        lambda f: torch.save({"a": 1}, f / "state.pt"),
+        ValueError,
+        "not a checkpoint of rows",
+    ),
     "executable": (lambda f: torch.save(nn.Linear(2, 2), f / "state.pt"), ValueError, "not loaded"),
 }
 
@@ -235,5 +264,8 @@ def test_what_k_ranks_wrote_loads_on_j(tmp_path):
         for key, value in tensors(alone).items():
             if not key.endswith(("_raw", "_factors")):
                 torch.testing.assert_close(tensors(net)[key], value, rtol=1e-5, atol=1e-6)
-        momentum = [o.state[n.layers[1].Amult]["momentum_buffer"] for n, o in ((net, optimizer), (alone, its_optimizer))]
+        momentum = [
+            o.state[n.layers[1].Amult]["momentum_buffer"]
+            for n, o in ((net, optimizer), (alone, its_optimizer))
+        ]
         torch.testing.assert_close(*momentum)

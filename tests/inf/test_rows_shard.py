@@ -1,4 +1,5 @@
 """Rows sharded over real processes (Gloo) against the same training in one."""
+
 import multiprocessing
 import os
 
@@ -13,10 +14,10 @@ from pilimit_lib.inf.row_files import load_rows, save_rows
 from pilimit_lib.inf.shard import gather_rows, shard_rows
 
 
-def build(row_dtype=torch.float32, momentum=.5):
+def build(row_dtype=torch.float32, momentum=0.5):
     torch.manual_seed(3)
     net = InfMLP(5, 3, 6, 2, layernorm=True, row_dtype=row_dtype)
-    optimizer = PiSGD(net.parameters(), lr=.2, momentum=momentum, weight_decay=.05)
+    optimizer = PiSGD(net.parameters(), lr=0.2, momentum=momentum, weight_decay=0.05)
     return net, optimizer
 
 
@@ -30,16 +31,20 @@ def step(net, optimizer, number):
     optimizer.zero_grad()
     loss = F.cross_entropy(net(x), y)
     loss.backward()
-    clip_grad_norm_(net, .5)
+    clip_grad_norm_(net, 0.5)
     optimizer.step()
     return loss.item()
 
 
 def started(work, size, folder, *args):
     """Run `work(rank, size, folder, *args)` in `size` processes; their exit codes."""
-    context = multiprocessing.get_context("forkserver")  # which imports torch once for all processes
+    # which imports torch once for all processes
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch.distributed", __name__])
-    processes = [context.Process(target=in_group, args=(work, rank, size, str(folder), args)) for rank in range(size)]
+    processes = [
+        context.Process(target=in_group, args=(work, rank, size, str(folder), args))
+        for rank in range(size)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -51,7 +56,9 @@ def started(work, size, folder, *args):
 
 def in_group(work, rank, size, folder, args):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous-{size}", rank=rank, world_size=size
+    )
     work(rank, size, folder, *args)
     dist.destroy_process_group()
 
@@ -67,13 +74,20 @@ def train_sharded(rank, size, folder, row_dtype=torch.float32):
     assert net.layers[1].shard.total == 31
     with pytest.raises(RuntimeError, match="gather_rows"):
         net.state_dict()
-    for refused in (lambda: net.layers[1].compress(.1), lambda: net.layers[1].merge(), lambda: net.sample(64),
-                    lambda: net.layers[1].to_moments(), lambda: shard_rows(net)):
+    for refused in (
+        lambda: net.layers[1].compress(0.1),
+        lambda: net.layers[1].merge(),
+        lambda: net.sample(64),
+        lambda: net.layers[1].to_moments(),
+        lambda: shard_rows(net),
+    ):
         with pytest.raises(RuntimeError, match="sharded"):
             refused()
     gather_rows(net, optimizer)
     losses.append(step(net, optimizer, 5))
-    state = {name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
+    state = {
+        name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)
+    }
     torch.save([losses, state], f"{folder}/{row_dtype}-{rank}.pt")
 
 
@@ -91,7 +105,9 @@ def three_ranks(rank, size, folder):
 def compare_with_one_process(folder, size, row_dtype):
     net, optimizer = build(row_dtype)
     losses = [step(net, optimizer, number) for number in range(6)]
-    found = [torch.load(folder / f"{row_dtype}-{rank}.pt", weights_only=True) for rank in range(size)]
+    found = [
+        torch.load(folder / f"{row_dtype}-{rank}.pt", weights_only=True) for rank in range(size)
+    ]
     for its_losses, state in found:
         torch.testing.assert_close(its_losses, losses, rtol=1e-6, atol=1e-6)
         for name, value in found[0][1].items():
@@ -118,7 +134,8 @@ def one_rank_dies(rank):
 
 
 def test_three_processes_train_one_network_and_a_rank_that_dies_ends_the_others(tmp_path):
-    assert started(three_ranks, 3, tmp_path) == [5, 7, 5]  # an error on ranks 0 and 2, not a hang that was killed
+    # an error on ranks 0 and 2, not a hang that was killed
+    assert started(three_ranks, 3, tmp_path) == [5, 7, 5]
     compare_with_one_process(tmp_path, 3, torch.float32)
 
 
@@ -172,7 +189,7 @@ def small_layers(rank, size, folder):
     """Ranks that have no row of a layer at first."""
     torch.manual_seed(3)
     net = InfMLP(5, 3, 1, 1, row_dtype=torch.int8)
-    optimizer = PiSGD(net.parameters(), lr=.2, momentum=.5)
+    optimizer = PiSGD(net.parameters(), lr=0.2, momentum=0.5)
     step(net, optimizer, 0)
     for layer in net.layers[1:]:
         follow(optimizer, layer.axis.keep(torch.arange(1)))
@@ -181,10 +198,13 @@ def small_layers(rank, size, folder):
     save_rows(net, f"{folder}/saved", optimizer)
     torch.manual_seed(4)
     other = InfMLP(5, 3, 1, 1, row_dtype=torch.int8)
-    its_optimizer = PiSGD(other.parameters(), lr=.2, momentum=.5)
+    its_optimizer = PiSGD(other.parameters(), lr=0.2, momentum=0.5)
     shard_rows(other)
     load_rows(other, f"{folder}/saved", its_optimizer)
-    losses = [[step(each, its, number) for number in (1, 2)] for each, its in ((net, optimizer), (other, its_optimizer))]
+    losses = [
+        [step(each, its, number) for number in (1, 2)]
+        for each, its in ((net, optimizer), (other, its_optimizer))
+    ]
     assert losses[0] == losses[1]
     gather_rows(net, optimizer)
     assert net.rows == [11, 11]

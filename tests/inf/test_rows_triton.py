@@ -1,4 +1,6 @@
-"""The Triton kernels for rows under Triton's interpreter, which needs no GPU: a process of its own, as Triton reads it once."""
+"""The Triton kernels for rows under Triton's interpreter, which needs no GPU: a process of its own,
+as Triton reads it once."""
+
 import os
 import subprocess
 import sys
@@ -89,20 +91,32 @@ print("compared")
 
 def test_kernels_agree_with_float64_under_the_interpreter():
     pytest.importorskip("triton", reason="triton is not installed here")
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "compared"
 
 
-@pytest.mark.parametrize("name, function, bound", [
-    ("U", lambda x: (np.sqrt(1 - x * x) - x * np.arccos(x)) / (1 - x) ** 1.5, 1e-9),
-    ("P", lambda x: np.arccos(x) / np.sqrt(1 - x), 1e-8), ("S", lambda x: np.sqrt(1 + x), 1e-8)])
+@pytest.mark.parametrize(
+    "name, function, bound",
+    [
+        ("U", lambda x: (np.sqrt(1 - x * x) - x * np.arccos(x)) / (1 - x) ** 1.5, 1e-9),
+        ("P", lambda x: np.arccos(x) / np.sqrt(1 - x), 1e-8),
+        ("S", lambda x: np.sqrt(1 + x), 1e-8),
+    ],
+)
 def test_polynomials_are_the_interpolation_at_chebyshev_points(name, function, bound):
     pytest.importorskip("triton", reason="triton is not installed here")
     from pilimit_lib.inf import triton_rows
+
     series = getattr(triton_rows, name)
-    x = np.linspace(0, .98, 1001)
+    x = np.linspace(0, 0.98, 1001)
     assert np.abs(np.polyval(series[::-1], x) - function(x)).max() < bound
     points = (1 + np.cos(np.pi * (2 * np.arange(9) + 1) / 18)) / 2
     fitted = np.linalg.solve(np.vander(points, increasing=True), function(points))

@@ -1,4 +1,6 @@
-"""Finite networks sampled from trained infinite ones: their distance falls like n^-½, and they stay together while both train."""
+"""Finite networks sampled from trained infinite ones: their distance falls like n^-½, and they stay
+together while both train."""
+
 import copy
 import math
 
@@ -19,16 +21,23 @@ def task(steps: int, b: int = 8, d: int = 6):
 
 
 def trained(steps: int = 20, **settings) -> InfMLP:
-    net = InfMLP(6, 3, 10, 1, bias_alpha=.5, **settings)
+    net = InfMLP(6, 3, 10, 1, bias_alpha=0.5, **settings)
     train(net, *task(steps)[:2])
     return net
 
 
-def optimizer_for(net, lr=1., momentum=0.):
-    return PiSGD(param_groups(net, lr, 1e-3, first_layer_lr_mult=.3, last_layer_lr_mult=2, bias_lr_mult=.5), momentum=momentum)
+def optimizer_for(net, lr=1.0, momentum=0.0):
+    return PiSGD(
+        param_groups(
+            net, lr, 1e-3, first_layer_lr_mult=0.3, last_layer_lr_mult=2, bias_lr_mult=0.5
+        ),
+        momentum=momentum,
+    )
 
 
-def train(net, x, y, clip: float = 0, per_param: bool = False, momentum: float = 0, lr: float = 1) -> None:
+def train(
+    net, x, y, clip: float = 0, per_param: bool = False, momentum: float = 0, lr: float = 1
+) -> None:
     optimizer = optimizer_for(net, lr, momentum)
     for inputs, labels in zip(x, y):
         optimizer.zero_grad()
@@ -40,30 +49,51 @@ def train(net, x, y, clip: float = 0, per_param: bool = False, momentum: float =
 
 def slope(sizes: list[int], errors: list[float]) -> float:
     """Of the least-squares line through log error against log size."""
-    points = torch.tensor([[math.log(n), 1.] for n in sizes], dtype=torch.float64)
-    return float(torch.linalg.lstsq(points, torch.tensor([[math.log(e)] for e in errors], dtype=torch.float64)).solution[0])
+    points = torch.tensor([[math.log(n), 1.0] for n in sizes], dtype=torch.float64)
+    return float(
+        torch.linalg.lstsq(
+            points, torch.tensor([[math.log(e)] for e in errors], dtype=torch.float64)
+        ).solution[0]
+    )
 
 
 @torch.no_grad()
 def distance(net, x, n: int, draws: int) -> float:
     """Root mean square over points, outputs and draws."""
     expected = net(x)
-    return float(torch.stack([(net.sample(n)(x) - expected).square().mean() for _ in range(draws)]).mean().sqrt())
+    return float(
+        torch.stack([(net.sample(n)(x) - expected).square().mean() for _ in range(draws)])
+        .mean()
+        .sqrt()
+    )
 
 
-@pytest.mark.parametrize("sizes, settings", [
-    ([512, 2048, 8192], {}),
-    ([256, 1024, 4096], {"layernorm": True, "last_layer_alpha": .5, "first_layer_alpha": 2., "last_bias_alpha": .1}),
-], ids=["plain", "layer norm and alphas"])
+@pytest.mark.parametrize(
+    "sizes, settings",
+    [
+        ([512, 2048, 8192], {}),
+        (
+            [256, 1024, 4096],
+            {
+                "layernorm": True,
+                "last_layer_alpha": 0.5,
+                "first_layer_alpha": 2.0,
+                "last_bias_alpha": 0.1,
+            },
+        ),
+    ],
+    ids=["plain", "layer norm and alphas"],
+)
 def test_a_network_sampled_from_a_trained_one_converges_like_one_over_root_n(sizes, settings):
     net, x = trained(**settings), task(1)[2]
     errors = [distance(net, x, n, draws) for n, draws in zip(sizes, (24, 12, 4))]
-    assert slope(sizes, errors) == pytest.approx(-.5, abs=.15), errors
-    assert errors[-1] < .1 * float(net(x).detach().std())
+    assert slope(sizes, errors) == pytest.approx(-0.5, abs=0.15), errors
+    assert errors[-1] < 0.1 * float(net(x).detach().std())
 
 
 def test_one_layer_at_a_time_converges_too():
-    """The hidden layer by itself: the norm of its pre-activations, and their angles to those of other samples."""
+    """The hidden layer by itself: the norm of its pre-activations, and their angles to those of
+    other samples."""
     net, x = trained(), task(1)[2][:8]
     with torch.no_grad():
         g = net.layers[1](net.layers[0](x))
@@ -76,11 +106,15 @@ def test_one_layer_at_a_time_converges_too():
                 h = net.layers[1].sample(n, n, prev_omega=below.omega)(below(x))
                 squares.append((h @ h.T - gram).square().mean())
             errors.append(float(torch.stack(squares).mean().sqrt() / gram.square().mean().sqrt()))
-    assert errors[1] < .1 and errors[0] / errors[1] == pytest.approx(4, rel=.5)
+    assert errors[1] < 0.1 and errors[0] / errors[1] == pytest.approx(4, rel=0.5)
 
 
-TRAININGS = {"plain": {"lr": .4}, "clipped": {"clip": .3}, "each clipped": {"clip": .15, "per_param": True},
-             "momentum": {"lr": .2, "momentum": .5}}
+TRAININGS = {
+    "plain": {"lr": 0.4},
+    "clipped": {"clip": 0.3},
+    "each clipped": {"clip": 0.15, "per_param": True},
+    "momentum": {"lr": 0.2, "momentum": 0.5},
+}
 
 
 @pytest.mark.parametrize("how", TRAININGS)
@@ -94,9 +128,11 @@ def test_both_stay_together_while_they_train(how, layernorm):
         train(net, x, y, **TRAININGS[how])
     after = infinite(points).detach()
     moved = (after - before).square().mean().sqrt()
-    errors = [torch.stack([(net(points).detach() - after).square().mean() for net in nets]).mean().sqrt()
-              for nets in finite.values()]
-    assert errors[1] < .25 * moved, "both learned the same"
+    errors = [
+        torch.stack([(net(points).detach() - after).square().mean() for net in nets]).mean().sqrt()
+        for nets in finite.values()
+    ]
+    assert errors[1] < 0.25 * moved, "both learned the same"
     assert 2 < errors[0] / errors[1] < 9, "a distance of n^-½ gives 4"
 
 
@@ -116,22 +152,29 @@ def test_the_projection_is_what_keeps_them_together():
 
 
 def test_sampling_leaves_the_infinite_network_alone_and_takes_its_settings():
-    net = trained(last_layer_alpha=.5, layernorm=True)
+    net = trained(last_layer_alpha=0.5, layernorm=True)
     rows, points = net.rows, task(1)[2]
     before = net(points).detach()
     finite = net.sample(32)
     train(finite, *task(2)[:2])
     assert net.rows == rows and torch.equal(before, net(points).detach())
-    assert (finite.n, finite.L, finite.layernorm, finite.last_layer_alpha) == (32, 1, True, .5)
+    assert (finite.n, finite.L, finite.layernorm, finite.last_layer_alpha) == (32, 1, True, 0.5)
 
 
 def test_layers_by_hand_as_the_original_builds_them():
     inf_layer = trained().layers[1]
     omega = torch.randn(16, 10)
-    for layer in (FinPiLinearReLU(10, 16, 24, .5, inf_layer=inf_layer, prev_omega=omega), inf_layer.sample(16, 24, omega)):
-        assert layer.weight.shape == (24, 16) and layer.omega.shape == (24, 10) and layer.bias.shape == (24,)
+    for layer in (
+        FinPiLinearReLU(10, 16, 24, 0.5, inf_layer=inf_layer, prev_omega=omega),
+        inf_layer.sample(16, 24, omega),
+    ):
+        assert (
+            layer.weight.shape == (24, 16)
+            and layer.omega.shape == (24, 10)
+            and layer.bias.shape == (24,)
+        )
     A, Amult, B = (getattr(inf_layer, name).detach() for name in ("A", "Amult", "B"))
-    expected = layer.omega @ (A * Amult[:, None]).T @ torch.relu(omega @ B.T).T / (16 * 24) ** .5
+    expected = layer.omega @ (A * Amult[:, None]).T @ torch.relu(omega @ B.T).T / (16 * 24) ** 0.5
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"prev_omega.*\[16, 10\]"):
         inf_layer.sample(16, 24, torch.randn(16, 9))

@@ -1,4 +1,6 @@
-"""Going back: continuing from a checkpoint equals never having stopped, bit for bit; what cannot be written or read says so."""
+"""Going back: continuing from a checkpoint equals never having stopped, bit for bit; what cannot be
+written or read says so."""
+
 import json
 import os
 
@@ -16,6 +18,7 @@ from .conftest import PlainNet, digits, full_disk
 def everything(exp):
     """All that training depends on or has produced, as one flat dictionary of comparable values."""
     from pilimit_lib.lab.state import full_state
+
     flat = {}
 
     def walk(path, value):
@@ -27,6 +30,7 @@ def everything(exp):
                 walk(f"{path}/{i}", entry)
         else:
             flat[path] = value
+
     walk("", full_state(getattr(exp, "lab", exp)))
     return flat
 
@@ -35,8 +39,10 @@ def same(one, other):
     assert one.keys() == other.keys()
     for path, value in one.items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value.nan_to_num(-7.0) if value.is_floating_point() else value,
-                               other[path].nan_to_num(-7.0) if value.is_floating_point() else other[path]), path
+            assert torch.equal(
+                value.nan_to_num(-7.0) if value.is_floating_point() else value,
+                other[path].nan_to_num(-7.0) if value.is_floating_point() else other[path],
+            ), path
         else:
             assert value == other[path] or (value != value and other[path] != other[path]), path
 
@@ -56,12 +62,25 @@ def busy(exp):
     exp.train_n_steps(2)
 
 
-@pytest.mark.parametrize("optimizer, options, workers", [
-    (optim.AdamW, {"weight_decay": 0.1}, 0), (optim.SGD, {"momentum": 0.9}, 0), (optim.AdamW, {"weight_decay": 0.1}, 2)])
+@pytest.mark.parametrize(
+    "optimizer, options, workers",
+    [
+        (optim.AdamW, {"weight_decay": 0.1}, 0),
+        (optim.SGD, {"momentum": 0.9}, 0),
+        (optim.AdamW, {"weight_decay": 0.1}, 2),
+    ],
+)
 def test_continuing_equals_never_having_stopped(make, optimizer, options, workers):
     def experiment(seed, name="straight"):
-        return make(PlainNet(dropout=0.3), seed=seed, name=name, optimizer_class=optimizer, optimizer_options=options,
-                    num_workers=workers)
+        return make(
+            PlainNet(dropout=0.3),
+            seed=seed,
+            name=name,
+            optimizer_class=optimizer,
+            optimizer_options=options,
+            num_workers=workers,
+        )
+
     straight = experiment(0)
     busy(straight)
     straight.dump()
@@ -69,7 +88,8 @@ def test_continuing_equals_never_having_stopped(make, optimizer, options, worker
     straight.eval_full()
     expected = everything(straight)
 
-    other = experiment(5)       # another initialisation, another history, the sizes of the constructor
+    # another initialisation, another history, the sizes of the constructor
+    other = experiment(5)
     torch.manual_seed(12345)
     other.train_n_steps(2)
     other.load(0)
@@ -77,7 +97,7 @@ def test_continuing_equals_never_having_stopped(make, optimizer, options, worker
     other.eval_full()
     same(expected, everything(other))
 
-    straight.load(0)            # and in the experiment itself
+    straight.load(0)  # and in the experiment itself
     straight.train_n_steps(9)
     straight.eval_full()
     same(expected, everything(straight))
@@ -95,9 +115,16 @@ def test_files_load_with_weights_only_and_the_tree_has_parents(make):
     exp.set_learning_rate(1e-3)
     assert exp.dump() == 3
     manager = exp.chkpt_manager
-    assert [manager.entry(i)["parent"] for i in range(4)] == [None, 0, 0, 2] and manager.ancestors(3) == [3, 2, 0]
+    assert [manager.entry(i)["parent"] for i in range(4)] == [None, 0, 0, 2] and manager.ancestors(
+        3
+    ) == [3, 2, 0]
     entries = [manager.entry(i) for i in range(4)]
-    assert entries[0]["structure"] == entries[1]["structure"] != entries[2]["structure"] == entries[3]["structure"]
+    assert (
+        entries[0]["structure"]
+        == entries[1]["structure"]
+        != entries[2]["structure"]
+        == entries[3]["structure"]
+    )
     assert entries[0]["data"] != entries[1]["data"] and entries[0]["data"] == entries[2]["data"]
     assert entries[0]["settings"] == entries[2]["settings"] != entries[3]["settings"]
     torch.load(manager.path(2), weights_only=True)
@@ -143,10 +170,22 @@ def test_checkpoints_that_do_not_fit_are_refused_and_nothing_changes(make, tmp_p
     exp = make(name="one")
     exp.train_n_steps(1)
     exp.dump()
-    for other, message in [(make(Other(), name="one"), "another architecture"),
-                           (make(name="one", train_dataset=digits(150)), "speaks of 200 samples, the data set has 150"),
-                           (make(name="one", optimizer_class=lambda p, lr: optim.SGD(
-                               [{"params": list(p)[:4]}, {"params": []}], lr=lr)), "parameter")]:
+    for other, message in [
+        (make(Other(), name="one"), "another architecture"),
+        (
+            make(name="one", train_dataset=digits(150)),
+            "speaks of 200 samples, the data set has 150",
+        ),
+        (
+            make(
+                name="one",
+                optimizer_class=lambda p, lr: optim.SGD(
+                    [{"params": list(p)[:4]}, {"params": []}], lr=lr
+                ),
+            ),
+            "parameter",
+        ),
+    ]:
         other.train_n_steps(2)
         before = everything(other)
         with pytest.raises(ValueError, match=message):
@@ -172,7 +211,12 @@ def test_a_full_disk_is_reported_and_leaves_everything_as_before(make):
     exp.dump()
     exp.train_n_steps(1)
     before, files = everything(exp), sorted(os.listdir(exp.chkpt_manager.folder))
-    with full_disk(20_000), pytest.raises(OSError, match="checkpoint 1 could not be written .* experiment is as before"):
+    with (
+        full_disk(20_000),
+        pytest.raises(
+            OSError, match="checkpoint 1 could not be written .* experiment is as before"
+        ),
+    ):
         exp.dump()
     same(before, everything(exp))
     assert sorted(os.listdir(exp.chkpt_manager.folder)) == files
@@ -186,7 +230,13 @@ def test_further_things_are_kept_or_refused(tmp_path):
     model = PlainNet()
     optimizer = optim.SGD(model.parameters(), lr=0.1)
     schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    lab = watch(model, optimizer, example=torch.randn(2, 1, 8, 8), folder=tmp_path, also={"schedule": schedule})
+    lab = watch(
+        model,
+        optimizer,
+        example=torch.randn(2, 1, 8, 8),
+        folder=tmp_path,
+        also={"schedule": schedule},
+    )
     schedule.last_epoch = 4
     lab.dump()
     schedule.last_epoch = 9
@@ -196,10 +246,12 @@ def test_further_things_are_kept_or_refused(tmp_path):
     class Code:
         def state_dict(self):
             return {"code": PlainNet}
+
     lab.also["code"] = Code()
     with pytest.raises(ValueError, match=r"also\['code'\]"):
         lab.dump()
     assert len(lab.chkpt_manager) == 1
+
     class Stubborn(Code):
         def state_dict(self):
             return {"n": 1}
@@ -222,7 +274,8 @@ def test_further_things_are_kept_or_refused(tmp_path):
 
 
 def test_grown_layers_of_the_core_protocol_come_back_too(tmp_path):
-    """A module that changes size by itself says so with structure/restructure; the lab leaves it its own way."""
+    """A module that changes size by itself says so with structure/restructure; the lab leaves it
+    its own way."""
     from pilimit_lib.core import Axis
 
     class Rows(nn.Module):
@@ -239,12 +292,15 @@ def test_grown_layers_of_the_core_protocol_come_back_too(tmp_path):
 
         def restructure(self, structure):
             size, now = structure["rows"], self.axis.size
-            return self.axis.take(torch.cat([torch.arange(min(size, now)), torch.full((max(0, size - now),), -1)]))
+            return self.axis.take(
+                torch.cat([torch.arange(min(size, now)), torch.full((max(0, size - now),), -1)])
+            )
 
     model = nn.Sequential(nn.Linear(4, 3), Rows(), nn.Linear(3, 2))
     optimizer = optim.Adam(model.parameters())
     lab = watch(model, optimizer, example=torch.randn(2, 4), folder=tmp_path)
     from pilimit_lib.core import follow
+
     follow(optimizer, model[1].axis.append({"weight": torch.full((3, 3), 2.0)}))
     lab.dump()
     follow(optimizer, model[1].axis.keep(torch.tensor([0])))
@@ -259,8 +315,13 @@ def test_the_stored_ledger_and_counters_are_those_of_the_moment(make):
     frame, counts = exp.train_loader.dataset.get_dataframe(all_samples=True), exp.neuron_stats()
     exp.train_n_steps(5)
     exp.load(0)
-    np.testing.assert_array_equal(exp.train_loader.dataset.get_dataframe(all_samples=True).to_numpy(dtype=float),
-                                  frame.to_numpy(dtype=float))
+    np.testing.assert_array_equal(
+        exp.train_loader.dataset.get_dataframe(all_samples=True).to_numpy(dtype=float),
+        frame.to_numpy(dtype=float),
+    )
     assert exp.neuron_stats().equals(counts)
-    assert not exp.module.stem.weight.requires_grad and exp.lab.neurons[exp.module.stem].rate.tolist()[1] == 0
+    assert (
+        not exp.module.stem.weight.requires_grad
+        and exp.lab.neurons[exp.module.stem].rate.tolist()[1] == 0
+    )
     assert core_load(exp.chkpt_manager.path(0))["network"]["frozen"] == ["stem.weight", "stem.bias"]

@@ -1,4 +1,5 @@
 """The journal: torn lines, full disks, and the branches of a tree."""
+
 import pytest
 
 from pilimit_lib.lab.journal import Journal, read_journal
@@ -24,7 +25,10 @@ def test_branches_name_the_checkpoint_they_grew_out_of(tmp_path):
     journal.fork(4)
     journal.fork(2)  # loaded twice, nothing happened in between
     journal.write("train", loss=0.5)
-    assert [(e["branch"], e["after"]) for e in journal.events if e["kind"] == "branch"] == [(0, None), (1, 2)]
+    assert [(e["branch"], e["after"]) for e in journal.events if e["kind"] == "branch"] == [
+        (0, None),
+        (1, 2),
+    ]
 
 
 def test_something_else_is_not_read_as_a_journal(tmp_path):
@@ -37,7 +41,10 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
     journal.write("edit", what="one")
-    with full_disk(path.stat().st_size + 30), pytest.raises(OSError, match="journal .* could not be written"):
+    with (
+        full_disk(path.stat().st_size + 30),
+        pytest.raises(OSError, match="journal .* could not be written"),
+    ):
         journal.write("edit", what="two")
     assert len(journal.events) == 2 == len(read_journal(path))
     journal.write("edit", what="three")

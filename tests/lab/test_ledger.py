@@ -1,4 +1,5 @@
 """The ledger against a plain loop over the same predictions, and who is denied and allowed."""
+
 import math
 
 import numpy as np
@@ -16,10 +17,21 @@ def filled(samples=40, rounds=6, seed=0):
     ledger, told = Ledger(samples), []
     labels = torch.randint(0, 3, (samples,), generator=generator)
     for step in range(rounds):
-        ids = torch.randperm(samples, generator=generator)[:samples // 2]
-        loss, confidence = torch.rand(len(ids), generator=generator), torch.rand(len(ids), generator=generator)
+        ids = torch.randperm(samples, generator=generator)[: samples // 2]
+        loss, confidence = (
+            torch.rand(len(ids), generator=generator),
+            torch.rand(len(ids), generator=generator),
+        )
         pred = torch.randint(0, 3, (len(ids),), generator=generator)
-        ledger.record(ids, loss, step * 10, pred=pred, label=labels[ids], confidence=confidence, margin=loss * 2)
+        ledger.record(
+            ids,
+            loss,
+            step * 10,
+            pred=pred,
+            label=labels[ids],
+            confidence=confidence,
+            margin=loss * 2,
+        )
         told.append((ids, loss, pred, labels[ids], confidence, step * 10))
     return ledger, told
 
@@ -27,14 +39,25 @@ def filled(samples=40, rounds=6, seed=0):
 def test_dynamics_equal_a_loop_over_each_sample():
     ledger, told = filled()
     for sample in range(ledger.size):
-        seen = [(float(loss[i]), int(pred[i]), int(label[i]), float(conf[i]), age) for ids, loss, pred, label, conf, age in told
-                for i in range(len(ids)) if int(ids[i]) == sample]
+        seen = [
+            (float(loss[i]), int(pred[i]), int(label[i]), float(conf[i]), age)
+            for ids, loss, pred, label, conf, age in told
+            for i in range(len(ids))
+            if int(ids[i]) == sample
+        ]
         assert ledger["exposure"][sample] == len(seen)
         if not seen:
-            assert math.isnan(ledger["loss"][sample]) and math.isnan(ledger["confidence"][sample]) and ledger["age"][sample] == -1
+            assert (
+                math.isnan(ledger["loss"][sample])
+                and math.isnan(ledger["confidence"][sample])
+                and ledger["age"][sample] == -1
+            )
             continue
         right = [pred == label for _, pred, label, _, _ in seen]
-        assert ledger["loss"][sample] == pytest.approx(seen[-1][0]) and ledger["age"][sample] == seen[-1][4]
+        assert (
+            ledger["loss"][sample] == pytest.approx(seen[-1][0])
+            and ledger["age"][sample] == seen[-1][4]
+        )
         assert ledger["confidence"][sample] == pytest.approx(np.mean([s[3] for s in seen]))
         assert ledger.variability()[sample] == pytest.approx(np.std([s[3] for s in seen]), abs=1e-9)
         assert ledger["correct"][sample] == sum(right)
@@ -44,18 +67,33 @@ def test_dynamics_equal_a_loop_over_each_sample():
 
 def test_a_sample_twice_in_a_batch_counts_twice_in_order():
     once, twice = Ledger(3), Ledger(3)
-    given = {"pred": torch.tensor([1, 0, 1]), "label": torch.tensor([1, 1, 1]), "confidence": torch.tensor([0.9, 0.1, 0.5])}
+    given = {
+        "pred": torch.tensor([1, 0, 1]),
+        "label": torch.tensor([1, 1, 1]),
+        "confidence": torch.tensor([0.9, 0.1, 0.5]),
+    }
     twice.record([2, 2, 0], torch.tensor([0.1, 0.2, 0.3]), 0, **given)
     for i, sample in enumerate([2, 2, 0]):
-        once.record([sample], torch.tensor([[0.1, 0.2, 0.3][i]]), 0, **{k: v[i:i + 1] for k, v in given.items()})
+        once.record(
+            [sample],
+            torch.tensor([[0.1, 0.2, 0.3][i]]),
+            0,
+            **{k: v[i : i + 1] for k, v in given.items()},
+        )
     for name in once.columns:
         np.testing.assert_array_equal(once[name], twice[name], err_msg=name)
     assert twice["exposure"].tolist() == [1, 0, 2] and twice["forgotten"][2] == 1
 
 
-@pytest.mark.parametrize("ids, error, message", [
-    ([0, 40], NotFound, "no such samples: \\[40\\]"), ([-1], NotFound, "no such samples"), ([0.5], TypeError, "integers"),
-    ([0, 1, 2], ValueError, "'loss' holds 2 values for 3 samples")])
+@pytest.mark.parametrize(
+    "ids, error, message",
+    [
+        ([0, 40], NotFound, "no such samples: \\[40\\]"),
+        ([-1], NotFound, "no such samples"),
+        ([0.5], TypeError, "integers"),
+        ([0, 1, 2], ValueError, "'loss' holds 2 values for 3 samples"),
+    ],
+)
 def test_bad_records_change_nothing(ids, error, message):
     ledger, _ = filled()
     before = {name: values.copy() for name, values in ledger.columns.items()}
@@ -75,20 +113,28 @@ def data():
 class TestDenying:
     def test_a_predicate_sees_the_seven_documented_values(self, data):
         calls = {}
-        data.deny_samples_with_predicate(lambda id, age, loss, times, denied, pred, label: calls.setdefault(
-            id, (age, loss, times, denied, pred, label)) and False)
+        data.deny_samples_with_predicate(
+            lambda id, age, loss, times, denied, pred, label: (
+                calls.setdefault(id, (age, loss, times, denied, pred, label)) and False
+            )
+        )
         ledger = data.ledger
         assert list(calls) == list(range(40))
         for sample, (age, loss, times, denied, pred, label) in calls.items():
             assert (age, times, denied, pred, label) == tuple(
-                ledger[c][sample] for c in ("age", "exposure", "denied", "pred", "label"))
+                ledger[c][sample] for c in ("age", "exposure", "denied", "pred", "label")
+            )
             assert loss == pytest.approx(ledger["loss"][sample], nan_ok=True)
 
     def test_unseen_samples_match_no_loss(self, data):
         unseen = np.flatnonzero(data.ledger["exposure"] == 0)
         assert len(unseen)
-        data.deny_samples_with_predicate(lambda id, age, loss, times, denied, pred, label: loss <= 1.5)
-        assert not data.ledger["denied"][unseen].any() and data.ledger["denied"].sum() == 40 - len(unseen)
+        data.deny_samples_with_predicate(
+            lambda id, age, loss, times, denied, pred, label: loss <= 1.5
+        )
+        assert not data.ledger["denied"][unseen].any() and data.ledger["denied"].sum() == 40 - len(
+            unseen
+        )
 
     def test_a_second_deny_replaces_the_first_unless_it_accumulates(self, data):
         data.deny_samples_with_predicate(lambda id, *rest: id < 5)
@@ -97,9 +143,12 @@ class TestDenying:
 
     def test_the_same_selection_four_ways(self, data):
         expected = None
-        for selection in (lambda id, age, loss, times, denied, pred, label: loss < 0.5,
-                          lambda frame: frame["prediction_loss"] < 0.5, "prediction_loss < 0.5",
-                          data.get_dataframe(all_samples=True)["prediction_loss"] < 0.5):
+        for selection in (
+            lambda id, age, loss, times, denied, pred, label: loss < 0.5,
+            lambda frame: frame["prediction_loss"] < 0.5,
+            "prediction_loss < 0.5",
+            data.get_dataframe(all_samples=True)["prediction_loss"] < 0.5,
+        ):
             data.deny(selection)
             expected = data.ledger["denied"].copy() if expected is None else expected
             np.testing.assert_array_equal(data.ledger["denied"], expected)
@@ -107,15 +156,21 @@ class TestDenying:
 
     @pytest.mark.parametrize("factor", [0, 0.5, 1, 3, 7])
     def test_factor_is_allowed_to_denied_over_the_whole_set(self, data, factor):
-        denied = data.deny_samples_and_sample_allowed_with_predicate(lambda id, *rest: id < 30, factor, seed=0)
+        denied = data.deny_samples_and_sample_allowed_with_predicate(
+            lambda id, *rest: id < 30, factor, seed=0
+        )
         assert denied == data.ledger["denied"].sum() and not data.ledger["denied"][30:].any()
         assert 40 - denied >= factor * denied
-        assert denied == 30 or 40 - (denied + 1) < factor * (denied + 1), "no more than needed is allowed again"
+        assert denied == 30 or 40 - (denied + 1) < factor * (denied + 1), (
+            "no more than needed is allowed again"
+        )
 
     def test_which_are_allowed_again_is_random(self, data):
         chosen = set()
         for seed in range(5):
-            data.deny_samples_and_sample_allowed_with_predicate(lambda id, *rest: id < 30, 3, seed=seed)
+            data.deny_samples_and_sample_allowed_with_predicate(
+                lambda id, *rest: id < 30, 3, seed=seed
+            )
             chosen.add(tuple(np.flatnonzero(data.ledger["denied"])))
         assert len(chosen) == 5
 
@@ -126,16 +181,34 @@ class TestDenying:
 
         def breaks(id, age, loss, times, denied, pred, label):
             return 1 / (id - 17) > 0
+
         for call, error, message in [
-                (lambda: data.deny_samples_with_predicate(lambda *a: True), ValueError, "all 40 samples"),
-                (lambda: data.deny_samples_with_predicate(breaks), ValueError, "ZeroDivisionError for sample 17"),
-                (lambda: data.deny_samples_with_predicate("no_such_column > 1"), ValueError, "no_such_column"),
-                (lambda: data.deny_samples_with_predicate(np.zeros(3, bool)), ValueError, "40 booleans"),
-                (lambda: data.denylist_samples([5, 999]), NotFound, r"\[999\]"),
-                (lambda: data.denylist_samples(range(40)), ValueError, "all 40"),
-                (lambda: data.allowlist_samples({3, -7}), NotFound, r"\[-7\]"),
-                (lambda: rebalance(lambda *a: True, float("nan")), ValueError, "factor"),
-                (lambda: rebalance(lambda *a: True, -1), ValueError, "factor")]:
+            (
+                lambda: data.deny_samples_with_predicate(lambda *a: True),
+                ValueError,
+                "all 40 samples",
+            ),
+            (
+                lambda: data.deny_samples_with_predicate(breaks),
+                ValueError,
+                "ZeroDivisionError for sample 17",
+            ),
+            (
+                lambda: data.deny_samples_with_predicate("no_such_column > 1"),
+                ValueError,
+                "no_such_column",
+            ),
+            (
+                lambda: data.deny_samples_with_predicate(np.zeros(3, bool)),
+                ValueError,
+                "40 booleans",
+            ),
+            (lambda: data.denylist_samples([5, 999]), NotFound, r"\[999\]"),
+            (lambda: data.denylist_samples(range(40)), ValueError, "all 40"),
+            (lambda: data.allowlist_samples({3, -7}), NotFound, r"\[-7\]"),
+            (lambda: rebalance(lambda *a: True, float("nan")), ValueError, "factor"),
+            (lambda: rebalance(lambda *a: True, -1), ValueError, "factor"),
+        ]:
             with pytest.raises(error, match=message):
                 call()
             np.testing.assert_array_equal(before, data.ledger["denied"])
@@ -166,12 +239,21 @@ class TestFrame:
     @pytest.mark.parametrize("ending", [".csv", ".parquet"])
     def test_export_reads_back(self, data, tmp_path, ending):
         if ending == ".parquet":
-            pytest.importorskip("pyarrow", reason="parquet needs pyarrow: pip install 'pilimit[lab]'")
+            pytest.importorskip(
+                "pyarrow", reason="parquet needs pyarrow: pip install 'pilimit[lab]'"
+            )
         data.tag("odd", np.arange(1, 40, 2))
         path = data.export(tmp_path / "deep" / f"ledger{ending}")
-        back = pd.read_csv(path, index_col="sample_id") if ending == ".csv" else pd.read_parquet(path)
-        pd.testing.assert_frame_equal(back, data.get_dataframe(all_samples=True), check_dtype=False, check_index_type=False,
-                                      rtol=1e-6)
+        back = (
+            pd.read_csv(path, index_col="sample_id") if ending == ".csv" else pd.read_parquet(path)
+        )
+        pd.testing.assert_frame_equal(
+            back,
+            data.get_dataframe(all_samples=True),
+            check_dtype=False,
+            check_index_type=False,
+            rtol=1e-6,
+        )
         assert [p.name for p in path.parent.iterdir()] == [path.name]
 
     def test_unknown_formats_are_refused(self, data, tmp_path):
@@ -184,6 +266,7 @@ def test_data_sets_without_positions_are_refused():
     class Endless(IterableDataset):
         def __iter__(self):
             yield 1
+
     with pytest.raises(TypeError, match="no positions"):
         TrackedDataset(Endless())
     with pytest.raises(ValueError, match="empty"):

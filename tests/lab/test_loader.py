@@ -1,4 +1,6 @@
-"""Who is served: ids under shuffling and workers, denial in the middle of an epoch, positions to come back to."""
+"""Who is served: ids under shuffling and workers, denial in the middle of an epoch, positions to
+come back to."""
+
 import random
 
 import numpy as np
@@ -16,11 +18,18 @@ class Jittered(Dataset):
         return 50
 
     def __getitem__(self, i):
-        return torch.tensor([float(i), float(torch.rand(1)), random.random(), np.random.rand()], dtype=torch.float64)
+        return torch.tensor(
+            [float(i), float(torch.rand(1)), random.random(), np.random.rand()], dtype=torch.float64
+        )
 
 
 def loader(workers=0, **options):
-    return LabLoader(TrackedDataset(Jittered()), 8, num_workers=workers, **{"shuffle": True, "seed": 3, **options})
+    return LabLoader(
+        TrackedDataset(Jittered()),
+        8,
+        num_workers=workers,
+        **{"shuffle": True, "seed": 3, **options},
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -65,17 +74,26 @@ def test_going_on_from_a_position_equals_never_having_stopped(workers, shuffle):
     for source in (whole,):
         for _ in range(10):
             source.next_batch()
-    state, generators = whole.state(), (torch.get_rng_state(), random.getstate(), np.random.get_state())
+    state, generators = (
+        whole.state(),
+        (torch.get_rng_state(), random.getstate(), np.random.get_state()),
+    )
     expected = [whole.next_batch() for _ in range(9)]
     twin.load_state(state)
-    torch.set_rng_state(generators[0]), random.setstate(generators[1]), np.random.set_state(generators[2])
+    (
+        torch.set_rng_state(generators[0]),
+        random.setstate(generators[1]),
+        np.random.set_state(generators[2]),
+    )
     for batch in expected:
         assert torch.equal(batch, twin.next_batch())
 
 
 def test_serving_spends_no_randomness_of_the_model():
     before = torch.get_rng_state()
-    source = LabLoader(TrackedDataset(TensorDataset(torch.arange(20.0))), 4, shuffle=True, num_workers=2)
+    source = LabLoader(
+        TrackedDataset(TensorDataset(torch.arange(20.0))), 4, shuffle=True, num_workers=2
+    )
     list(source)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -88,7 +106,9 @@ def test_a_users_loader_keeps_its_batches():
     ours = LabLoader.of(plain)
     assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
     assert LabLoader.of(DataLoader(data, 7, shuffle=True)).shuffle
-    weighted = LabLoader.of(DataLoader(data, 7, sampler=WeightedRandomSampler([1.0] * 10 + [0.0] * 20, 25)))
+    weighted = LabLoader.of(
+        DataLoader(data, 7, sampler=WeightedRandomSampler([1.0] * 10 + [0.0] * 20, 25))
+    )
     first = weighted.next_batch()
     state = weighted.state()
     rest = [batch[0] for batch in weighted]

@@ -1,4 +1,5 @@
 """The user's own loop, all-or-nothing blocks, undo, and what bad input leaves behind."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,14 @@ def own_loop(tmp_path=None, **options):
     torch.manual_seed(0)
     model = PlainNet()
     optimizer = optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    lab = watch(model, optimizer, DataLoader(digits(96), 16, shuffle=True), DataLoader(digits(32, start=500), 16),
-                folder=tmp_path, **options)
+    lab = watch(
+        model,
+        optimizer,
+        DataLoader(digits(96), 16, shuffle=True),
+        DataLoader(digits(32, start=500), 16),
+        folder=tmp_path,
+        **options,
+    )
     return model, optimizer, lab
 
 
@@ -37,7 +44,11 @@ def test_an_own_loop_has_all_of_it(tmp_path):
     epoch(model, optimizer, lab)
     assert lab.age == 96 and lab.steps == 6
     frame = lab.loader.dataset.get_dataframe()
-    assert len(frame) == 96 and frame["margin"].notna().all() and frame["confidence"].between(0, 1).all()
+    assert (
+        len(frame) == 96
+        and frame["margin"].notna().all()
+        and frame["confidence"].between(0, 1).all()
+    )
     model.eval()
     with torch.no_grad():
         for x, y in lab.eval_loader:
@@ -46,7 +57,9 @@ def test_an_own_loop_has_all_of_it(tmp_path):
             expected = F.cross_entropy(logits, y, reduction="none")
     assert lab.age == 96 and len(lab.eval_loader.dataset.get_dataframe()) == 32
     assert lab.ledger("eval")["loss"][-16:].tolist() == pytest.approx(expected.tolist())
-    assert lab.neurons[model.stem].train_seen[0] == 96 and lab.neurons[model.stem].eval_seen[0] == 32
+    assert (
+        lab.neurons[model.stem].train_seen[0] == 96 and lab.neurons[model.stem].eval_seen[0] == 32
+    )
     lab.model.prune(layer="hidden", neuron_indices={1})
     lab.loader.dataset.denylist_samples(range(40))
     epoch(model, optimizer, lab)
@@ -57,7 +70,8 @@ def test_an_own_loop_has_all_of_it(tmp_path):
 
 
 def test_the_loop_is_the_one_without_the_lab():
-    """Watched or not, training is the same bit for bit (the order of the samples apart, which is fixed here)."""
+    """Watched or not, training is the same bit for bit (the order of the samples apart, which is
+    fixed here)."""
     model, optimizer, lab = own_loop()
     twin = PlainNet()
     twin.load_state_dict(model.state_dict())
@@ -70,7 +84,9 @@ def test_the_loop_is_the_one_without_the_lab():
         twin_optimizer.zero_grad()
         F.cross_entropy(twin(x), y).backward()
         twin_optimizer.step()
-    assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items()
+    )
 
 
 def test_ids_of_a_surrounding_batch_are_taken(tmp_path):
@@ -106,11 +122,17 @@ def test_edit_blocks_are_all_or_nothing(make, model):
     after = everything(exp)
     before.pop("/rng/core/torch"), after.pop("/rng/core/torch")  # new weights were drawn
     same(before, after)
-    assert all(p is parameters[name] for name, p in exp.module.named_parameters()) and exp.lab.journal.events == events
+    assert (
+        all(p is parameters[name] for name, p in exp.module.named_parameters())
+        and exp.lab.journal.events == events
+    )
     with exp.edit() as m:
         m.add_neurons(layer_index=0, neuron_count=2)
         m.prune(layer_index=0, neuron_indices={0})
-    assert [e["what"].split()[0] for e in exp.lab.journal.events if e["kind"] == "edit"] == ["add", "prune"]
+    assert [e["what"].split()[0] for e in exp.lab.journal.events if e["kind"] == "edit"] == [
+        "add",
+        "prune",
+    ]
     exp.train_n_steps(2)
     exp.undo()
     undone = everything(exp)
@@ -129,7 +151,11 @@ def test_no_training_inside_an_edit(make):
         with exp.edit():
             exp.train_n_steps(1)
     after = everything(exp)
-    assert all(torch.equal(before[p], after[p]) for p in before if p.startswith("/network/snapshot/model") and "norm" not in p)
+    assert all(
+        torch.equal(before[p], after[p])
+        for p in before
+        if p.startswith("/network/snapshot/model") and "norm" not in p
+    )
 
 
 def test_undo_goes_back_several_edits(make):
@@ -151,14 +177,30 @@ def test_undo_goes_back_several_edits(make):
 
 
 BAD_EDITS = [
-    (lambda m: m.prune(layer_index=9, neuron_indices={0}), NotFound, "no layer with index 9; there are 5"),
+    (
+        lambda m: m.prune(layer_index=9, neuron_indices={0}),
+        NotFound,
+        "no layer with index 9; there are 5",
+    ),
     (lambda m: m.prune(layer_index=-1, neuron_indices={0}), NotFound, "no layer with index -1"),
     (lambda m: m.prune(layer_index=0.5, neuron_indices={0}), TypeError, "integer"),
-    (lambda m: m.prune(layer="features.7", neuron_indices={0}), NotFound, "no layer 'features.7'; layers are"),
+    (
+        lambda m: m.prune(layer="features.7", neuron_indices={0}),
+        NotFound,
+        "no layer 'features.7'; layers are",
+    ),
     (lambda m: m.prune(layer="norm", neuron_indices={0}), NotFound, "no layer 'norm'"),
     (lambda m: m.prune(neuron_indices={0}), ValueError, "name one layer"),
-    (lambda m: m.prune(layer_index=0, layer="stem", neuron_indices={0}), ValueError, "name one layer"),
-    (lambda m: m.prune(layer_index=0, neuron_indices={0, 999}), NotFound, r"no such neurons: \[999\]"),
+    (
+        lambda m: m.prune(layer_index=0, layer="stem", neuron_indices={0}),
+        ValueError,
+        "name one layer",
+    ),
+    (
+        lambda m: m.prune(layer_index=0, neuron_indices={0, 999}),
+        NotFound,
+        r"no such neurons: \[999\]",
+    ),
     (lambda m: m.prune(layer_index=0, neuron_indices={-1}), NotFound, r"no such neurons: \[-1\]"),
     (lambda m: m.prune(layer_index=0, neuron_indices={0.5}), TypeError, "integers"),
     (lambda m: m.prune(layer_index=0, neuron_indices=set()), ValueError, "empty"),
@@ -171,8 +213,16 @@ BAD_EDITS = [
     (lambda m: m.add_neurons(layer_index=0, neuron_count=1, init="magic"), ValueError, "zero_out"),
     (lambda m: m.reinit_neurons(layer_index=0, neuron_indices={0, 999}), NotFound, r"\[999\]"),
     (lambda m: m.reinit_neurons(layer_index=4, neuron_indices={0}), Refused, "output layer"),
-    *[(lambda m, r=r: m.reinit_neurons(layer_index=0, neuron_indices={1}, perturbation_ratio=r), ValueError, "between 0 and 1")
-      for r in (0, 1, -0.1, 2.0, float("nan"), "0.5")],
+    *[
+        (
+            lambda m, r=r: m.reinit_neurons(
+                layer_index=0, neuron_indices={1}, perturbation_ratio=r
+            ),
+            ValueError,
+            "between 0 and 1",
+        )
+        for r in (0, 1, -0.1, 2.0, float("nan"), "0.5")
+    ],
 ]
 
 
@@ -191,8 +241,11 @@ def test_bad_edits_say_so_and_leave_everything_as_before(make, number):
 
 
 def test_bad_settings(make):
-    for options, message in [({"learning_rate": float("nan")}, "learning_rate"), ({"learning_rate": -1.0}, "learning_rate"),
-                             ({"batch_size": 0}, "batch_size")]:
+    for options, message in [
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"batch_size": 0}, "batch_size"),
+    ]:
         with pytest.raises(ValueError, match=message):
             make(**options)
     exp = make()
@@ -208,8 +261,11 @@ def test_bad_settings(make):
 def test_evaluations_and_checkpoints_come_when_they_are_due(make):
     exp = make(eval_every=2, dump_every=4, log_every=3)
     loss, accuracy = exp.train_n_steps_with_eval_full(9)
-    assert (loss, accuracy) == pytest.approx(exp.eval_n_steps(10 ** 6))
-    ages = {kind: [e["step"] for e in exp.lab.journal.events if e["kind"] == kind] for kind in ("eval", "train", "checkpoint")}
+    assert (loss, accuracy) == pytest.approx(exp.eval_n_steps(10**6))
+    ages = {
+        kind: [e["step"] for e in exp.lab.journal.events if e["kind"] == kind]
+        for kind in ("eval", "train", "checkpoint")
+    }
     assert ages == {"eval": [0, 2, 4, 6, 8, 9], "train": [3, 6, 9], "checkpoint": [4, 8]}
     assert [exp.chkpt_manager.entry(i)["steps"] for i in exp.chkpt_manager] == [4, 8]
 
@@ -249,10 +305,17 @@ def test_edits_leave_generators_and_modes_of_planning_alone(make):
     exp = make(PlainNet(dropout=0.5))
     exp.train_n_steps(2)
     exp.module.inner_norm.eval()
-    generator, buffers = torch.get_rng_state(), {n: b.clone() for n, b in exp.module.named_buffers()}
+    generator, buffers = (
+        torch.get_rng_state(),
+        {n: b.clone() for n, b in exp.module.named_buffers()},
+    )
     counts = exp.neuron_stats()
     exp.model.prune(layer="hidden", neuron_indices={3})
-    assert torch.equal(generator, torch.get_rng_state()) and exp.module.training and not exp.module.inner_norm.training
+    assert (
+        torch.equal(generator, torch.get_rng_state())
+        and exp.module.training
+        and not exp.module.inner_norm.training
+    )
     assert all(torch.equal(b, buffers[n]) for n, b in exp.module.named_buffers())
     remaining = counts[~((counts["layer"] == "hidden") & (counts["neuron"] == 3))]
     assert exp.neuron_stats()["train_triggers"].tolist() == remaining["train_triggers"].tolist()
@@ -261,10 +324,13 @@ def test_edits_leave_generators_and_modes_of_planning_alone(make):
 def test_tensorboard_gets_the_curves(make, tmp_path):
     pytest.importorskip("tensorboard", reason="needs tensorboard: pip install 'pilimit[lab]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     exp = make(name="board", tensorboard=True, log_every=2)
     exp.train_n_steps_with_eval_full(6)
     exp.lab.on_scalars.writer.close()
     events = EventAccumulator(str(exp.folder / "tensorboard")).Reload()
-    assert {"train-loss", "train-acc", "eval-loss", "eval-acc", "model-params"} <= set(events.Tags()["scalars"])
+    assert {"train-loss", "train-acc", "eval-loss", "eval-acc", "model-params"} <= set(
+        events.Tags()["scalars"]
+    )
     assert [e.step for e in events.Scalars("train-loss")] == [64, 128, 192]
     assert [e.step for e in events.Scalars("eval-loss")] == [0, 192]

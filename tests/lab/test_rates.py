@@ -1,4 +1,6 @@
-"""Learning rates of single neurons, under every optimiser that could move a weight without a gradient."""
+"""Learning rates of single neurons, under every optimiser that could move a weight without a
+gradient."""
+
 import pytest
 import torch
 from torch import nn, optim
@@ -8,7 +10,10 @@ from pilimit_lib.lab import NotFound, watch
 from .conftest import PlainNet
 
 OPTIMISERS = {
-    "sgd with momentum": (optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    "sgd with momentum": (
+        optim.SGD,
+        {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+    ),
     "adam": (optim.Adam, {"lr": 0.01}),
     "adam with decay": (optim.Adam, {"lr": 0.01, "weight_decay": 0.1}),
     "adamw": (optim.AdamW, {"lr": 0.01, "weight_decay": 0.1}),
@@ -31,11 +36,15 @@ def test_rate_zero_is_bit_identical_with_a_warm_optimiser(name):
     model = PlainNet()
     optimizer = kind(model.parameters(), **options)
     lab = watch(model, optimizer, example=torch.randn(2, 1, 8, 8))
-    steps(model, optimizer, 3)  # momentum and moments are warm: a gradient of zero would still move the weights
+    # momentum and moments are warm: a gradient of zero would still move the weights
+    steps(model, optimizer, 3)
     stem, narrow = lab.model.layers[0], lab.model.layers[2]
     stem.set_per_neuron_learning_rate({0, 1}, lr=0.0)
     narrow.set_per_incoming_neuron_learning_rate({2}, lr=0.0)
-    row, bias, column = (t.detach().clone() for t in (model.stem.weight[:2], model.stem.bias[:2], model.narrow.weight[:, 2]))
+    row, bias, column = (
+        t.detach().clone()
+        for t in (model.stem.weight[:2], model.stem.bias[:2], model.narrow.weight[:, 2])
+    )
     rest = model.stem.weight[2:].detach().clone()
     steps(model, optimizer, 5)
     assert torch.equal(model.stem.weight[:2], row) and torch.equal(model.stem.bias[:2], bias)
@@ -45,7 +54,9 @@ def test_rate_zero_is_bit_identical_with_a_warm_optimiser(name):
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_rate_scales_the_step_and_one_leaves_it_alone(name):
-    """The first step at rate r is r times the full one (under Adam a scaled gradient would give the full one)."""
+    """The first step at rate r is r times the full one (under Adam a scaled gradient would give the
+    full one)."""
+
     def first_step(rate):
         torch.manual_seed(0)
         model = PlainNet()
@@ -57,6 +68,7 @@ def test_a_rate_scales_the_step_and_one_leaves_it_alone(name):
         old = model.stem.weight.detach().clone()
         steps(model, optimizer, 1)
         return model.stem.weight.detach() - old, model.stem.weight.detach()
+
     full, weight = first_step(None)
     half, _ = first_step(0.5)
     torch.testing.assert_close(half[1], 0.5 * full[1], rtol=1e-3, atol=1e-7)
@@ -73,7 +85,7 @@ def test_transposed_convolution_scales_its_own_dimension():
     before = model[0].weight.detach().clone()
     model(torch.randn(2, 3, 4, 4)).square().mean().backward()
     optimizer.step()
-    changed = (model[0].weight != before)
+    changed = model[0].weight != before
     assert not changed[:, 3].any() and changed[:, :3].any(dim=(0, 2, 3)).all()
 
 

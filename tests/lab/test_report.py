@@ -1,4 +1,5 @@
 """The report: self-contained, complete, and seen in a real browser."""
+
 import re
 import shutil
 import subprocess
@@ -12,13 +13,27 @@ from pilimit_lib.lab.__main__ import main as command
 
 from .conftest import MNISTModel, digits
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
 
 
 @pytest.fixture
 def run(make):
-    """A run with everything on it: two branches, edits, denials, silent and slow neurons, forgotten samples."""
-    exp = make(MNISTModel(), name="tree", train_dataset=digits(256, 28), eval_dataset=digits(96, 28, 1000), eval_every=8)
+    """A run with everything on it: two branches, edits, denials, silent and slow neurons, forgotten
+    samples."""
+    exp = make(
+        MNISTModel(),
+        name="tree",
+        train_dataset=digits(256, 28),
+        eval_dataset=digits(96, 28, 1000),
+        eval_every=8,
+    )
     exp.train_n_steps_with_eval_full(24)
     exp.dump("before surgery")
     exp.model.add_neurons(layer_index=0, neuron_count=4)
@@ -27,7 +42,9 @@ def run(make):
     exp.dump()
     exp.load(0)
     exp.model.prune(layer="layer2", neuron_indices={1})
-    exp.train_loader.dataset.deny_samples_and_sample_allowed_with_predicate(lambda frame: frame["confidence"] > 0.15, 3, seed=0)
+    exp.train_loader.dataset.deny_samples_and_sample_allowed_with_predicate(
+        lambda frame: frame["confidence"] > 0.15, 3, seed=0
+    )
     exp.model.freeze_layers_up_to_idx(0)
     exp.train_n_steps_with_eval_full(24)
     exp.dump("after curation")
@@ -38,15 +55,31 @@ def test_the_page_is_complete_and_fetches_nothing(run, tmp_path):
     path = run.report(tmp_path / "page" / "report.html")
     text = path.read_text()
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
-    for title in ("Learning curves", "Checkpoints", "Neurons", "Data map", "Most forgotten samples", "Timeline"):
+    for title in (
+        "Learning curves",
+        "Checkpoints",
+        "Neurons",
+        "Data map",
+        "Most forgotten samples",
+        "Timeline",
+    ):
         assert f"<h2>{title}</h2>" in text
     assert "<script" not in text and "<link" not in text and "@import" not in text
-    assert set(re.findall(r'src="([a-z]+):', text)) == {"data"} and "http" not in re.sub(r'base64,[^"]*', "", text)
+    assert set(re.findall(r'src="([a-z]+):', text)) == {"data"} and "http" not in re.sub(
+        r'base64,[^"]*', "", text
+    )
     assert text.count('class="figure"') == 4 and text.count("data:image/png;base64") >= 24
-    for said in ("before surgery", "after curation", "add 4 neurons to &#x27;layer0&#x27;", "prune neurons [1]",
-                 "samples denied"):
+    for said in (
+        "before surgery",
+        "after curation",
+        "add 4 neurons to &#x27;layer0&#x27;",
+        "prune neurons [1]",
+        "samples denied",
+    ):
         assert said in text, said
-    worst = run.train_loader.dataset.get_dataframe().sort_values("forgotten", ascending=False).index[0]
+    worst = (
+        run.train_loader.dataset.get_dataframe().sort_values("forgotten", ascending=False).index[0]
+    )
     assert f"<b>#{worst}</b>" in text
 
 
@@ -62,7 +95,11 @@ def test_the_command_writes_the_page_from_the_folder(run, capsys):
 
 @pytest.mark.slow
 def test_the_command_runs_as_a_module(run):
-    done = subprocess.run([sys.executable, "-m", "pilimit_lib.lab", "report", str(run.folder)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pilimit_lib.lab", "report", str(run.folder)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "report.html" in done.stdout, done.stderr
 
 
@@ -78,31 +115,61 @@ def test_names_are_escaped(make, tmp_path):
 
 
 def browse(page, folder, *options):
-    """Chromium's messages go to a file: its helpers outlive it, and a pipe would be waited for until the last one ends."""
+    """Chromium's messages go to a file: its helpers outlive it, and a pipe would be waited for
+    until the last one ends."""
     with (folder / "chromium.log").open("w") as log:
-        subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                        f"--user-data-dir={folder / 'profile'}", *options, page.as_uri()], stdout=log, stderr=log, timeout=120)
+        subprocess.run(
+            [
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                f"--user-data-dir={folder / 'profile'}",
+                *options,
+                page.as_uri(),
+            ],
+            stdout=log,
+            stderr=log,
+            timeout=120,
+        )
     return (folder / "chromium.log").read_text()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page with")
 def test_a_browser_shows_it(run, tmp_path):
     path = run.report(tmp_path / "report.html")
-    # The page with a script that only this test adds: what the browser made of the pictures becomes the colour of a strip.
+    # The page with a script that only this test adds: what the browser made of the pictures becomes
+    # the colour of a strip.
     probe = tmp_path / "probe.html"
-    probe.write_text(path.read_text().replace("</body>", """<script>addEventListener('load', () => {
+    probe.write_text(
+        path.read_text().replace(
+            "</body>",
+            """<script>addEventListener('load', () => {
         const all = [...document.images], strip = document.createElement('div');
         const fine = all.length >= 28 && all.every(i => i.naturalWidth > 0) && document.documentElement.scrollWidth <= innerWidth;
         strip.style = `position: absolute; inset: 0 0 auto; height: 8px; background: ${fine ? '#00ff00' : '#ff0000'}`;
         document.body.append(strip);
-    });</script></body>"""))
-    said = browse(probe, tmp_path, f"--screenshot={tmp_path / 'page.png'}", "--window-size=1200,3600",
-                  "--virtual-time-budget=5000")
+    });</script></body>""",
+        )
+    )
+    said = browse(
+        probe,
+        tmp_path,
+        f"--screenshot={tmp_path / 'page.png'}",
+        "--window-size=1200,3600",
+        "--virtual-time-budget=5000",
+    )
     assert (tmp_path / "page.png").exists(), said
     shot = matplotlib.image.imread(tmp_path / "page.png")[..., :3]
     assert shot.shape[:2] == (3600, 1200)
-    assert shot[4, 600].tolist() == [0, 1, 0], "a picture was not shown, or the page is wider than the window"
+    assert shot[4, 600].tolist() == [0, 1, 0], (
+        "a picture was not shown, or the page is wider than the window"
+    )
     drawn = np.abs(shot - shot[20, 0]).max(-1) > 0.1
     assert drawn.any(axis=1).sum() > 1500, "the page is nearly empty"
     assert len(np.unique((shot * 15).astype(int) @ [256, 16, 1])) > 100, "no figures in colour"

@@ -1,4 +1,5 @@
 """Trigger counts against a direct count, for plain layers and for the documented ones."""
+
 import copy
 import pickle
 
@@ -20,7 +21,10 @@ def direct(model, layer, batches):
         model(x)
     hook.remove()
     channel = 1 if isinstance(layer, nn.Conv2d) else -1
-    return [sum(int((output.select(channel, n) > 0).sum()) for output in outputs) for n in range(layer.weight.shape[0])]
+    return [
+        sum(int((output.select(channel, n) > 0).sum()) for output in outputs)
+        for n in range(layer.weight.shape[0])
+    ]
 
 
 @pytest.mark.parametrize("layer", ["stem", "inner", "narrow", "hidden", "out"])
@@ -35,8 +39,12 @@ def test_counts_equal_a_direct_count(layer):
     model.eval()
     model(batches[0])
     neurons = lab.neurons[model.get_submodule(layer)]
-    assert neurons.train_triggers.tolist() == direct(reference, reference.get_submodule(layer), batches)
-    assert neurons.train_seen.tolist() == [13] * len(neurons.rate) and neurons.eval_seen.tolist() == [5] * len(neurons.rate)
+    assert neurons.train_triggers.tolist() == direct(
+        reference, reference.get_submodule(layer), batches
+    )
+    assert neurons.train_seen.tolist() == [13] * len(
+        neurons.rate
+    ) and neurons.eval_seen.tolist() == [5] * len(neurons.rate)
     assert neurons.train_triggers.dtype == torch.long
 
 
@@ -52,8 +60,10 @@ def test_zero_is_no_trigger():
     assert layer.neurons.rates(TrackingMode.EVAL).isnan().all()
 
 
-@pytest.mark.parametrize("shape, spatial", [
-    ((4, 3, 5, 6), 2), ((4, 3, 7), 1), ((4, 3), 0), ((4, 5, 3), 0), ((3, 5, 6), 2), ((3,), 0)])
+@pytest.mark.parametrize(
+    "shape, spatial",
+    [((4, 3, 5, 6), 2), ((4, 3, 7), 1), ((4, 3), 0), ((4, 5, 3), 0), ((3, 5, 6), 2), ((3,), 0)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_any_shape_and_type(shape, spatial, dtype):
     torch.manual_seed(0)
@@ -62,7 +72,12 @@ def test_any_shape_and_type(shape, spatial, dtype):
     channel = len(shape) - spatial - 1
     expected = [int((output.select(channel, n) > 0).sum()) for n in range(3)]
     assert count_triggers(output, spatial).tolist() == expected
-    assert count_triggers(output.movedim(channel, -1).contiguous().movedim(-1, channel), spatial).tolist() == expected
+    assert (
+        count_triggers(
+            output.movedim(channel, -1).contiguous().movedim(-1, channel), spatial
+        ).tolist()
+        == expected
+    )
 
 
 def test_modes_of_the_documented_network():
@@ -75,7 +90,11 @@ def test_modes_of_the_documented_network():
     model.tracking_mode = TrackingMode.EVAL
     model(x)
     assert model.age == 3
-    assert model.layer0.neurons.train_seen.tolist() == model.layer0.neurons.eval_seen.tolist() == [3, 3]
+    assert (
+        model.layer0.neurons.train_seen.tolist()
+        == model.layer0.neurons.eval_seen.tolist()
+        == [3, 3]
+    )
     assert model.out.neurons.train_seen.sum() == 0, "skip_register"
     with pytest.raises(ValueError):
         model.tracking_mode = "sometimes"
@@ -83,6 +102,7 @@ def test_modes_of_the_documented_network():
 
 def test_alone_it_can_be_operated_on_and_the_change_is_handed_out():
     from pilimit_lib.core import follow
+
     torch.manual_seed(0)
     model, x = MNISTModel(), torch.randn(3, 1, 28, 28)
     optimizer = torch.optim.Adam(model.parameters())
@@ -90,7 +110,9 @@ def test_alone_it_can_be_operated_on_and_the_change_is_handed_out():
     optimizer.step()
     follow(optimizer, model.prune(layer_index=0, neuron_indices={1}))
     assert model.layer0.out_channels == 1 and model(x).shape == (3, 10)
-    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(p) for p in model.parameters()}
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {
+        id(p) for p in model.parameters()
+    }
 
 
 def test_the_documented_layers_hold_what_torch_layers_hold():
@@ -119,5 +141,7 @@ def test_close_takes_every_hook_off():
     lab.neurons[model.stem].set_rate({0}, 0.0)
     before = model.stem.weight.detach().clone()
     optimizer.step()
-    assert (model.stem.weight[0] != before[0]).any() and lab.neurons[model.stem].train_seen.sum() == 0
+    assert (model.stem.weight[0] != before[0]).any() and lab.neurons[
+        model.stem
+    ].train_seen.sum() == 0
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -10,10 +10,15 @@ FOLDER = Path(__file__).resolve().parents[3] / "shared" / "fixtures" / "pilimit"
 
 
 def found(pattern):
-    """The fixture files of this pattern, as pytest parameters; one skipped parameter where the folder is absent."""
+    """The fixture files of this pattern, as pytest parameters; one skipped parameter where the
+    folder is absent."""
     files = sorted(FOLDER.glob(pattern))
     if not files:
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no {pattern} at ../shared/fixtures/pilimit"))]
+        return [
+            pytest.param(
+                None, marks=pytest.mark.skip(reason=f"no {pattern} at ../shared/fixtures/pilimit")
+            )
+        ]
     return [pytest.param(f, id=f.stem) for f in files]
 
 

@@ -1,4 +1,5 @@
-"""Files as the original code wrote them, made without it: its modules exist only while torch.save runs."""
+"""Files as the original code wrote them, made without it: its modules exist only while torch.save
+runs."""
 
 import contextlib
 import pickle
@@ -33,8 +34,16 @@ def original_modules(array_module="inf.dynamicarray"):
 
 def _grown(arr, tensor):
     """A growing array whose buffer is longer than what counts, its rest not a number."""
-    buffer = torch.cat([tensor, tensor.new_full((len(tensor) + 3, *tensor.shape[1:]), float("nan"))])
-    return arr(d=tensor.shape[-1] if tensor.dim() > 1 else None, device="cpu", resizemult=2, arr=buffer, size=len(tensor))
+    buffer = torch.cat(
+        [tensor, tensor.new_full((len(tensor) + 3, *tensor.shape[1:]), float("nan"))]
+    )
+    return arr(
+        d=tensor.shape[-1] if tensor.dim() > 1 else None,
+        device="cpu",
+        resizemult=2,
+        arr=buffer,
+        size=len(tensor),
+    )
 
 
 def _fields(net, arr):
@@ -49,9 +58,22 @@ def _fields(net, arr):
 def save_object(net, path, zipped=True, **extra):
     """torch.save of the whole object, with leftovers of training."""
     with original_modules() as (cls, arr):
-        leftovers = {"d": net.d, "dout": net.dout, "r": net.r, "L": net.L, "device": torch.device("cpu"), "arrbackend": arr,
-                     "dAs": {1: None, 2: [torch.ones(2, net.r)]}, "X": torch.ones(1, net.d), "gs": {1: torch.ones(1, net.r)}}
-        torch.save(cls(**(leftovers | _fields(net, arr) | extra)), path, _use_new_zipfile_serialization=zipped)
+        leftovers = {
+            "d": net.d,
+            "dout": net.dout,
+            "r": net.r,
+            "L": net.L,
+            "device": torch.device("cpu"),
+            "arrbackend": arr,
+            "dAs": {1: None, 2: [torch.ones(2, net.r)]},
+            "X": torch.ones(1, net.d),
+            "gs": {1: torch.ones(1, net.r)},
+        }
+        torch.save(
+            cls(**(leftovers | _fields(net, arr) | extra)),
+            path,
+            _use_new_zipfile_serialization=zipped,
+        )
 
 
 def save_legacy(net, path, with_pickle=False):

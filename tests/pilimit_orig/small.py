@@ -1,4 +1,5 @@
-"""Small float64 networks in a general position, and their function for autograd: an oracle that shares no code with them."""
+"""Small float64 networks in a general position, and their function for autograd: an oracle that
+shares no code with them."""
 
 import math
 
@@ -7,10 +8,34 @@ import torch
 from pilimit_orig.inf import InfPiMLP
 
 
-def network(L=2, layernorm=False, bias_alpha=0.7, last_bias_alpha=0.3, rows=9, d=5, dout=3, r=4, seed=0, **kw):
+def network(
+    L=2,
+    layernorm=False,
+    bias_alpha=0.7,
+    last_bias_alpha=0.3,
+    rows=9,
+    d=5,
+    dout=3,
+    r=4,
+    seed=0,
+    **kw,
+):
     """A float64 network whose rows, multipliers and biases are all random."""
-    net = InfPiMLP(d, dout, L, r, initsize=rows, bias_alpha=bias_alpha, last_bias_alpha=last_bias_alpha, first_layer_alpha=1.4,
-                   last_layer_alpha=0.6, layernorm=layernorm, dtype=torch.float64, seed=seed, **kw)
+    net = InfPiMLP(
+        d,
+        dout,
+        L,
+        r,
+        initsize=rows,
+        bias_alpha=bias_alpha,
+        last_bias_alpha=last_bias_alpha,
+        first_layer_alpha=1.4,
+        last_layer_alpha=0.6,
+        layernorm=layernorm,
+        dtype=torch.float64,
+        seed=seed,
+        **kw,
+    )
     g = torch.Generator().manual_seed(seed + 100)
 
     def normal(*size):
@@ -24,11 +49,14 @@ def network(L=2, layernorm=False, bias_alpha=0.7, last_bias_alpha=0.3, rows=9, d
 
 def data(net, b=6, seed=5):
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(b, net.d, generator=g, dtype=torch.float64), torch.randint(net.dout, (b,), generator=g)
+    return torch.randn(b, net.d, generator=g, dtype=torch.float64), torch.randint(
+        net.dout, (b,), generator=g
+    )
 
 
 def leaves(net):
-    """{(kind, layer): tensor that requires grad} of everything that the function depends on smoothly."""
+    """{(kind, layer): tensor that requires grad} of everything that the function depends on
+    smoothly."""
     out = {("A", l): a for l, a in net.As.items()} | {("bias", l): b for l, b in net.biases.items()}
     return {key: t.clone().requires_grad_() for key, t in out.items()}
 
@@ -56,13 +84,15 @@ def function(net, p, X, extra=(), bias_shift=0.0):
 
 
 def kernel(c):
-    """E[φφ] by its definition; just inside the ends, where the derivative of acos would be infinite times zero."""
+    """E[φφ] by its definition; just inside the ends, where the derivative of acos would be infinite
+    times zero."""
     c = c.clamp(-1 + 1e-14, 1 - 1e-14)
     return ((1 - c**2).sqrt() + c * (math.pi - torch.acos(c))) / (2 * math.pi)
 
 
 def by_parameter(net, grads):
-    """The rows in grads as gradients of the existing A: ∂loss/∂A_m = Amult_m Σ_rows k(⟨B_m, B⟩) A."""
+    """The rows in grads as gradients of the existing A: ∂loss/∂A_m = Amult_m Σ_rows k(⟨B_m, B⟩)
+    A."""
     out = {("A", 1): grads.first} | {("bias", l): b for l, b in grads.bias.items()}
     for l in range(2, net.L + 2):
         rows = grads.rows(l)

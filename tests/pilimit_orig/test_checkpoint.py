@@ -1,4 +1,5 @@
-"""Checkpoints of the original code: every form is read, nothing in them is executed, and what is wrong is said."""
+"""Checkpoints of the original code: every form is read, nothing in them is executed, and what is
+wrong is said."""
 
 import os
 from pathlib import Path
@@ -16,12 +17,18 @@ FORMS = {
     "object": originals.save_object,
     "object, old torch format": lambda net, path: originals.save_object(net, path, zipped=False),
     "dictionary": originals.save_legacy,
-    "dictionary, plain pickle": lambda net, path: originals.save_legacy(net, path, with_pickle=True),
+    "dictionary, plain pickle": lambda net, path: originals.save_legacy(
+        net, path, with_pickle=True
+    ),
     "own": lambda net, path: net.save(path),
 }
 NETS = {
-    "plain": dict(), "layernorm": dict(layernorm=True), "last bias": dict(last_bias_alpha=0.25), "L1": dict(L=1),
-    "no bias": dict(bias_alpha=0.0, last_bias_alpha=None), "only a last bias": dict(bias_alpha=0.0, last_bias_alpha=0.5),
+    "plain": dict(),
+    "layernorm": dict(layernorm=True),
+    "last bias": dict(last_bias_alpha=0.25),
+    "L1": dict(L=1),
+    "no bias": dict(bias_alpha=0.0, last_bias_alpha=None),
+    "only a last bias": dict(bias_alpha=0.0, last_bias_alpha=0.5),
 }
 
 
@@ -54,7 +61,10 @@ def test_half_precision_is_kept(form, tmp_path):
     net = small.network().to(dtype=torch.float32).half()
     FORMS[form](net, tmp_path / "net.th")
     read = checkpoint.read(tmp_path / "net.th")
-    assert read["As"][2].dtype == read["Bs"][3].dtype == torch.float16 and read["Amult"][2].dtype == torch.float32
+    assert (
+        read["As"][2].dtype == read["Bs"][3].dtype == torch.float16
+        and read["Amult"][2].dtype == torch.float32
+    )
     assert torch.equal(read["As"][2], net.As[2])
 
 
@@ -67,10 +77,19 @@ def test_recorded_checkpoints_give_the_recorded_outputs(file):
 
 def test_numpy_numbers_and_a_missing_last_alpha(tmp_path):
     net = small.network(last_bias_alpha=None)
-    originals.save_object(net, tmp_path / "net.th", first_layer_alpha=np.float64(1.5), last_layer_alpha=np.float32(0.5),
-                          last_bias_alpha=None)
+    originals.save_object(
+        net,
+        tmp_path / "net.th",
+        first_layer_alpha=np.float64(1.5),
+        last_layer_alpha=np.float32(0.5),
+        last_bias_alpha=None,
+    )
     read = checkpoint.read(tmp_path / "net.th")
-    assert (read["first_layer_alpha"], read["last_layer_alpha"], read["last_bias_alpha"]) == (1.5, 0.5, net.bias_alpha)
+    assert (read["first_layer_alpha"], read["last_layer_alpha"], read["last_bias_alpha"]) == (
+        1.5,
+        0.5,
+        net.bias_alpha,
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old torch format"])
@@ -103,7 +122,10 @@ def test_command_converts_to_plain_tensors(tmp_path, capsys):
     plain = torch.load(tmp_path / "net_converted.th", weights_only=True)
     assert plain["layernorm"] is True and plain["last_bias_alpha"] == 0.25
     assert plain["As"][2].untyped_storage().nbytes() == plain["As"][2].numel() * 8
-    assert torch.equal(InfPiMLP.load(plain, torch.float64).predict(small.data(net)[0]), net.predict(small.data(net)[0]))
+    assert torch.equal(
+        InfPiMLP.load(plain, torch.float64).predict(small.data(net)[0]),
+        net.predict(small.data(net)[0]),
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.th", "net_converted.th"]
     with pytest.raises(SystemExit):
         convert_net.main([str(tmp_path / "net.th"), str(tmp_path / "net.th")])
@@ -111,8 +133,12 @@ def test_command_converts_to_plain_tensors(tmp_path, capsys):
 
 def test_shapes_that_disagree_are_named():
     good = small.network().state()
-    cases = {"Bs": r"Bs\[2\] has shape \(8, 4\), expected \(9, 4\)", "As": r"Bs\[2\]", "Amult": r"Amult\[2\]",
-             "biases": r"biases\[2\]"}
+    cases = {
+        "Bs": r"Bs\[2\] has shape \(8, 4\), expected \(9, 4\)",
+        "As": r"Bs\[2\]",
+        "Amult": r"Amult\[2\]",
+        "biases": r"biases\[2\]",
+    }
     for name, message in cases.items():
         bad = good | {name: good[name] | {2: good[name][2][:-1]}}
         with pytest.raises(checkpoint.CheckpointError, match=message):
@@ -125,5 +151,7 @@ def test_shapes_that_disagree_are_named():
         checkpoint.checked(good | {"first_layer_alpha": float("nan")})
     with pytest.raises(checkpoint.CheckpointError, match="not floating-point"):
         checkpoint.checked(good | {"Amult": good["Amult"] | {2: torch.ones(9, dtype=torch.int64)}})
-    with pytest.raises(checkpoint.CheckpointError, match="layernorm missing; found first_layer_alpha"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="layernorm missing; found first_layer_alpha"
+    ):
         checkpoint.checked({name: value for name, value in good.items() if name != "layernorm"})

@@ -1,4 +1,5 @@
-"""The finite network: its gradients against autograd, and that it tends to the infinite one while both train."""
+"""The finite network: its gradients against autograd, and that it tends to the infinite one while
+both train."""
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from pilimit_orig.losses import LOSSES
 from tests.pilimit_orig import small
 
 
-@pytest.mark.parametrize("case", [dict(), dict(layernorm=True), dict(L=1), dict(L=3, bias_alpha=0.0, last_bias_alpha=None)],
-                         ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [dict(), dict(layernorm=True), dict(L=1), dict(L=3, bias_alpha=0.0, last_bias_alpha=None)],
+    ids=str,
+)
 def test_backward_is_autograd(case):
     inf = small.network(**case)
     net = inf.sample(16, seed=3)
@@ -23,7 +27,9 @@ def test_backward_is_autograd(case):
     out = net.last_layer_alpha * h
     assert torch.allclose(net(X), out, atol=1e-12)
     net.backward(LOSSES["xent"][0](net(X), Y)[1])
-    grads = torch.autograd.grad(torch.nn.functional.cross_entropy(out, Y), list(W.values()) + list(b.values()))
+    grads = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(out, Y), list(W.values()) + list(b.values())
+    )
     for got, expected in zip(list(net.dW[l] for l in W) + list(net.db[l] for l in b), grads):
         assert torch.allclose(got, expected, atol=1e-12)
 
@@ -42,7 +48,8 @@ def test_projection_is_the_closest_point_in_the_span():
 
 @pytest.mark.parametrize("layernorm", [False, True])
 def test_training_side_by_side_tends_to_the_infinite_network(layernorm):
-    """max|Δf| after training falls like n^-1/2: the mean over four draws, a factor of 16 in width."""
+    """max|Δf| after training falls like n^-1/2: the mean over four draws, a factor of 16 in
+    width."""
     gaps = []
     for width in (64, 1024):
         gap = []
@@ -57,8 +64,14 @@ def test_training_side_by_side_tends_to_the_infinite_network(layernorm):
                 fin.project()
                 for net in (inf, fin):
                     net.gclip(0.4, per_param=True)
-                    net.step(0.3, 0.01, bias_lr_mult=0.5, first_layer_lr_mult=0.1, last_layer_lr_mult=2.0,
-                             apply_lr_mult_to_wd=False)
+                    net.step(
+                        0.3,
+                        0.01,
+                        bias_lr_mult=0.5,
+                        first_layer_lr_mult=0.1,
+                        last_layer_lr_mult=2.0,
+                        apply_lr_mult_to_wd=False,
+                    )
             gap.append((inf.predict(X) - fin(X)).abs().max())
         gaps.append(torch.stack(gap).mean())
     slope = float((gaps[1] / gaps[0]).log() / torch.tensor(16.0).log())

@@ -7,8 +7,15 @@ from pilimit_orig.inf import InfPiMLP
 from pilimit_orig.losses import LOSSES
 from tests.pilimit_orig import small
 
-CASES = [dict(), dict(layernorm=True), dict(L=1), dict(L=3, layernorm=True), dict(bias_alpha=0.0, last_bias_alpha=None),
-         dict(bias_alpha=0.0, last_bias_alpha=0.4), dict(bias_alpha=1.0, last_bias_alpha=0.0)]
+CASES = [
+    dict(),
+    dict(layernorm=True),
+    dict(L=1),
+    dict(L=3, layernorm=True),
+    dict(bias_alpha=0.0, last_bias_alpha=None),
+    dict(bias_alpha=0.0, last_bias_alpha=0.4),
+    dict(bias_alpha=1.0, last_bias_alpha=0.0),
+]
 
 
 @pytest.mark.parametrize("loss", ["xent", "mse"])
@@ -20,8 +27,11 @@ def test_backward_is_autograd(case, loss):
     out, direction, _ = small.function(net, p, X)
     assert torch.allclose(net(X), out, atol=1e-12)
     assert torch.allclose(net.embedding(X), direction, atol=1e-12)
-    value = torch.nn.functional.cross_entropy(out, Y) if loss == "xent" else (
-        (out - (torch.eye(net.dout, dtype=torch.float64)[Y] - 0.1)) ** 2).mean()
+    value = (
+        torch.nn.functional.cross_entropy(out, Y)
+        if loss == "xent"
+        else ((out - (torch.eye(net.dout, dtype=torch.float64)[Y] - 0.1)) ** 2).mean()
+    )
     expected = dict(zip(p, torch.autograd.grad(value, list(p.values()))))
     hand, delta = LOSSES[loss][0](net(X), Y)
     net.backward(delta)
@@ -37,7 +47,9 @@ def test_curvature_is_the_second_derivative(loss):
     out, labels = torch.randn(5, 4, dtype=torch.float64), torch.tensor([0, 3, 1, 2, 2])
     v = torch.randn_like(out)
     step = 1e-6
-    difference = (LOSSES[loss][0](out + step * v, labels)[1] - LOSSES[loss][0](out - step * v, labels)[1]) / (2 * step)
+    difference = (
+        LOSSES[loss][0](out + step * v, labels)[1] - LOSSES[loss][0](out - step * v, labels)[1]
+    ) / (2 * step)
     assert torch.allclose(LOSSES[loss][1](out, labels, v), difference, atol=1e-9)
 
 
@@ -55,7 +67,8 @@ def test_micro_batches_add_up_to_the_batch():
 
 
 def test_momentum_is_that_of_sgd_on_the_function():
-    """The readout is linear in features F with F Fᵀ = its kernel: torch's SGD with momentum on those is the oracle."""
+    """The readout is linear in features F with F Fᵀ = its kernel: torch's SGD with momentum on
+    those is the oracle."""
     net = small.network(L=1, bias_alpha=0.0, last_bias_alpha=None)
     X, Y = small.data(net, b=10)
     directions = torch.cat([net.Bs[2], net.embedding(X)])

@@ -1,4 +1,5 @@
-"""NNGP and NTK of the plain implementation: the value worked out by hand, and Monte Carlo of finite networks."""
+"""NNGP and NTK of the plain implementation: the value worked out by hand, and Monte Carlo of finite
+networks."""
 
 import pytest
 import torch
@@ -8,23 +9,31 @@ from pilimit_orig.inf.kernel import InfReLUGPModel, InfReLUNTKModel, relu_gp_fn,
 
 def pair(c, d=2):
     """x, y [1 d] with |x|² = |y|² = d and cosine c."""
-    return torch.tensor([[1.0, 0.0]]).double() * d**0.5, torch.tensor([[c, (1 - c * c) ** 0.5]]).double() * d**0.5
+    return torch.tensor([[1.0, 0.0]]).double() * d**0.5, torch.tensor(
+        [[c, (1 - c * c) ** 0.5]]
+    ).double() * d**0.5
 
 
 def test_the_value_worked_out_by_hand():
     x, y = pair(0.3)
     assert relu_gp_fn([2.0], [0.0])(x, y).item() == pytest.approx(0.4827, abs=1e-4)
     assert relu_ntk_fn([2.0], [0.0], [1, 1], [0, 0])(x, y).item() == pytest.approx(0.6619, abs=1e-4)
-    assert relu_ntk_fn([2.0], [0.0], [1, 1], [0, 0], as_published=True)(x, y).item() == pytest.approx(0.8790, abs=1e-4)
+    assert relu_ntk_fn([2.0], [0.0], [1, 1], [0, 0], as_published=True)(
+        x, y
+    ).item() == pytest.approx(0.8790, abs=1e-4)
 
 
 def finite(varws, varbs, lrws, lrbs, X, width, draws):
-    """Means over random networks of E[φφ] at the last hidden layer and of the tangent kernel weighted by multipliers."""
+    """Means over random networks of E[φφ] at the last hidden layer and of the tangent kernel
+    weighted by multipliers."""
     g, gp, ntk = torch.Generator().manual_seed(0), 0.0, 0.0
     for _ in range(draws):
         sizes = [X.shape[1]] + [width] * len(varws) + [1]
         std_w, std_b = [v**0.5 for v in varws] + [1.3**0.5], [v**0.5 for v in varbs] + [0.0]
-        W = [(s * torch.randn(b, a, generator=g)).requires_grad_() for s, a, b in zip(std_w, sizes, sizes[1:])]
+        W = [
+            (s * torch.randn(b, a, generator=g)).requires_grad_()
+            for s, a, b in zip(std_w, sizes, sizes[1:])
+        ]
         B = [(s * torch.randn(b, generator=g)).requires_grad_() for s, b in zip(std_b, sizes[1:])]
         h = X.float()
         for l, (w, b) in enumerate(zip(W, B)):
@@ -42,22 +51,37 @@ def finite(varws, varbs, lrws, lrbs, X, width, draws):
     return gp, ntk
 
 
-@pytest.mark.parametrize("setting", [([2.0], [0.0], [1, 1], [0, 0]), ([1.5, 2.0], [0.3, 0.1], [0.5, 1, 3], [1, 0.5, 2])],
-                         ids=["L1", "L2"])
+@pytest.mark.parametrize(
+    "setting",
+    [([2.0], [0.0], [1, 1], [0, 0]), ([1.5, 2.0], [0.3, 0.1], [0.5, 1, 3], [1, 0.5, 2])],
+    ids=["L1", "L2"],
+)
 def test_kernels_are_limits_of_finite_networks(setting):
     g = torch.Generator().manual_seed(1)
     X = torch.randn(5, 6, generator=g).double()
     gp, ntk = finite(*setting, X, width=512, draws=60)
     varws, varbs, _, _ = setting
-    for got, estimate in ((relu_gp_fn(varws, varbs)(X, X), gp), (relu_ntk_fn(*setting, varw_readout=1.3)(X, X), ntk)):
+    for got, estimate in (
+        (relu_gp_fn(varws, varbs)(X, X), gp),
+        (relu_ntk_fn(*setting, varw_readout=1.3)(X, X), ntk),
+    ):
         assert (got - estimate).abs().max() < 0.03 * got.abs().max()
 
 
-@pytest.mark.parametrize("make", [lambda: InfReLUGPModel([2.0], [0.1], 4, 2, torch.float64),
-                                  lambda: InfReLUNTKModel([2.0], [0.1], [1, 1], [1, 1], 4, 2, torch.float64)], ids=["gp", "ntk"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: InfReLUGPModel([2.0], [0.1], 4, 2, torch.float64),
+        lambda: InfReLUNTKModel([2.0], [0.1], [1, 1], [1, 1], 4, 2, torch.float64),
+    ],
+    ids=["gp", "ntk"],
+)
 def test_training_reaches_kernel_regression(make):
     """Full-batch gradient descent with decay ends at the ridge regression of the same kernel."""
-    X, T = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double(), torch.eye(2).double().repeat(3, 1)
+    X, T = (
+        torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double(),
+        torch.eye(2).double().repeat(3, 1),
+    )
     model, wd = make(), 0.05
     lr = 1.0 / float(torch.linalg.eigvalsh(model.kernel(X, X)).max())
     for _ in range(200):
@@ -66,7 +90,11 @@ def test_training_reaches_kernel_regression(make):
         model.step(lr, wd)
     for _ in range(3000):
         model.As, model.Xs = model.Amult[:, None] * model.As, model.Xs
-        model.As, model.Xs, model.Amult = model.As.reshape(-1, 6, 2).sum(0), X, torch.ones(6, dtype=torch.float64)
+        model.As, model.Xs, model.Amult = (
+            model.As.reshape(-1, 6, 2).sum(0),
+            X,
+            torch.ones(6, dtype=torch.float64),
+        )
         model.zero_grad()
         model.backward(model(X) - T)
         model.step(lr, wd)

@@ -1,4 +1,5 @@
-"""The hand-written MAML backward against double autograd and against finite differences, in float64."""
+"""The hand-written MAML backward against double autograd and against finite differences, in
+float64."""
 
 import pytest
 import torch
@@ -11,13 +12,17 @@ RATE, BIAS_MULT = 0.7, 0.5
 
 
 def oracle_loss(net, p, support, query, steps, loss, second_order=True):
-    """The query loss after inner steps, differentiable through them (or with them held constant)."""
+    """The query loss after inner steps, differentiable through them (or with them held
+    constant)."""
     extra, bias_shift = [], torch.zeros((), dtype=torch.float64)
     for _ in range(steps):
         out, direction, sigma = small.function(net, p, support[0], extra, bias_shift)
-        value = (torch.nn.functional.cross_entropy(out, support[1]) if loss == "xent"
-                 else ((out - (torch.eye(net.dout, dtype=torch.float64)[support[1]] - 0.1)) ** 2).mean())
-        delta, = torch.autograd.grad(value, out, create_graph=True)
+        value = (
+            torch.nn.functional.cross_entropy(out, support[1])
+            if loss == "xent"
+            else ((out - (torch.eye(net.dout, dtype=torch.float64)[support[1]] - 0.1)) ** 2).mean()
+        )
+        (delta,) = torch.autograd.grad(value, out, create_graph=True)
         rows = (-RATE * net.last_layer_alpha * delta * sigma, direction)
         shift = -RATE * BIAS_MULT * net.last_bias_alpha * net.last_layer_alpha * delta.sum(0)
         if not second_order:
@@ -30,7 +35,9 @@ def oracle_loss(net, p, support, query, steps, loss, second_order=True):
 
 def hand(net, support, query, steps, loss, **kw):
     buffer = net.newgradbuffer()
-    adaptation = adapt_readout(net, *support, lr=RATE, steps=steps, loss=loss, bias_lr_mult=BIAS_MULT)
+    adaptation = adapt_readout(
+        net, *support, lr=RATE, steps=steps, loss=loss, bias_lr_mult=BIAS_MULT
+    )
     value, _ = meta_backward(net, adaptation, *query, buffer, **kw)
     net.restore()
     return value, buffer
@@ -39,8 +46,17 @@ def hand(net, support, query, steps, loss, **kw):
 @pytest.mark.parametrize("second_order", [True, False], ids=["second", "first"])
 @pytest.mark.parametrize("loss", ["xent", "mse"])
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("case", [dict(), dict(layernorm=True), dict(L=3), dict(bias_alpha=0.0, last_bias_alpha=None),
-                                  dict(L=1, last_bias_alpha=0.0)], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        dict(),
+        dict(layernorm=True),
+        dict(L=3),
+        dict(bias_alpha=0.0, last_bias_alpha=None),
+        dict(L=1, last_bias_alpha=0.0),
+    ],
+    ids=str,
+)
 def test_meta_gradient_is_autograd(case, steps, loss, second_order):
     net = small.network(**case)
     support, query = small.data(net, 5, seed=1), small.data(net, 7, seed=2)
@@ -51,7 +67,8 @@ def test_meta_gradient_is_autograd(case, steps, loss, second_order):
     assert torch.isclose(got_value, value)
     got = small.by_parameter(net, buffer)
     for key in expected:
-        # The oracle keeps away from cosine 1 by 1e-14, which costs it about the root of that in its derivative.
+        # The oracle keeps away from cosine 1 by 1e-14, which costs it about the root of that in its
+        # derivative.
         assert torch.allclose(got[key], expected[key], atol=3e-7), key
 
 
@@ -71,14 +88,19 @@ def test_meta_gradient_is_a_finite_difference():
             value.append(hand(net, support, query, 2, "xent")[0])
         getattr(net, name)[l] = kept
         difference = (value[0] - value[1]) / (2 * eps)
-        assert torch.isclose((gradient * direction).sum(), difference, rtol=1e-5, atol=1e-8), (kind, l)
+        assert torch.isclose((gradient * direction).sum(), difference, rtol=1e-5, atol=1e-8), (
+            kind,
+            l,
+        )
 
 
 def test_first_and_second_order_differ():
     """The case in which the tests above could not tell them apart would be a degenerate one."""
     net = small.network()
     support, query = small.data(net, 5, seed=1), small.data(net, 7, seed=2)
-    second, first = (hand(net, support, query, 1, "xent", second_order=order)[1].first for order in (True, False))
+    second, first = (
+        hand(net, support, query, 1, "xent", second_order=order)[1].first for order in (True, False)
+    )
     assert (second - first).norm() > 0.05 * first.norm()
 
 

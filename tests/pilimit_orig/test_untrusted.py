@@ -28,8 +28,11 @@ def plain_pickle(value, path, protocol=2):
     path.write_bytes(pickle.dumps(value, protocol))
 
 
-WRITERS = {"zip": torch.save, "old torch format": lambda v, p: torch.save(v, p, _use_new_zipfile_serialization=False),
-           **{f"pickle {n}": lambda v, p, n=n: plain_pickle(v, p, n) for n in (2, 4, 5)}}
+WRITERS = {
+    "zip": torch.save,
+    "old torch format": lambda v, p: torch.save(v, p, _use_new_zipfile_serialization=False),
+    **{f"pickle {n}": lambda v, p, n=n: plain_pickle(v, p, n) for n in (2, 4, 5)},
+}
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -52,13 +55,25 @@ def test_nothing_is_executed(writer, where, tmp_path, capsys):
         assert mark.exists()
 
 
-@pytest.mark.parametrize("name", [b"builtins\neval", b"builtins\ngetattr", b"builtins\nexec", b"importlib\nimport_module",
-                                  b"pilimit_orig.convert_net\nmain", b"torch\nload", b"torch._utils\n_import_dotted_name",
-                                  b"inf.pimlp\nInfPiMLP.__init__"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"builtins\neval",
+        b"builtins\ngetattr",
+        b"builtins\nexec",
+        b"importlib\nimport_module",
+        b"pilimit_orig.convert_net\nmain",
+        b"torch\nload",
+        b"torch._utils\n_import_dotted_name",
+        b"inf.pimlp\nInfPiMLP.__init__",
+    ],
+)
 def test_other_names_are_refused_whatever_they_are(name, tmp_path):
     path = tmp_path / "net.th"
     path.write_bytes(b"\x80\x02c" + name + b"\nX\x03\x00\x00\x001+1\x85R.")
-    with pytest.raises(checkpoint.CheckpointError, match="asks for " + name.replace(b"\n", b".").decode()):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="asks for " + name.replace(b"\n", b".").decode()
+    ):
         checkpoint.read(path)
 
 
@@ -73,7 +88,9 @@ def test_a_file_cut_short_anywhere_is_refused(zipped, tmp_path):
     path, whole = saved(tmp_path, zipped)
     for length in [0, 1, 3, 10, 100, *range(500, len(whole), 997), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        with pytest.raises(checkpoint.CheckpointError, match="net.th: .*(damaged|cut short|missing|does not begin)"):
+        with pytest.raises(
+            checkpoint.CheckpointError, match="net.th: .*(damaged|cut short|missing|does not begin)"
+        ):
             checkpoint.read(path)
 
 
@@ -87,7 +104,9 @@ def test_a_flipped_bit_in_an_array_is_noticed(tmp_path):
         checkpoint.read(path)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_any_bytes_end_in_a_checkpoint_or_a_clear_error(tmp_path, data):
     """Random damage to the pickle of the old format, where no checksum protects it."""
@@ -113,7 +132,10 @@ def test_a_memo_bomb_costs_no_memory(tmp_path):
 def test_files_of_other_programs_are_described(tmp_path):
     path = tmp_path / "net.th"
     torch.save(torch.nn.Linear(3, 2).state_dict(), path)
-    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of the original code.*found weight, bias"):
+    with pytest.raises(
+        checkpoint.CheckpointError,
+        match="not a checkpoint of the original code.*found weight, bias",
+    ):
         checkpoint.read(path)
     torch.save(torch.nn.Linear(3, 2), path)
     with pytest.raises(checkpoint.CheckpointError, match="asks for torch.nn.modules.linear.Linear"):
@@ -137,5 +159,8 @@ def test_a_growing_array_that_claims_more_rows_than_it_has(tmp_path):
     with originals.original_modules() as (cls, arr):
         fields = net.state() | {"As": net.As | {2: arr(arr=net.As[2], size=10**9)}}
         torch.save(cls(**fields), path)
-    with pytest.raises(checkpoint.CheckpointError, match=r"As\[2\] is a growing array that says it has 1000000000 rows"):
+    with pytest.raises(
+        checkpoint.CheckpointError,
+        match=r"As\[2\] is a growing array that says it has 1000000000 rows",
+    ):
         checkpoint.read(path)

@@ -1,4 +1,6 @@
-"""The formulas of the losses in plain float64 loops and numpy: an independent second computation."""
+"""The formulas of the losses in plain float64 loops and numpy: an independent second
+computation."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -15,7 +17,11 @@ def similar(h: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 
 def log_softmax(y: np.ndarray) -> np.ndarray:
-    return y - y.max(1, keepdims=True) - np.log(np.exp(y - y.max(1, keepdims=True)).sum(1, keepdims=True))
+    return (
+        y
+        - y.max(1, keepdims=True)
+        - np.log(np.exp(y - y.max(1, keepdims=True)).sum(1, keepdims=True))
+    )
 
 
 def v9(h1, t1, t0) -> float:

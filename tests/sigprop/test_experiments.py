@@ -1,4 +1,6 @@
-"""The scripts: data, networks, runs that resume bit for bit, and both examples as a user calls them."""
+"""The scripts: data, networks, runs that resume bit for bit, and both examples as a user calls
+them."""
+
 import json
 import runpy
 import sys
@@ -42,19 +44,30 @@ def test_methods_share_layers_and_initial_values(digits):
     def hidden(method):
         torch.manual_seed(3)
         model, optimizer = training.make(TINY, method, (1, 8, 8))
-        return model, optimizer, sorted(p.detach().sum().item() for n, p in model.named_parameters() if "context" not in n)
+        return (
+            model,
+            optimizer,
+            sorted(
+                p.detach().sum().item() for n, p in model.named_parameters() if "context" not in n
+            ),
+        )
+
     (_, _, a), (net, outer, b), (frozen, _, c) = map(hidden, ("backprop", "sigprop", "frozen"))
     assert a == b == c and len(net.local_optimizers()) == 3 and not frozen.local_optimizers()
     assert len(outer.param_groups[0]["params"]) == 2
     before = {n: p.clone() for n, p in frozen.named_parameters()}
-    training.step(frozen, torch.optim.SGD(frozen.parameters(), 0.1), digits.train_x[:50], digits.train_y[:50])
+    training.step(
+        frozen, torch.optim.SGD(frozen.parameters(), 0.1), digits.train_x[:50], digits.train_y[:50]
+    )
     moved = {n for n, p in frozen.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n in before if n.startswith("model.2.")}
 
 
 def test_accuracy_counts_right_answers():
     x = torch.eye(4)[[0, 1, 2, 3, 0]]
-    assert training.accuracy(nn.Identity(), x, torch.tensor([0, 1, 2, 0, 1]), size=2) == pytest.approx(0.6)
+    assert training.accuracy(
+        nn.Identity(), x, torch.tensor([0, 1, 2, 0, 1]), size=2
+    ) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("method", training.METHODS)
@@ -66,11 +79,13 @@ def test_an_interrupted_run_goes_on_bit_for_bit(method, digits, tmp_path):
 
     class Interrupt(Exception):
         pass
+
     def stop_in_second_epoch(model, x, y, size=500, seen=[]):  # noqa: B006
         seen.append(1)
         if len(seen) == 2:
             raise Interrupt
         return real(model, x, y, size)
+
     real, training.accuracy = training.accuracy, stop_in_second_epoch
     try:
         with pytest.raises(Interrupt):
@@ -88,12 +103,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(method, digits, tmp_path):
 
 @pytest.mark.parametrize("example", ["ex2_input_target_max_rand", "ex4_input_target_topk"])
 def test_examples_run_and_write_their_results(example, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [example, "--epochs", "1", "--train", "200", "--width", "4", "--out", str(tmp_path)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [example, "--epochs", "1", "--train", "200", "--width", "4", "--out", str(tmp_path)],
+    )
     runpy.run_module(f"experiments.sigprop.{example}", run_name="__main__")
     printed = "".join(capsys.readouterr())
     assert all(method in printed for method in training.METHODS)
-    assert {"settings.json", "metrics.csv", "summary.csv", "accuracy.png", "sigprop-0.pt", "sigprop-0.jsonl"} <= set(
-        path.name for path in tmp_path.iterdir())
+    assert {
+        "settings.json",
+        "metrics.csv",
+        "summary.csv",
+        "accuracy.png",
+        "sigprop-0.pt",
+        "sigprop-0.jsonl",
+    } <= set(path.name for path in tmp_path.iterdir())
     assert json.loads((tmp_path / "settings.json").read_text())["train"] == 200
     if example.startswith("ex4"):
         record = json.loads((tmp_path / "sigprop-0.jsonl").read_text())
@@ -102,15 +127,49 @@ def test_examples_run_and_write_their_results(example, tmp_path, monkeypatch, ca
 
 
 def test_memory_and_timing_report_every_way(tmp_path):
-    frame = memory.main(["--depths", "4", "16", "--width", "16", "--batch", "64", "--device", "cpu", "--out", str(tmp_path)])
+    frame = memory.main(
+        [
+            "--depths",
+            "4",
+            "16",
+            "--width",
+            "16",
+            "--batch",
+            "64",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path),
+        ]
+    )
     saved = frame.pivot(index="way", columns="depth", values="saved kB")
     assert set(saved.index) == set(memory.WAYS)
-    assert saved.loc["sigprop", 4] == saved.loc["sigprop", 16] and saved.loc["backprop", 16] > 1.5 * saved.loc["backprop", 4]
+    assert (
+        saved.loc["sigprop", 4] == saved.loc["sigprop", 16]
+        and saved.loc["backprop", 16] > 1.5 * saved.loc["backprop", 4]
+    )
     live = frame.pivot(index="way", columns="depth", values="live kB")
-    assert live.loc["sigprop", 16] < 1.02 * live.loc["sigprop", 4] and live.loc["backprop", 16] > 1.5 * live.loc["backprop", 4]
+    assert (
+        live.loc["sigprop", 16] < 1.02 * live.loc["sigprop", 4]
+        and live.loc["backprop", 16] > 1.5 * live.loc["backprop", 4]
+    )
     assert (tmp_path / "memory.png").exists()
-    table = timing.main(["--networks", "mlp", "--widths", "4", "--batch", "20", "--repeats", "2", "--device", "cpu",
-                         "--out", str(tmp_path)])
+    table = timing.main(
+        [
+            "--networks",
+            "mlp",
+            "--widths",
+            "4",
+            "--batch",
+            "20",
+            "--repeats",
+            "2",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path),
+        ]
+    )
     assert len(table) == len(timing.WAYS) and (table.ratio > 0).all()
 
 
@@ -124,12 +183,21 @@ def test_live_bytes_are_counted_while_they_live():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings, least, frozen_most", [
-    (Settings(epochs=8, batch=32, lr=2e-3, output_lr=2e-3), .95, .93),
-    (Settings(network="mlp", width=32, epochs=25, lr=2e-3, output_lr=2e-3), .94, .70),
-])
+@pytest.mark.parametrize(
+    "settings, least, frozen_most",
+    [
+        (Settings(epochs=8, batch=32, lr=2e-3, output_lr=2e-3), 0.95, 0.93),
+        (Settings(network="mlp", width=32, epochs=25, lr=2e-3, output_lr=2e-3), 0.94, 0.70),
+    ],
+)
 def test_accuracy_on_digits(settings, least, frozen_most, tmp_path):
     images = load_images("digits")
-    mean = {method: sum(training.run(settings, method, seed, images, tmp_path)[-1]["accuracy"] for seed in range(4)) / 4
-            for method in ("sigprop", "frozen")}
+    mean = {
+        method: sum(
+            training.run(settings, method, seed, images, tmp_path)[-1]["accuracy"]
+            for seed in range(4)
+        )
+        / 4
+        for method in ("sigprop", "frozen")
+    }
     assert mean["sigprop"] >= least and mean["frozen"] <= frozen_most

@@ -1,4 +1,6 @@
-"""Subclasses written as the documentation prints them: losses, signals, formatters, propagators, models."""
+"""Subclasses written as the documentation prints them: losses, signals, formatters, propagators,
+models."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from pilimit_lib.sigprop import models, propagators, signals
 V9 = sigprop.loss.v9_input_target_max_all
 
 
-def new_loss(sp_learn,h1,t1,h0,t0,y_onehot):
+def new_loss(sp_learn, h1, t1, h0, t0, y_onehot):
     l = (h1 - t1).square().mean()
 
     return l
@@ -20,7 +22,7 @@ class NewLoss(sigprop.loss.Loss):
     def __init__(self):
         super().__init__()
 
-    def forward(self,sp_learn,h1,t1,h0,t0,y_onehot):
+    def forward(self, sp_learn, h1, t1, h0, t0, y_onehot):
         l = (h1 - t1).square().mean()
 
         return l
@@ -35,7 +37,7 @@ class MySignalGenerator(signals.Generator):
 
     def forward(self, input):
         h0, t0 = input
-        t1 = self.module(t0.flatten(1)).view(t0.shape[0:1]+self.output_shape)
+        t1 = self.module(t0.flatten(1)).view(t0.shape[0:1] + self.output_shape)
         h1 = h0
         return h1, t1, h0, t0
 
@@ -44,43 +46,43 @@ class MySignalFormatter(signals.Formatter):
     def forward(self, input):
         h0, t0 = input
         if t0 is not None:
-            t0 = F.one_hot(torch.arange(t0.shape[1], device=t0.device),t0.shape[1]).float()
+            t0 = F.one_hot(torch.arange(t0.shape[1], device=t0.device), t0.shape[1]).float()
         return h0, t0
 
 
 class MyLearnPropagator(propagators.Learn):
-    def loss_(self,h1,t1,h0,t0,y_onehot):
+    def loss_(self, h1, t1, h0, t0, y_onehot):
         loss = V9(self, h1, t1, h0, t0, y_onehot)
         return loss
 
-    def train_(self,h1,t1,h0,t0,y_onehot):
-        loss = self.loss_(h1,t1,h0,t0,y_onehot)
+    def train_(self, h1, t1, h0, t0, y_onehot):
+        loss = self.loss_(h1, t1, h0, t0, y_onehot)
         if self.optimizer is not None:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
         return loss.item(), None, None
 
-    def eval_(self,h1,t1,h0,t0,y_onehot):
-        loss = self.loss_(h1,t1,h0,t0,y_onehot)
+    def eval_(self, h1, t1, h0, t0, y_onehot):
+        loss = self.loss_(h1, t1, h0, t0, y_onehot)
         return loss.item(), None, None
 
 
 class MyLearnPropagatorForSignals(propagators.signals.Learn):
-    def loss_(self,h1,t1,h0,t0,y_onehot):
+    def loss_(self, h1, t1, h0, t0, y_onehot):
         loss = V9(self, h1, t1, h0, t0, y_onehot)
         return loss
 
-    def train_(self,h1,t1,h0,t0,y_onehot):
-        loss = self.loss_(h1,t1,h0,t0,y_onehot)
+    def train_(self, h1, t1, h0, t0, y_onehot):
+        loss = self.loss_(h1, t1, h0, t0, y_onehot)
         if self.optimizer is not None:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
         return loss.item(), None, None
 
-    def eval_(self,h1,t1,h0,t0,y_onehot):
-        loss = self.loss_(h1,t1,h0,t0,y_onehot)
+    def eval_(self, h1, t1, h0, t0, y_onehot):
+        loss = self.loss_(h1, t1, h0, t0, y_onehot)
         return loss.item(), None, None
 
 
@@ -123,15 +125,21 @@ def printed():
     """A network of nothing but such subclasses."""
     project, hidden, out = modules()
     signal = nn.Sequential(signals.LabelNumberToOnehot(3), MySignalGenerator(project, (3,), (6,)))
-    return MyModel(nn.Sequential(MyLearnPropagator(hidden, optimizer=sgd(hidden)), MyPropagator(out)),
-                   MyLearnPropagatorForSignals(signal, optimizer=sgd(signal)))
+    return MyModel(
+        nn.Sequential(MyLearnPropagator(hidden, optimizer=sgd(hidden)), MyPropagator(out)),
+        MyLearnPropagatorForSignals(signal, optimizer=sgd(signal)),
+    )
 
 
 def built_in():
     project, hidden, out = modules()
-    signal = nn.Sequential(signals.LabelNumberToOnehot(3), signals.ProjectionContext(project, (3,), (6,)))
-    return models.Forward(nn.Sequential(propagators.Loss(hidden, sgd(hidden), V9), propagators.Identity(out)),
-                          propagators.signals.Loss(signal, sgd(signal), V9))
+    signal = nn.Sequential(
+        signals.LabelNumberToOnehot(3), signals.ProjectionContext(project, (3,), (6,))
+    )
+    return models.Forward(
+        nn.Sequential(propagators.Loss(hidden, sgd(hidden), V9), propagators.Identity(out)),
+        propagators.signals.Loss(signal, sgd(signal), V9),
+    )
 
 
 def test_subclasses_as_printed_train_like_the_built_in_classes():
@@ -170,7 +178,9 @@ def test_formatter_as_printed_gives_one_target_per_class():
     h, t = MySignalFormatter()((torch.ones(5, 2), torch.eye(3)[[0, 0, 1, 2, 1]]))
     assert torch.equal(t, torch.eye(3)) and MySignalFormatter()((h, None))[1] is None
     project, hidden, out = modules()
-    signal = nn.Sequential(signals.LabelNumberToOnehot(3), MySignalFormatter(), MySignalGenerator(project, (3,), (6,)))
+    signal = nn.Sequential(
+        signals.LabelNumberToOnehot(3), MySignalFormatter(), MySignalGenerator(project, (3,), (6,))
+    )
     net = sigprop.wrap([hidden, out], signal=signal, optimizer=sgd)
     before = hidden[0].weight.clone()
     assert net(torch.randn(7, 6), torch.arange(7) % 3).shape == (7, 3)

@@ -1,4 +1,5 @@
 """Managers: defaults, filtering, order of calls, monitors."""
+
 import pytest
 import torch
 from torch import nn
@@ -25,11 +26,19 @@ def test_the_manager_builds_one_optimizer_per_learning_module():
     manager = preset()
     manager.config_propagator(loss=V9)
     s = manager.set_signal(signal(), loss=V9)
-    layer, pool, out = (manager.add_propagator(nn.Linear(8, 8)), manager.add_propagator(nn.ReLU(), propagators.Fixed),
-                        manager.add_propagator(nn.Linear(8, 3), propagators.Identity))
-    assert isinstance(layer.optimizer, torch.optim.Adam) and layer.loss is V9 and layer.optimizer is not s.optimizer
+    layer, pool, out = (
+        manager.add_propagator(nn.Linear(8, 8)),
+        manager.add_propagator(nn.ReLU(), propagators.Fixed),
+        manager.add_propagator(nn.Linear(8, 3), propagators.Identity),
+    )
+    assert (
+        isinstance(layer.optimizer, torch.optim.Adam)
+        and layer.loss is V9
+        and layer.optimizer is not s.optimizer
+    )
     assert not hasattr(pool, "optimizer") and not hasattr(out, "optimizer")
-    assert manager.add_propagator(nn.ReLU(), propagators.Loss).optimizer is None        # nothing to train
+    # nothing to train
+    assert manager.add_propagator(nn.ReLU(), propagators.Loss).optimizer is None
     own = torch.optim.SGD(layer.module.parameters(), 0.1)
     assert manager.add_propagator(layer.module, optimizer=own).optimizer is own
     net = manager.set_model(nn.Sequential(layer, pool, out))
@@ -65,13 +74,20 @@ def test_order_of_calls():
     with pytest.raises(RuntimeError, match="call set_signal before"):
         manager.set_model(nn.Sequential(propagators.Identity(nn.Linear(2, 2))))
     manager.set_signal(signal(), loss=V9)
-    for late in (lambda: manager.set_signal(signal(), loss=V9), lambda: manager.config_signal(loss=V9),
-                 lambda: manager.set_monitor(monitors.Group())):
+    for late in (
+        lambda: manager.set_signal(signal(), loss=V9),
+        lambda: manager.config_signal(loss=V9),
+        lambda: manager.set_monitor(monitors.Group()),
+    ):
         with pytest.raises(RuntimeError, match="comes too late"):
             late()
     manager.set_model(nn.Sequential(propagators.Identity(nn.Linear(8, 3))))
-    for late in (lambda: manager.set_model(nn.Sequential()), lambda: manager.config_model(), lambda: manager.config_propagator(),
-                 lambda: manager.add_propagator(nn.Linear(2, 2))):
+    for late in (
+        lambda: manager.set_model(nn.Sequential()),
+        lambda: manager.config_model(),
+        lambda: manager.config_propagator(),
+        lambda: manager.add_propagator(nn.Linear(2, 2)),
+    ):
         with pytest.raises(RuntimeError, match="comes too late"):
             late()
     with pytest.raises(TypeError, match="optimizer_builder must be a function"):
@@ -81,8 +97,12 @@ def test_order_of_calls():
 def test_classes_hand_themselves_to_a_manager():
     manager = preset(signal_kwargs={"loss": V9})
     s = signals.ProjectionContext.manage(manager, nn.Linear(3, 8), (3,), (8,))
-    assert isinstance(s, propagators.signals.Loss) and isinstance(s.module, signals.ProjectionContext)
-    net = models.ForwardLoopBack.manage(manager, nn.Sequential(propagators.Identity(nn.Linear(8, 3))), error=lambda o, y: o)
+    assert isinstance(s, propagators.signals.Loss) and isinstance(
+        s.module, signals.ProjectionContext
+    )
+    net = models.ForwardLoopBack.manage(
+        manager, nn.Sequential(propagators.Identity(nn.Linear(8, 3))), error=lambda o, y: o
+    )
     assert type(net) is models.ForwardLoopBack and net.signal is s
 
 
@@ -92,7 +112,11 @@ def test_monitors_get_unique_names_and_count():
     manager.set_monitor(group)
     manager.set_signal(signal(), loss=V9)
     layers = [manager.add_propagator(nn.Sequential(nn.Linear(8, 8), nn.ReLU())) for _ in range(2)]
-    net = manager.set_model(nn.Sequential(*layers, manager.add_propagator(nn.Linear(8, 3), propagators.Identity)))
+    net = manager.set_model(
+        nn.Sequential(*layers, manager.add_propagator(nn.Linear(8, 3), propagators.Identity))
+    )
     assert [m.name for m in group.monitors] == ["signal:Sequential", "0:Sequential", "1:Sequential"]
     net(torch.randn(5, 12), torch.arange(5) % 3)
-    assert [m["count"] for m in group.as_dict().values()] == [5, 5, 5] and len(group.metrics().splitlines()) == 3
+    assert [m["count"] for m in group.as_dict().values()] == [5, 5, 5] and len(
+        group.metrics().splitlines()
+    ) == 3

@@ -1,4 +1,6 @@
-"""Models: call forms, who trains what, local optimisers listed, scheduled, saved and resumed, early exits, loops."""
+"""Models: call forms, who trains what, local optimisers listed, scheduled, saved and resumed, early
+exits, loops."""
+
 import copy
 
 import pytest
@@ -40,38 +42,47 @@ def test_every_call_form(make, data):
     assert same(*nets)
     net = nets[0].eval()
     assert torch.equal(net(x), net(x, None)) and torch.equal(net(x), net((x, None)))
-    assert torch.equal(net(x), net(x, y))                       # labels in evaluation teach nothing
+    assert torch.equal(net(x), net(x, y))  # labels in evaluation teach nothing
     assert same(*nets)
 
 
 def test_a_pass_trains_hidden_layers_and_the_caller_the_output(make, data):
     net, before = (n := make()), copy.deepcopy(n.state_dict())
     train(net, data, 1)
-    assert all(not torch.equal(v, before[k]) for k, v in net.state_dict().items() if "num_batches" not in k)
+    assert all(
+        not torch.equal(v, before[k]) for k, v in net.state_dict().items() if "num_batches" not in k
+    )
     outer = {k for k, _ in net.named_parameters() if k.startswith("model.2")}
-    assert {id(p) for p in net.parameters()} == {id(p) for k, p in net.named_parameters() if k in outer}
+    assert {id(p) for p in net.parameters()} == {
+        id(p) for k, p in net.named_parameters() if k in outer
+    }
     assert len(list(net.named_parameters())) > len(outer) == 2
 
 
 def test_targets_propagate_through_every_layer(make, data):
     x, y = data
-    net = make(lr=0.)
+    net = make(lr=0.0)
     seen = {}
     for name, learner in net.learners().items():
-        learner.register_forward_hook(lambda m, args, out, name=name: seen.__setitem__(name, (args[0], out)))
+        learner.register_forward_hook(
+            lambda m, args, out, name=name: seen.__setitem__(name, (args[0], out))
+        )
     net(x, y)
     _, (h, t) = seen["signal"]
     for i in (0, 1):
         into, out = seen[f"model.{i}"]
         assert torch.equal(into[0], h) and torch.equal(into[1], t) and out.context is y
-        assert torch.allclose(out.h, net.model[i].module(h)) and torch.allclose(out.t, net.model[i].module(t))
+        assert torch.allclose(out.h, net.model[i].module(h)) and torch.allclose(
+            out.t, net.model[i].module(t)
+        )
         h, t = out.h, out.t
     assert list(seen) == ["signal", "model.0", "model.1"] and len(t) == len(x)
-    assert make(per_class=True, lr=0.)(x, y).shape == (24, 3)
+    assert make(per_class=True, lr=0.0)(x, y).shape == (24, 3)
 
 
 def test_layers_learn_as_if_each_were_trained_alone(make, data):
-    """Autograd's answer for the sum of all local losses with detached inputs, against one pass of the model, in float64."""
+    """Autograd's answer for the sum of all local losses with detached inputs, against one pass of
+    the model, in float64."""
     x, y = data[0].double(), data[1]
     torch.set_default_dtype(torch.double)
     try:
@@ -85,9 +96,16 @@ def test_layers_learn_as_if_each_were_trained_alone(make, data):
             h0, t0 = h.detach(), t.detach()
             h, t = p.module(h0), p.module(t0)
             loss = loss + V9(None, h, t, h0, t0, y)
-        gradients = torch.autograd.grad(loss, [p for n, p in twin.named_parameters() if not n.startswith("model.2")])
-        expected = [p - 0.1 * g for (n, p), g in zip(((n, p) for n, p in twin.named_parameters() if not n.startswith("model.2")),
-                                                     gradients)]
+        gradients = torch.autograd.grad(
+            loss, [p for n, p in twin.named_parameters() if not n.startswith("model.2")]
+        )
+        expected = [
+            p - 0.1 * g
+            for (n, p), g in zip(
+                ((n, p) for n, p in twin.named_parameters() if not n.startswith("model.2")),
+                gradients,
+            )
+        ]
         net(x, y)
         got = [p for n, p in net.named_parameters() if not n.startswith("model.2")]
         for a, b in zip(got, expected):
@@ -121,12 +139,24 @@ def adam(m):
 def test_resume_is_bit_for_bit(make, data, tmp_path, per_class):
     def fresh(seed):
         torch.manual_seed(seed)
-        net = make(optimizer=adam, norm=True, per_class=per_class, loss=sigprop.loss.v14_input_target_max_rand)
-        return net, adam(net), net.schedule(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10))
+        net = make(
+            optimizer=adam,
+            norm=True,
+            per_class=per_class,
+            loss=sigprop.loss.v14_input_target_max_rand,
+        )
+        return (
+            net,
+            adam(net),
+            net.schedule(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10)),
+        )
 
     net, optimizer, schedule = fresh(0)
     train(net, data, 4, optimizer, schedule)
-    core.save(core.snapshot(net, optimizer, local=net.optimizer_state_dict(), rng=core.rng_state()), tmp_path / "c.pt")
+    core.save(
+        core.snapshot(net, optimizer, local=net.optimizer_state_dict(), rng=core.rng_state()),
+        tmp_path / "c.pt",
+    )
     train(net, data, 4, optimizer, schedule)
 
     again, optimizer2, schedule2 = fresh(1)
@@ -151,7 +181,9 @@ def test_loading_state_that_does_not_fit_changes_nothing(make, data):
     with pytest.raises(ValueError, match=r"'model.1': exp_avg was saved with shape \[3, 3\]"):
         net.load_optimizer_state_dict(state)
     with pytest.raises(ValueError, match="optimizers do not match"):
-        net.load_optimizer_state_dict({**before, "optimizers": {"signal": before["optimizers"]["signal"]}})
+        net.load_optimizer_state_dict(
+            {**before, "optimizers": {"signal": before["optimizers"]["signal"]}}
+        )
     with pytest.raises(ValueError, match="call model.schedule"):
         net.load_optimizer_state_dict({**before, "schedulers": {"signal": {}}})
     with pytest.raises(ValueError, match="not a state of local optimisers"):
@@ -159,7 +191,9 @@ def test_loading_state_that_does_not_fit_changes_nothing(make, data):
     after = net.optimizer_state_dict()
     for name, o in before["optimizers"].items():
         for key, entry in o["state"].items():
-            assert all(torch.equal(v, after["optimizers"][name]["state"][key][k]) for k, v in entry.items())
+            assert all(
+                torch.equal(v, after["optimizers"][name]["state"][key][k]) for k, v in entry.items()
+            )
 
 
 def test_a_copy_is_independent(make, data):
@@ -175,12 +209,16 @@ def test_a_copy_is_independent(make, data):
 
 def test_gradients_add_up_over_batches_until_the_step(make, data):
     x, y = data
-    net, twin = (n := make(loss=sigprop.loss.v1_input_label_direct, per_class=True)), copy.deepcopy(n)
+    net, twin = (
+        (n := make(loss=sigprop.loss.v1_input_label_direct, per_class=True)),
+        copy.deepcopy(n),
+    )
     with net.accumulate():
         net(x[:12], y[:12]), net(x[12:], y[12:])
     assert same(net, twin)
     net.local_step()
-    for p in twin.learners().values():                # mean over halves, summed: twice the gradient of the whole
+    # mean over halves, summed: twice the gradient of the whole
+    for p in twin.learners().values():
         p.optimizer.param_groups[0]["lr"] *= 2
     twin(x, y)
     for (_, p), (_, q) in zip(net.named_parameters(), twin.named_parameters()):
@@ -205,7 +243,9 @@ def test_early_exits(make, data):
     train(net, data, 60)
     state = copy.deepcopy(net.state_dict())
     exits = net.exits(x)
-    assert list(exits) == ["signal", "model.0", "model.1", "output"] and all(e.shape == (24, 3) for e in exits.values())
+    assert list(exits) == ["signal", "model.0", "model.1", "output"] and all(
+        e.shape == (24, 3) for e in exits.values()
+    )
     assert torch.equal(exits["output"], net.eval()(x))
     assert all((e.argmax(1) == y).float().mean() > 0.6 for e in exits.values())
     upto = net.train().exits(x, upto="model.0")
@@ -228,16 +268,24 @@ def loop(cls, seed=0):
     torch.manual_seed(seed)
     error = lambda out, y: F.one_hot(y, 3).float() - out.softmax(1)  # noqa: E731
     context = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
-    start = sigprop.signals.ProjectionContextInput(context, nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8)), (3,), (8,))
-    if cls is models.ForwardLoopBack:      # here labels come in as well as errors
+    start = sigprop.signals.ProjectionContextInput(
+        context, nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8)), (3,), (8,)
+    )
+    if cls is models.ForwardLoopBack:  # here labels come in as well as errors
+
         class LabelsOrErrors(sigprop.signals.Formatter):
             def forward(self, input):
                 h, t = input
                 return h, t if t is None or t.is_floating_point() else F.one_hot(t, 3).float()
+
         start = nn.Sequential(LabelsOrErrors(), start)
     layer = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
-    return cls(nn.Sequential(propagators.Loss(layer, loss=V9), propagators.Identity(nn.Linear(8, 3))),
-               propagators.signals.Loss(start, loss=V9), error=error, optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.05))
+    return cls(
+        nn.Sequential(propagators.Loss(layer, loss=V9), propagators.Identity(nn.Linear(8, 3))),
+        propagators.signals.Loss(start, loss=V9),
+        error=error,
+        optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.05),
+    )
 
 
 @pytest.mark.parametrize("cls, updates", [(models.LoopBack, 1), (models.ForwardLoopBack, 2)])
@@ -253,11 +301,14 @@ def test_loops_update_as_often_as_they_say(cls, updates, data):
     net.signal.register_forward_pre_hook(lambda m, args: targets.append(args[0][1]))
     out = net(x, y)
     assert out.requires_grad and len(steps) == updates
-    # An error (label minus prediction) sums to zero and is positive at the label alone, unlike the label itself.
+    # An error (label minus prediction) sums to zero and is positive at the label alone, unlike the
+    # label itself.
     assert torch.allclose(targets[-1].sum(1), torch.zeros(24), atol=1e-6)
     assert torch.equal(targets[-1] > 0, F.one_hot(y, 3).bool())
     assert (targets[0] is None) == (cls is models.LoopBack)
-    norm = net.signal.get_submodule("module" if cls is models.LoopBack else "module.1").module_input[1]
+    norm = net.signal.get_submodule(
+        "module" if cls is models.LoopBack else "module.1"
+    ).module_input[1]
     assert norm.num_batches_tracked == updates
     assert net.eval()(x).shape == (24, 3) and len(steps) == updates
     with pytest.raises(TypeError, match="error must be callable"):
@@ -267,7 +318,11 @@ def test_loops_update_as_often_as_they_say(cls, updates, data):
 def bad(net, x, y):
     return {
         "no labels in training": (lambda: net(x), ValueError, "training needs the context"),
-        "labels of another batch": (lambda: net(x, y[:5]), ValueError, "24 inputs but a context of shape"),
+        "labels of another batch": (
+            lambda: net(x, y[:5]),
+            ValueError,
+            "24 inputs but a context of shape",
+        ),
         "labels out of range": (lambda: net(x, y + 1), ValueError, "labels must lie in 0 .. 2"),
         "negative labels": (lambda: net(x, y - 1), ValueError, "got values from -1"),
         "wrong width": (lambda: net(x[:, :5], y), RuntimeError, "shapes cannot be multiplied"),
@@ -288,9 +343,16 @@ def test_bad_input_is_refused_before_anything_changes(make, data, name):
 
 def test_a_batch_smaller_than_k_is_refused_before_the_first_layer_learns(data):
     x, y = data
-    layers = [propagators.Loss(nn.Linear(8, 8), loss=loss) for loss in (V9, sigprop.loss.v15_input_target_topk(6))]
-    signal = propagators.signals.Loss(sigprop.signals.project_labels(3, (8,), nn.Linear(12, 8)), loss=V9)
-    net = models.Forward(nn.Sequential(*layers, propagators.Identity(nn.Linear(8, 3))), signal, optimizer=adam)
+    layers = [
+        propagators.Loss(nn.Linear(8, 8), loss=loss)
+        for loss in (V9, sigprop.loss.v15_input_target_topk(6))
+    ]
+    signal = propagators.signals.Loss(
+        sigprop.signals.project_labels(3, (8,), nn.Linear(12, 8)), loss=V9
+    )
+    net = models.Forward(
+        nn.Sequential(*layers, propagators.Identity(nn.Linear(8, 3))), signal, optimizer=adam
+    )
     net(x, y)
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(ValueError, match="k=6 partners but there are only 4.*drop_last=True"):
@@ -299,14 +361,25 @@ def test_a_batch_smaller_than_k_is_refused_before_the_first_layer_learns(data):
 
 
 def test_a_block_that_does_not_fit_is_found_before_any_has_learnt(data):
-    layers = [nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), nn.Linear(7, 8), nn.Linear(8, 3)]
-    net = sigprop.wrap(layers, signal=sigprop.signals.project_labels(3, (8,), nn.Linear(12, 8)), optimizer=adam)
+    layers = [
+        nn.Linear(8, 8),
+        nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)),
+        nn.Linear(7, 8),
+        nn.Linear(8, 3),
+    ]
+    net = sigprop.wrap(
+        layers, signal=sigprop.signals.project_labels(3, (8,), nn.Linear(12, 8)), optimizer=adam
+    )
     before = copy.deepcopy(net.state_dict())
     with core.batch(torch.arange(24)):
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=r"(?s)shapes cannot be multiplied.*raised in 'model.2' \(Loss\("):
+            with pytest.raises(
+                RuntimeError, match=r"(?s)shapes cannot be multiplied.*raised in 'model.2' \(Loss\("
+            ):
                 net(*data)
-    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and all(m.training for m in net.modules())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and all(
+        m.training for m in net.modules()
+    )
     net.model[2] = propagators.Loss(nn.Linear(8, 8), loss=V9)
     assert net(*data).shape == (24, 3)
 
@@ -316,7 +389,8 @@ def test_v1_refuses_targets_of_samples(make, data):
     with pytest.raises(ValueError, match="the 24 target rows stand for samples.*per_class=True"):
         make(loss=v1)(*data)
     x, y = data
-    make(loss=v1, per_class=True)(x[:3], y[:3])     # as many samples as classes: the signal says which
+    # as many samples as classes: the signal says which
+    make(loss=v1, per_class=True)(x[:3], y[:3])
 
 
 def test_streams_of_different_shape_are_refused_by_the_signal(make, data):
@@ -332,7 +406,9 @@ def test_parts_that_are_not_wrapped_are_named():
     with pytest.raises(TypeError, match="signal must contain propagators, got Sequential"):
         models.Forward(propagators.Identity(nn.Linear(8, 3)), signal.module)
     with pytest.raises(TypeError, match="optimizer must be a function"):
-        models.Forward(propagators.Identity(nn.Linear(8, 3)), signal, optimizer=adam(nn.Linear(1, 1)))
+        models.Forward(
+            propagators.Identity(nn.Linear(8, 3)), signal, optimizer=adam(nn.Linear(1, 1))
+        )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

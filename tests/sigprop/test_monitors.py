@@ -1,4 +1,5 @@
 """Monitors: what they count, against numbers counted by hand."""
+
 import pytest
 import torch
 from torch import nn
@@ -13,14 +14,24 @@ def test_label_metrics_count_samples_and_right_answers():
     metrics = monitors.loss.LabelMetrics("layer", V9)
     h, t, y = torch.eye(3)[[0, 1, 2, 0]], torch.eye(3)[[0, 1, 1, 0]], torch.tensor([0, 1, 2, 0])
     assert torch.equal(metrics(None, h, t, h, t, y), V9(None, h, t, h, t, y))
-    assert metrics.as_dict()["accuracy"] == pytest.approx(0.75)           # sample 2 finds no target of its class
+    # sample 2 finds no target of its class
+    assert metrics.as_dict()["accuracy"] == pytest.approx(0.75)
     metrics(None, h[:1], t[:1], h[:1], t[:1], y[:1])
     seen = metrics.as_dict()
     assert (seen["count"], seen["accuracy"], seen["accuracy_last"]) == (5, pytest.approx(0.8), 1.0)
     expected = (4 * V9(None, h, t, h, t, y) + V9(None, h[:1], t[:1], h[:1], t[:1], y[:1])) / 5
-    assert seen["loss"] == pytest.approx(expected.item(), abs=1e-6) and "accuracy 0.8000" in metrics.metrics()
+    assert (
+        seen["loss"] == pytest.approx(expected.item(), abs=1e-6)
+        and "accuracy 0.8000" in metrics.metrics()
+    )
     metrics.reset()
-    assert metrics.as_dict() == {"loss": 0., "accuracy": 0., "loss_last": 0., "accuracy_last": 0., "count": 0}
+    assert metrics.as_dict() == {
+        "loss": 0.0,
+        "accuracy": 0.0,
+        "loss_last": 0.0,
+        "accuracy_last": 0.0,
+        "count": 0,
+    }
 
 
 def test_label_metrics_with_targets_of_classes():
@@ -46,7 +57,8 @@ def test_memory_counts_the_saved_bytes_of_a_linear_chain():
     x = torch.randn(10, 4).double()
     with monitors.Memory(layers) as memory:
         out = layers(x)
-        # The input, and the output of the ReLU, which ReLU and the second layer share; weights exist anyway.
+        # The input, and the output of the ReLU, which ReLU and the second layer share; weights
+        # exist anyway.
         assert memory.held == 2 * 10 * 4 * 8
         out.sum().backward()
         assert memory.held == 0 and memory.peak == 2 * 10 * 4 * 8 == memory.total
@@ -67,9 +79,9 @@ def test_saved_bytes_do_not_grow_with_depth(make, data):
 
 def test_time_adds_up_by_layer(make, data):
     net, ticks = make(), iter(range(100))
-    net(*data)                                      # the first call tries the network out before
+    net(*data)  # the first call tries the network out before
     with monitors.Time(net, clock=lambda: float(next(ticks))) as times:
         net(*data), net(*data)
-    assert times.as_dict() == {"signal": 2., "model.0": 2., "model.1": 2., "model.2": 2.}
+    assert times.as_dict() == {"signal": 2.0, "model.0": 2.0, "model.1": 2.0, "model.2": 2.0}
     net(*data)
     assert times.calls["model.0"] == 2 and "model.1: 2.0000 s in 2 calls" in times.metrics()

@@ -1,4 +1,5 @@
 """Propagators: what learns, by which step, what travels on, and what can be subclassed."""
+
 import copy
 
 import pytest
@@ -59,7 +60,9 @@ def test_local_gradients_do_not_stay(flow):
 
 @pytest.mark.parametrize("optimizer", [None, "sgd"])
 @pytest.mark.parametrize("training", [True, False])
-def test_loss_without_optimizer_or_in_evaluation_changes_nothing_and_builds_no_graph(flow, optimizer, training):
+def test_loss_without_optimizer_or_in_evaluation_changes_nothing_and_builds_no_graph(
+    flow, optimizer, training
+):
     layer = block()
     before = copy.deepcopy(layer.state_dict())
     sgd = torch.optim.SGD(layer.parameters(), 0.1) if optimizer else None
@@ -73,7 +76,9 @@ def test_loss_without_optimizer_or_in_evaluation_changes_nothing_and_builds_no_g
 
 
 def test_a_signal_without_optimizer_builds_no_graph():
-    signal = propagators.signals.Loss(sigprop.signals.project_labels(3, (5,), nn.Linear(4, 5)), None, V9)
+    signal = propagators.signals.Loss(
+        sigprop.signals.project_labels(3, (5,), nn.Linear(4, 5)), None, V9
+    )
     with sigprop.monitors.Memory() as memory:
         y = torch.tensor([0, 1, 2])
         signal((torch.randn(3, 4), y, y))
@@ -98,17 +103,29 @@ def test_inference_has_no_targets(flow):
 
 def test_what_the_others_do_to_the_streams(flow):
     layer = block()
-    identity, fixed, forward = (cls(layer)(flow) for cls in (propagators.Identity, propagators.Fixed, propagators.Forward))
+    identity, fixed, forward = (
+        cls(layer)(flow) for cls in (propagators.Identity, propagators.Fixed, propagators.Forward)
+    )
     assert identity.t is flow.t and identity.h.requires_grad
-    assert torch.allclose(forward.t, layer(flow.t)) and forward.h.requires_grad and forward.t.requires_grad
+    assert (
+        torch.allclose(forward.t, layer(flow.t))
+        and forward.h.requires_grad
+        and forward.t.requires_grad
+    )
     assert torch.allclose(fixed.t, layer(flow.t)) and not fixed.h.requires_grad
     for name, out in (("identity", identity), ("fixed", fixed), ("forward", forward)):
         again = getattr(functional.propagators, name)(flow, layer)
-        assert torch.allclose(again.h, out.h) and torch.allclose(again.t, out.t) and again.h.requires_grad == out.h.requires_grad
+        assert (
+            torch.allclose(again.h, out.h)
+            and torch.allclose(again.t, out.t)
+            and again.h.requires_grad == out.h.requires_grad
+        )
 
 
 def test_functional_reshape_between_layers():
-    out = functional.propagators.forward((torch.ones(2, 3, 4), torch.ones(5, 3, 4), None), lambda x: x.flatten(1))
+    out = functional.propagators.forward(
+        (torch.ones(2, 3, 4), torch.ones(5, 3, 4), None), lambda x: x.flatten(1)
+    )
     assert out.h.shape == (2, 12) and out.t.shape == (5, 12)
     assert functional.propagators.fixed((torch.ones(2, 3), None, None), torch.relu).t is None
 
@@ -121,7 +138,9 @@ def test_recurrent_blocks_learn_and_hand_on_every_step():
         labels = torch.tensor([0, 1, 0, 1])
         h, t = torch.randn(4, 7, 5), torch.randn(2, 7, 5)[labels]
         out = propagator((h, t, labels))
-        assert out.h.shape == (4, 7, 4) and any(not torch.equal(v, before[k]) for k, v in layer.state_dict().items())
+        assert out.h.shape == (4, 7, 4) and any(
+            not torch.equal(v, before[k]) for k, v in layer.state_dict().items()
+        )
     with pytest.raises(ValueError, match="batch_first=True"):
         propagators.Loss(nn.GRU(5, 4), None, V9)((torch.ones(4, 7, 5), torch.ones(4, 7, 5), labels))
 
@@ -129,14 +148,25 @@ def test_recurrent_blocks_learn_and_hand_on_every_step():
 def test_accelerated_float16_with_a_gradient_scaler(flow):
     layer = block().float()
     before = copy.deepcopy(layer.state_dict())
-    propagator = propagators.Loss(layer, torch.optim.SGD(layer.parameters(), 0.1), V9, scaler=torch.amp.GradScaler("cpu"))
+    propagator = propagators.Loss(
+        layer, torch.optim.SGD(layer.parameters(), 0.1), V9, scaler=torch.amp.GradScaler("cpu")
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = propagator((flow.h.float(), flow.t.float(), flow.context))
     assert out.h.dtype == torch.bfloat16 and propagator.last_loss.dtype == torch.float32
     reference = block().float()
-    V9(None, reference(flow.h.float()), reference(flow.t.float()), flow.h.float(), flow.t.float(), None).backward()
+    V9(
+        None,
+        reference(flow.h.float()),
+        reference(flow.t.float()),
+        flow.h.float(),
+        flow.t.float(),
+        None,
+    ).backward()
     for (k, v), p in zip(layer.state_dict().items(), reference.parameters()):
-        assert not torch.equal(v, before[k]) and torch.allclose(v, before[k] - 0.1 * p.grad, atol=0.02)
+        assert not torch.equal(v, before[k]) and torch.allclose(
+            v, before[k] - 0.1 * p.grad, atol=0.02
+        )
 
 
 class Mine(propagators.Learn):
@@ -156,18 +186,41 @@ def test_a_subclass_needs_only_a_loss(flow):
         propagators.Learn(block())(flow)
 
 
-@pytest.mark.parametrize("call, error, message", [
-    (lambda f: propagators.Loss(block()), ValueError, "needs a loss"),
-    (lambda f: propagators.Loss(block(), lambda m: None, V9), TypeError, "built optimiser"),
-    (lambda f: propagators.Loss(block(), None, "v9"), TypeError, "loss must be callable"),
-    (lambda f: propagators.Loss(block(), None, V9, fuse="yes"), ValueError, "fuse is True, False or 'auto'"),
-    (lambda f: propagators.Loss(V9, None, V9), TypeError, "wraps an nn.Module"),
-    (lambda f: propagators.Loss(block(), None, V9)(f.h), TypeError, r"takes the triple \(h, t, context\)"),
-    (lambda f: propagators.Identity(block())((f.h, f.t)), TypeError, "got 2 entries"),
-    (lambda f: propagators.Loss(block(), None, lambda *a: 3.)(f), TypeError, "one number as a tensor, got float"),
-    (lambda f: propagators.Loss(block(), None, lambda *a: torch.ones(2))(f), TypeError, r"got a tensor of shape \[2\]"),
-    (lambda f: propagators.signals.Loss(nn.Identity(), None, V9)(f), TypeError, "there must come a generator"),
-])
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda f: propagators.Loss(block()), ValueError, "needs a loss"),
+        (lambda f: propagators.Loss(block(), lambda m: None, V9), TypeError, "built optimiser"),
+        (lambda f: propagators.Loss(block(), None, "v9"), TypeError, "loss must be callable"),
+        (
+            lambda f: propagators.Loss(block(), None, V9, fuse="yes"),
+            ValueError,
+            "fuse is True, False or 'auto'",
+        ),
+        (lambda f: propagators.Loss(V9, None, V9), TypeError, "wraps an nn.Module"),
+        (
+            lambda f: propagators.Loss(block(), None, V9)(f.h),
+            TypeError,
+            r"takes the triple \(h, t, context\)",
+        ),
+        (lambda f: propagators.Identity(block())((f.h, f.t)), TypeError, "got 2 entries"),
+        (
+            lambda f: propagators.Loss(block(), None, lambda *a: 3.0)(f),
+            TypeError,
+            "one number as a tensor, got float",
+        ),
+        (
+            lambda f: propagators.Loss(block(), None, lambda *a: torch.ones(2))(f),
+            TypeError,
+            r"got a tensor of shape \[2\]",
+        ),
+        (
+            lambda f: propagators.signals.Loss(nn.Identity(), None, V9)(f),
+            TypeError,
+            "there must come a generator",
+        ),
+    ],
+)
 def test_bad_input_is_named(flow, call, error, message):
     with pytest.raises(error, match=message):
         call(flow)

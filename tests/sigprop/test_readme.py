@@ -1,4 +1,5 @@
 """Every block of the README runs, in order, in one namespace."""
+
 import re
 from pathlib import Path
 
@@ -23,10 +24,16 @@ def test_the_readme_runs_as_printed():
     # What is only defined there must work as well.
     nn, propagators, build = torch.nn, sigprop.propagators, names["build_optimizer"]
     project, layer = nn.Linear(10, 64), nn.Linear(64, 8)
-    signal = nn.Sequential(sigprop.signals.LabelNumberToOnehot(10), names["MySignal"](project, (10,)))
+    signal = nn.Sequential(
+        sigprop.signals.LabelNumberToOnehot(10), names["MySignal"](project, (10,))
+    )
     mine = names["MyPropagator"](layer, optimizer=build(layer))
-    net = names["MyModel"](nn.Sequential(mine, propagators.Identity(nn.Linear(8, 10))),
-                           propagators.signals.Loss(signal, optimizer=build(signal), loss=names["Margin"]()))
+    net = names["MyModel"](
+        nn.Sequential(mine, propagators.Identity(nn.Linear(8, 10))),
+        propagators.signals.Loss(signal, optimizer=build(signal), loss=names["Margin"]()),
+    )
     before = layer.weight.clone()
-    assert net(names["images"].flatten(1), names["labels"]).shape == (64, 10) and not torch.equal(before, layer.weight)
+    assert net(names["images"].flatten(1), names["labels"]).shape == (64, 10) and not torch.equal(
+        before, layer.weight
+    )
     assert net.eval()(names["images"].flatten(1)).shape == (64, 10)

@@ -1,4 +1,6 @@
-"""Two streams in one block: one call equals two, and statistics of one stream never enter the other."""
+"""Two streams in one block: one call equals two, and statistics of one stream never enter the
+other."""
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,9 @@ from pilimit_lib.sigprop import streams
 
 def conv():
     torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)).double()
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)
+    ).double()
 
 
 def images(rows):
@@ -36,7 +40,7 @@ def test_gradients_of_one_call_equal_two():
     for fuse in (True, False):
         module = conv()
         h1, t1 = streams.run_both(module, h, t, fuse)
-        (h1.square().sum() + (t1 ** 3).sum()).backward()
+        (h1.square().sum() + (t1**3).sum()).backward()
         gradients.append([p.grad for p in module.parameters()])
     for a, b in zip(*gradients):
         assert torch.allclose(a, b, rtol=1e-8)
@@ -47,27 +51,37 @@ def test_running_statistics_belong_to_the_input_stream(fuse):
     norm = nn.BatchNorm1d(2)
     h1, t1 = streams.run_both(norm, torch.zeros(6, 2), 10 + torch.randn(6, 2), fuse)
     assert torch.equal(norm.running_mean, torch.zeros(2)) and norm.num_batches_tracked == 1
-    assert t1.mean(0).abs().max() < 1e-5            # normalised by its own rows
+    assert t1.mean(0).abs().max() < 1e-5  # normalised by its own rows
     assert norm.training and norm.track_running_stats and "forward" not in norm.__dict__
 
 
 def test_targets_are_normalised_alike_in_training_and_evaluation():
     norm, t = nn.BatchNorm1d(2), 10 + torch.randn(6, 2)
     for fuse in (True, False):
-        outs = [streams.run_both(norm.train(mode), torch.zeros(4, 2), t, fuse)[1] for mode in (True, False)]
+        outs = [
+            streams.run_both(norm.train(mode), torch.zeros(4, 2), t, fuse)[1]
+            for mode in (True, False)
+        ]
         assert torch.allclose(*outs)
 
 
 def test_what_counts_as_rowwise():
-    assert streams.rowwise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LSTM(2, 3, batch_first=True)))
+    assert streams.rowwise(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.LSTM(2, 3, batch_first=True))
+    )
 
     class AcrossRows(nn.Module):
         def forward(self, x):
             return x - x.mean(0)
+
     module = nn.Sequential(nn.Linear(3, 3), AcrossRows())
-    assert not streams.rowwise(module) and not streams.rowwise(nn.Softmax(dim=0)) and not streams.rowwise(conv())
+    assert (
+        not streams.rowwise(module)
+        and not streams.rowwise(nn.Softmax(dim=0))
+        and not streams.rowwise(conv())
+    )
     h, t = torch.randn(5, 3), 9 + torch.randn(4, 3)
-    h1, t1 = streams.run_both(module, h, t)          # "auto" must not join them
+    h1, t1 = streams.run_both(module, h, t)  # "auto" must not join them
     assert torch.allclose(h1, module(h)) and torch.allclose(t1, module(t))
 
 
@@ -99,5 +113,7 @@ def test_target_rows_of_samples_carry_their_ids_and_rows_of_classes_none(fuse):
         assert torch.cat(module.seen).tolist() == [7, 3, 5, 9] * 2
         module = WhoIsThere()
         streams.run_both(module, torch.ones(4, 2), torch.ones(3, 2), fuse)
-        assert [s if s is None else s.tolist() for s in module.seen] == ([None] if fuse else [[7, 3, 5, 9], None])
+        assert [s if s is None else s.tolist() for s in module.seen] == (
+            [None] if fuse else [[7, 3, 5, 9], None]
+        )
         assert core.current_ids().tolist() == ids.tolist()

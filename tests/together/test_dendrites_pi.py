@@ -1,10 +1,18 @@
-"""Dendrites on finite π-networks: layers sampled from an infinitely wide network get dendrites like any others."""
+"""Dendrites on finite π-networks: layers sampled from an infinitely wide network get dendrites like
+any others."""
 
 import pytest
 import torch
 
 from pilimit_lib.core import restore, snapshot
-from pilimit_lib.dendrites import DendriteConfig, EveryEpoch, Growth, dendritic, dendritic_layers, finalize
+from pilimit_lib.dendrites import (
+    DendriteConfig,
+    EveryEpoch,
+    Growth,
+    dendritic,
+    dendritic_layers,
+    finalize,
+)
 from pilimit_lib.inf.mlp import FinPiMLPSample, InfMLP
 
 LAYERS = ["FinPiInputLinearReLU", "FinPiLinearReLU"]
@@ -39,15 +47,23 @@ def test_growth_keeps_the_function_and_the_formula_holds_in_float64():
     d1, d2 = layer.dendrites
     a1 = torch.sigmoid(run(d1.body))
     a2 = torch.sigmoid(run(d2.body) + d2.v[0] * a1)
-    torch.testing.assert_close(layer(h), run(layer.neuron) + d1.w * a1 + d2.w * a2, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        layer(h), run(layer.neuron) + d1.w * a1 + d2.w * a2, atol=1e-12, rtol=0
+    )
 
 
 def test_a_dendrite_of_a_pi_layer_moves_only_in_the_range_of_omega():
-    growth = Growth(dendritic(sampled().double(), config(switch=EveryEpoch())), optimizer=lambda ps: torch.optim.SGD(ps, 0.5))
+    growth = Growth(
+        dendritic(sampled().double(), config(switch=EveryEpoch())),
+        optimizer=lambda ps: torch.optim.SGD(ps, 0.5),
+    )
     x, y = torch.randn(32, 5, dtype=torch.float64), torch.randn(32, 3, dtype=torch.float64)
     growth.model(x)
     growth.step(1.0)
-    start = {name: layer.dendrites[0].body.weight.detach().clone() for name, layer in dendritic_layers(growth.network)}
+    start = {
+        name: layer.dendrites[0].body.weight.detach().clone()
+        for name, layer in dendritic_layers(growth.network)
+    }
     for _ in range(5):
         growth.optimizer.zero_grad()
         (growth.model(x) - y).square().mean().backward()
@@ -63,7 +79,10 @@ def test_a_dendrite_of_a_pi_layer_moves_only_in_the_range_of_omega():
 @pytest.mark.parametrize("optimizer_state", ["keep", "reset"])
 def test_it_trains_through_growth_and_comes_back_from_a_snapshot(optimizer_state):
     growth = Growth(
-        dendritic(sampled(), config(switch=EveryEpoch(), retain_all=True, optimizer_state=optimizer_state, seed=0)),
+        dendritic(
+            sampled(),
+            config(switch=EveryEpoch(), retain_all=True, optimizer_state=optimizer_state, seed=0),
+        ),
         optimizer=lambda ps: torch.optim.Adam(ps, 0.01),
     )
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,6 @@
-"""The lab and π-networks: their rows know their samples, so a prediction can be taken apart into the samples that made it."""
+"""The lab and π-networks: their rows know their samples, so a prediction can be taken apart into
+the samples that made it."""
+
 import copy
 
 import pytest
@@ -48,7 +50,9 @@ def test_contributions_add_up_to_the_prediction(L, momentum):
     found = lab.provenance().contributions(x)
     torch.testing.assert_close(found.total(), net(x).detach(), rtol=1e-9, atol=1e-11)
     assert found.ids.tolist() == [-1, *range(24)] and found.values.shape == (25, 4, 3)
-    assert (found.values[0] == 0).all(), "the readout starts at zero: its first rows contribute nothing"
+    assert (found.values[0] == 0).all(), (
+        "the readout starts at zero: its first rows contribute nothing"
+    )
     assert (found.values[1:].abs().amax((1, 2)) > 0).all()
 
 
@@ -61,12 +65,16 @@ def test_a_contribution_is_the_sum_over_the_samples_rows_computed_by_hand():
         g = layer(g)
     s = torch.linalg.vector_norm(g, dim=1, keepdim=True)
     q = (g / s @ readout.B.blocks.dense().T).clamp(-1, 1)
-    kernel = ((1 - q * q).clamp_min(0).sqrt() + (torch.pi - torch.arccos(q)) * q) / (2 * torch.pi)  # Cho & Saul, order 1
-    each = s * kernel * readout.Amult.blocks.dense()                                                # [b m]
+    # Cho & Saul, order 1
+    kernel = ((1 - q * q).clamp_min(0).sqrt() + (torch.pi - torch.arccos(q)) * q) / (2 * torch.pi)
+    # [b m]
+    each = s * kernel * readout.Amult.blocks.dense()
     for sample in (0, 7, 23):
         mine = readout.origin == sample
         expected = 0.7 * each[:, mine] @ readout.A.blocks.dense()[mine]
-        torch.testing.assert_close(found.values[found.ids.tolist().index(sample)], expected.detach(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            found.values[found.ids.tolist().index(sample)], expected.detach(), rtol=1e-9, atol=1e-12
+        )
     frame = found.frame(item=0, output=1)
     assert frame["contribution"].abs().is_monotonic_decreasing and frame.index.name == "sample_id"
 
@@ -94,12 +102,16 @@ def test_influence_ranks_samples_by_what_forgetting_them_does():
     net, _, lab, data = trained(epochs=4)
     x, y = data.tensors
     frame = lab.provenance().influence(x, y, each_loss)
-    assert sorted(frame.index) == list(range(24)) and frame["influence"].abs().is_monotonic_decreasing
+    assert (
+        sorted(frame.index) == list(range(24)) and frame["influence"].abs().is_monotonic_decreasing
+    )
     first = int(frame.index[0])
     with torch.no_grad():
         base = float(F.cross_entropy(net(x), y))
         lab.forget([first])
-        assert float(F.cross_entropy(net(x), y)) - base == pytest.approx(frame["influence"].iloc[0], rel=1e-9)
+        assert float(F.cross_entropy(net(x), y)) - base == pytest.approx(
+            frame["influence"].iloc[0], rel=1e-9
+        )
     own = lab.provenance().influence(x[5:6], y[5:6], each_loss, samples=[5, 6])
     assert own["influence"][5] > 0, "without its own rows a sample is predicted worse"
 
@@ -107,7 +119,9 @@ def test_influence_ranks_samples_by_what_forgetting_them_does():
 def test_rows_per_sample_and_refusals():
     net, _, lab, _ = trained(L=2)
     rows = lab.provenance().rows()
-    assert list(rows.columns) == ["layers.1", "layers.2", "layers.3"] and (rows.loc[0:] == 2).all(axis=None)
+    assert list(rows.columns) == ["layers.1", "layers.2", "layers.3"] and (rows.loc[0:] == 2).all(
+        axis=None
+    )
     before = net.rows
     with pytest.raises(NotFound, match=r"samples \[99\] made no rows"):
         lab.forget([3, 99])
@@ -117,15 +131,28 @@ def test_rows_per_sample_and_refusals():
     with pytest.raises(Refused, match="knows its samples"):
         watch(nn.Linear(2, 2)).provenance()
     with pytest.raises(Refused, match="more than a scale and a shift"):
-        watch(nn.Sequential(net, nn.LogSoftmax(1))).provenance().contributions(torch.randn(2, 5, dtype=torch.float64))
+        watch(nn.Sequential(net, nn.LogSoftmax(1))).provenance().contributions(
+            torch.randn(2, 5, dtype=torch.float64)
+        )
 
 
 def test_an_experiment_trains_a_pi_network_and_its_rows_know_their_samples(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(40, 5)
     y = (x[:, 0] > 0).long()
-    exp = Experiment(InfMLP(5, 2, r=6, L=1), PiSGD, TensorDataset(x, y), TensorDataset(x, y), "cpu", 0.5, 8, "pi",
-                     root_log_dir=tmp_path, tensorboard=False, progress=False)
+    exp = Experiment(
+        InfMLP(5, 2, r=6, L=1),
+        PiSGD,
+        TensorDataset(x, y),
+        TensorDataset(x, y),
+        "cpu",
+        0.5,
+        8,
+        "pi",
+        root_log_dir=tmp_path,
+        tensorboard=False,
+        progress=False,
+    )
     exp.train_n_steps_with_eval_full(10)
     assert exp.lab.provenance().ids().tolist() == list(range(40))
     found = exp.lab.provenance().contributions(x[:3])

@@ -1,4 +1,5 @@
-"""Global settings ``pc`` and the tracker ``pai_tracker``, as the documented system has them: the only global state, kept thin."""
+"""Global settings ``pc`` and the tracker ``pai_tracker``, as the documented system has them: the
+only global state, kept thin."""
 
 import sys
 import types
@@ -13,15 +14,20 @@ from .tracker import PAINeuronModuleTracker
 LISTS = [
     name
     for name, setting in SETTINGS.items()
-    if isinstance(setting.default, list) and name not in ("improvement_threshold", "input_dimensions")
+    if isinstance(setting.default, list)
+    and name not in ("improvement_threshold", "input_dimensions")
 ]
-METHODS = [f"{verb}_{name}" for name in SETTINGS for verb in ("set", "get")] + [f"append_{name}" for name in LISTS]
+METHODS = [f"{verb}_{name}" for name in SETTINGS for verb in ("set", "get")] + [
+    f"append_{name}" for name in LISTS
+]
 NAMES = [*METHODS, *CONSTANTS, *SETTINGS, "PAISequential"]
-INDEXED_LISTS = ("improvement_threshold",)  # lists by default that mean one value for each number of dendrites
+# lists by default that mean one value for each number of dendrites
+INDEXED_LISTS = ("improvement_threshold",)
 
 
 class PAIConfig:
-    """Every documented setting with ``set_x``, ``get_x`` and, for lists, ``append_x``; values are checked when they are set."""
+    """Every documented setting with ``set_x``, ``get_x`` and, for lists, ``append_x``; values are
+    checked when they are set."""
 
     def __init__(self):
         object.__setattr__(self, "_values", defaults())
@@ -64,9 +70,15 @@ class PAIConfig:
     def _set(self, setting: str, value: Any) -> None:
         entry = SETTINGS[setting]
         many = setting not in LISTS and setting != "input_dimensions"
-        checked = entry.check(setting, value) if not (many and isinstance(value, list)) else self._schedule(entry, setting, value)
+        checked = (
+            entry.check(setting, value)
+            if not (many and isinstance(value, list))
+            else self._schedule(entry, setting, value)
+        )
         if entry.inert and checked != entry.default:
-            warnings.warn(f"GPA.pc.set_{setting} has no effect here: {entry.inert}", UserWarning, stacklevel=4)
+            warnings.warn(
+                f"GPA.pc.set_{setting} has no effect here: {entry.inert}", UserWarning, stacklevel=4
+            )
         self._values[setting] = checked
 
     @staticmethod
@@ -88,7 +100,8 @@ class PAIConfig:
 
     def _geter(self, setting: str, typed: str):
         def getter(*value):
-            """The setting; for one that is a list over numbers of dendrites, the entry that holds now."""
+            """The setting; for one that is a list over numbers of dendrites, the entry that holds
+            now."""
             if len(value) > 1:
                 raise TypeError(f"get_{setting} takes no value; use set_{setting}(value)")
             if not value:
@@ -107,7 +120,8 @@ class PAIConfig:
 
 
 class _Module(types.ModuleType):
-    """The facade's module: old spellings of settings can be read and assigned as ``GPA.moduleIDsToTrack += [...]``."""
+    """The facade's module: old spellings of settings can be read and assigned as
+    ``GPA.moduleIDsToTrack += [...]``."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

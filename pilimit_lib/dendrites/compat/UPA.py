@@ -48,8 +48,9 @@ def initialize_pai(
 ) -> nn.Module:
     """Convert the network and begin to follow it with GPA.pai_tracker; returns the network.
 
-    ``save_name``: the folder for what is written (default: GPA.pc.get_save_name(), "PAI"). ``doing_pai=False``: no dendrites,
-    finished at the first plateau. ``maximizing_score=False``: the score is a loss. The last four are accepted and not needed.
+    ``save_name``: the folder for what is written (default: GPA.pc.get_save_name(), "PAI").
+    ``doing_pai=False``: no dendrites, finished at the first plateau. ``maximizing_score=False``:
+    the score is a loss. The last four are accepted and not needed.
     """
     model = convert_network(model)
     GPA.pai_tracker = type(GPA.pai_tracker)(doing_pai, save_name)
@@ -59,7 +60,8 @@ def initialize_pai(
 
 
 def convert_network(net: nn.Module, layer_name: str = "") -> nn.Module:
-    """Make the layers of a network dendritic by the settings of GPA.pc, in place; returns the network.
+    """Make the layers of a network dendritic by the settings of GPA.pc, in place; returns the
+    network.
 
     ``layer_name``: the network's own name inside a larger one, for messages.
     """
@@ -73,15 +75,23 @@ def convert_network(net: nn.Module, layer_name: str = "") -> nn.Module:
 
 
 def _list_unwrapped(model: nn.Module) -> None:
-    if GPA.pc.get_silent() or GPA.pc.get_unwrapped_modules_confirmed() or not distributed.is_first():
+    if (
+        GPA.pc.get_silent()
+        or GPA.pc.get_unwrapped_modules_confirmed()
+        or not distributed.is_first()
+    ):
         return
     found = report(model)
-    for title, names in (("not wrapped", found.unwrapped_parameters), ("not tracked or wrapped", found.untracked_parameters)):
+    for title, names in (
+        ("not wrapped", found.unwrapped_parameters),
+        ("not tracked or wrapped", found.untracked_parameters),
+    ):
         if names:
             print(f"The following params are {title}.", LINE, *names, LINE, sep="\n")
     if found.untracked_parameters:
         print(
-            "They get no dendrites. Track them with GPA.pc.append_module_names_to_track([...]), or say that this is meant with "
+            "They get no dendrites. Track them with GPA.pc.append_module_names_to_track([...]), or "
+            "say that this is meant with "
             "GPA.pc.set_unwrapped_modules_confirmed(True)"
         )
     if found.bare_norms:
@@ -106,10 +116,12 @@ def load_system(
     switch_call: bool = False,
     load_from_manual_save: bool = False,
 ) -> nn.Module:
-    """Continue from ``folder/name.pt``: 'latest', 'best_model', or what save_system wrote; returns the network.
+    """Continue from ``folder/name.pt``: 'latest', 'best_model', or what save_system wrote; returns
+    the network.
 
-    Call it after initialize_pai and set_this_input_dimensions, before setup_optimizer, which then continues in the saved state.
-    The last three are accepted for the sake of documented calls; the file itself says what it holds.
+    Call it after initialize_pai and set_this_input_dimensions, before setup_optimizer, which then
+    continues in the saved state. The last three are accepted for the sake of documented calls; the
+    file itself says what it holds.
     """
     tracker = GPA.pai_tracker
     tracker._check_network(distributed.unwrap(net))
@@ -122,9 +134,13 @@ def load_system(
 
 
 def pai_save_system(net: nn.Module, folder: str, name: str) -> None:
-    """Write the network alone, without dendrite machinery, as a plain state_dict: ``folder/name_pai.pt``."""
+    """Write the network alone, without dendrite machinery, as a plain state_dict:
+    ``folder/name_pai.pt``."""
     plain = finalize(distributed.unwrap(net))
-    save({key: value.detach().clone() for key, value in plain.state_dict().items()}, Path(folder) / f"{name}_pai.pt")
+    save(
+        {key: value.detach().clone() for key, value in plain.state_dict().items()},
+        Path(folder) / f"{name}_pai.pt",
+    )
 
 
 def save_net(net: nn.Module, folder: str, name: str) -> None:
@@ -133,7 +149,8 @@ def save_net(net: nn.Module, folder: str, name: str) -> None:
 
 
 def load_net(net: nn.Module, folder: str, name: str) -> nn.Module:
-    """Bring a converted network to what a file holds, whichever of the functions here wrote it; the tracker is left alone."""
+    """Bring a converted network to what a file holds, whichever of the functions here wrote it; the
+    tracker is left alone."""
     return load_net_from_dict(net, load_state(Path(folder) / f"{name}.pt"))
 
 
@@ -163,8 +180,11 @@ def deep_copy_pai(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net)
 
 
-def change_learning_modes(net: nn.Module, folder: str, name: str, doing_pai: bool = True) -> nn.Module:
-    """Add dendrites now, from the network as it is, and save the run to ``folder/name.pt``; set up the optimiser afterwards."""
+def change_learning_modes(
+    net: nn.Module, folder: str, name: str, doing_pai: bool = True
+) -> nn.Module:
+    """Add dendrites now, from the network as it is, and save the run to ``folder/name.pt``; set up
+    the optimiser afterwards."""
     if not doing_pai:
         return net
     model = GPA.pai_tracker.growth.grow_now().model
@@ -173,7 +193,8 @@ def change_learning_modes(net: nn.Module, folder: str, name: str, doing_pai: boo
 
 
 def simulate_cycles(module: nn.Module, num_cycles: int, doing_pai: bool = True) -> nn.Module:
-    """Add the dendrites of so many cycles at once (two cycles, neurons and dendrites, make one), without training in between."""
+    """Add the dendrites of so many cycles at once (two cycles, neurons and dendrites, make one),
+    without training in between."""
     for _ in range(num_cycles // 2 if doing_pai else 0):
         GPA.pai_tracker.growth.grow_now()
     return module

@@ -1,4 +1,5 @@
-"""Every setting of the documented system: its default, what it accepts, and how it becomes part of a DendriteConfig."""
+"""Every setting of the documented system: its default, what it accepts, and how it becomes part of
+a DendriteConfig."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -55,7 +56,11 @@ def _choice(*allowed):
 
 def _entries(what: str, fits: Callable[[Any], bool]):
     def check(name, value):
-        if isinstance(value, str) or not isinstance(value, Sequence) or not all(fits(v) for v in value):
+        if (
+            isinstance(value, str)
+            or not isinstance(value, Sequence)
+            or not all(fits(v) for v in value)
+        ):
             raise TypeError(f"{name} got {value!r}; give a list of {what}")
         return value if isinstance(value, list) else list(value)
 
@@ -81,7 +86,10 @@ def _any(name, value):
 is_type = lambda v: isinstance(v, type)  # noqa: E731
 is_name = lambda v: isinstance(v, str) and bool(v)  # noqa: E731
 is_id = lambda v: isinstance(v, str) and v.startswith(".")  # noqa: E731
-types, names = _entries("types, such as [nn.Linear]", is_type), _entries("class names, such as ['GRU']", is_name)
+types, names = (
+    _entries("types, such as [nn.Linear]", is_type),
+    _entries("class names, such as ['GRU']", is_name),
+)
 ids = _entries("module ids that begin with a dot, such as ['.layer1.0.conv1']", is_id)
 classes = _entries("classes", callable)
 epochs, share = _number(low=1, whole=True, schedule=True), _number(low=0, schedule=True)
@@ -110,7 +118,9 @@ SETTINGS: dict[str, Setting] = {
     "param_vals_setting": Setting(1, _choice(0, 1, 2)),
     "input_dimensions": Setting([-1, 0, -1, -1], lambda name, value: list(check_dims(value, name))),
     "debugging_input_dimensions": Setting(0, _choice(0, 1, True, False)),
-    "confirm_correct_sizes": Setting(False, _flag, "sizes are checked at every forward pass anyway"),
+    "confirm_correct_sizes": Setting(
+        False, _flag, "sizes are checked at every forward pass anyway"
+    ),
     "candidate_weight_initialization_multiplier": Setting(0.01, _number(above=0)),
     "candidate_weight_init_by_main": Setting(False, _flag),
     "pai_forward_function": Setting(torch.sigmoid, _function),
@@ -129,7 +139,9 @@ SETTINGS: dict[str, Setting] = {
     "modules_processing_classes": Setting([], classes),
     "module_names_with_processing": Setting([], names),
     "module_by_name_processing_classes": Setting([], classes),
-    "module_names_to_not_save": Setting([".base_model"], names, "tensors that are used twice are restored as they were"),
+    "module_names_to_not_save": Setting(
+        [".base_model"], names, "tensors that are used twice are restored as they were"
+    ),
     "unwrapped_modules_confirmed": Setting(False, _flag),
     "weight_decay_accepted": Setting(False, _flag),
     "checked_skipped_modules": Setting(False, _flag, _PROMPT),
@@ -168,26 +180,41 @@ def check_pairs(values: dict[str, Any]) -> None:
     for left, right in PAIRS:
         if len(values[left]) != len(values[right]):
             raise ValueError(
-                f"GPA.pc: {left} has {len(values[left])} entries and {right} has {len(values[right])}; they are read in pairs, "
+                f"GPA.pc: {left} has {len(values[left])} entries and {right} has "
+                f"{len(values[right])}; they are read in pairs, "
                 f"so append to both: append_{left}([...]) and append_{right}([...])"
             )
 
 
 def to_config(
-    values: dict[str, Any], *, doing_pai: bool, save_dir: str, making_graphs: bool, maximizing_score: bool
+    values: dict[str, Any],
+    *,
+    doing_pai: bool,
+    save_dir: str,
+    making_graphs: bool,
+    maximizing_score: bool,
 ) -> DendriteConfig:
     """The documented settings as the engine's configuration."""
     check_pairs(values)
     switch = {
         0: EveryEpoch(),
         3: Never(),
-        1: History(values["n_epochs_to_switch"], values["history_lookback"], values["initial_history_after_switches"]),
+        1: History(
+            values["n_epochs_to_switch"],
+            values["history_lookback"],
+            values["initial_history_after_switches"],
+        ),
         2: Fixed(values["fixed_switch_num"], values["first_fixed_switch_num"]),
     }[values["switch_mode"]]
     testing = values["testing_dendrite_capacity"] and doing_pai and values["switch_mode"] != 3
-    activation = next((n for n, f in ACTIVATIONS.items() if f is values["pai_forward_function"]), values["pai_forward_function"])
+    activation = next(
+        (n for n, f in ACTIVATIONS.items() if f is values["pai_forward_function"]),
+        values["pai_forward_function"],
+    )
     processors = dict(zip(values["modules_with_processing"], values["modules_processing_classes"]))
-    processors |= dict(zip(values["module_names_with_processing"], values["module_by_name_processing_classes"]))
+    processors |= dict(
+        zip(values["module_names_with_processing"], values["module_by_name_processing_classes"])
+    )
     return DendriteConfig(
         switch=switch,
         maximize=maximizing_score,
@@ -205,8 +232,16 @@ def to_config(
         candidate_threshold=values["dendrite_improvement_threshold"],
         candidate_threshold_raw=values["dendrite_improvement_threshold_raw"],
         cap_at_n=values["cap_at_n"],
-        convert=(*values["modules_to_convert"], *values["module_names_to_convert"], *values["module_ids_to_convert"]),
-        track=(*values["modules_to_track"], *values["module_names_to_track"], *values["module_ids_to_track"]),
+        convert=(
+            *values["modules_to_convert"],
+            *values["module_names_to_convert"],
+            *values["module_ids_to_convert"],
+        ),
+        track=(
+            *values["modules_to_track"],
+            *values["module_names_to_track"],
+            *values["module_ids_to_track"],
+        ),
         replace=dict(zip(values["modules_to_replace"], values["replacement_modules"])),
         processors=processors,
         dims=tuple(values["input_dimensions"]),

@@ -17,7 +17,8 @@ DIMS_FILE = "array_dims.csv"
 
 
 class PAINeuronModuleTracker:
-    """Holds the run that ``UPA.initialize_pai`` began; methods are those of the documented system."""
+    """Holds the run that ``UPA.initialize_pai`` began; methods are those of the documented
+    system."""
 
     def __init__(self, doing_pai: bool = True, save_name: str = "PAI"):
         self.doing_pai, self.save_name = doing_pai, save_name
@@ -35,7 +36,8 @@ class PAINeuronModuleTracker:
         spelling.warn_once(f"GPA.pai_tracker.{name}", f"GPA.pai_tracker.{meant}")
         return getattr(self, meant)
 
-    # --- beginning ------------------------------------------------------------------------------------------------------------
+    # --- beginning
+    # ------------------------------------------------------------------------------------------------------------
 
     def initialize(
         self,
@@ -49,16 +51,23 @@ class PAINeuronModuleTracker:
         values_per_val_epoch: int = -1,
         zooming_graph: bool = True,
     ) -> None:
-        """Begin to follow a converted network (default: the last that UPA.convert_network returned).
+        """Begin to follow a converted network (default: the last that UPA.convert_network
+        returned).
 
-        The last four are accepted for the sake of documented calls; pictures here need none of them.
+        The last four are accepted for the sake of documented calls; pictures here need none of
+        them.
         """
         model = self._converted if model is None else model
         if model is None:
             raise RuntimeError(
-                "there is no converted network; call model = UPA.convert_network(model) first, or UPA.initialize_pai(model)"
+                "there is no converted network; call model = UPA.convert_network(model) first, or "
+                "UPA.initialize_pai(model)"
             )
-        self.doing_pai, self.making_graphs, self.maximizing_score = doing_pai, making_graphs, maximizing_score
+        self.doing_pai, self.making_graphs, self.maximizing_score = (
+            doing_pai,
+            making_graphs,
+            maximizing_score,
+        )
         self.save_name = save_name if save_name is not None else self._pc.get_save_name()
         self._pending = {}
         self._growth = Growth(model, self.config())
@@ -81,7 +90,9 @@ class PAINeuronModuleTracker:
     @property
     def growth(self) -> Growth:
         if self._growth is None:
-            raise RuntimeError("the tracker follows no network yet; call model = UPA.initialize_pai(model) first")
+            raise RuntimeError(
+                "the tracker follows no network yet; call model = UPA.initialize_pai(model) first"
+            )
         return self._growth
 
     @property
@@ -90,7 +101,8 @@ class PAINeuronModuleTracker:
 
     @property
     def member_vars(self) -> dict[str, Any]:
-        """A reading of the run under the names of the documented system; to change something use the methods."""
+        """A reading of the run under the names of the documented system; to change something use
+        the methods."""
         s = self.growth.plateau.state
         epochs = self.growth.records.rows.epochs
         return {
@@ -105,7 +117,8 @@ class PAINeuronModuleTracker:
             "param_counts": [r["parameters"] for r in epochs],
         }
 
-    # --- optimisers -----------------------------------------------------------------------------------------------------------
+    # --- optimisers
+    # -----------------------------------------------------------------------------------------------------------
 
     def set_optimizer(self, optimizer_class: type) -> None:
         """The class that setup_optimizer builds."""
@@ -120,19 +133,26 @@ class PAINeuronModuleTracker:
         """The class that setup_optimizer builds; the tracker itself steps it."""
         if not isinstance(scheduler_class, type):
             raise TypeError(
-                f"set_scheduler got {scheduler_class!r}; give a class, such as torch.optim.lr_scheduler.ReduceLROnPlateau"
+                f"set_scheduler got {scheduler_class!r}; give a class, such as "
+                "torch.optim.lr_scheduler.ReduceLROnPlateau"
             )
         self._scheduler_class = scheduler_class
 
-    def setup_optimizer(self, net: nn.Module, opt_args: dict[str, Any], sched_args: dict[str, Any] | None = None):
-        """Build the optimiser (and scheduler) for the network as it is now; call it again after every restructuring.
+    def setup_optimizer(
+        self, net: nn.Module, opt_args: dict[str, Any], sched_args: dict[str, Any] | None = None
+    ):
+        """Build the optimiser (and scheduler) for the network as it is now; call it again after
+        every restructuring.
 
-        Returns the optimiser, or (optimiser, scheduler) where ``sched_args`` are given. Without opt_args["params"] all
-        parameters are optimised.
+        Returns the optimiser, or (optimiser, scheduler) where ``sched_args`` are given. Without
+        opt_args["params"] all parameters are optimised.
         """
         growth = self.growth
         if self._optimizer_class is None:
-            raise RuntimeError("no optimiser class is set; call GPA.pai_tracker.set_optimizer(torch.optim.Adam) first")
+            raise RuntimeError(
+                "no optimiser class is set; call GPA.pai_tracker.set_optimizer(torch.optim.Adam) "
+                "first"
+            )
         if sched_args is not None and self._scheduler_class is None:
             raise RuntimeError(
                 "sched_args are given but no scheduler class is set; call "
@@ -161,13 +181,17 @@ class PAINeuronModuleTracker:
         return optimizer if scheduler is None else (optimizer, scheduler)
 
     def _carries_over(self) -> bool:
-        """Whether a new scheduler goes on counting epochs where the last one was, instead of from zero."""
+        """Whether a new scheduler goes on counting epochs where the last one was, instead of from
+        zero."""
         how, phase = self._pc.get_param_vals_setting(), self.growth.plateau.state.phase
         return self.growth.scheduler is not None and (how == 0 or (how == 2 and phase == "p"))
 
     @staticmethod
     def _parameters(network: nn.Module, opt_args: dict[str, Any]) -> list:
-        given = [{**g, "params": list(g["params"])} if isinstance(g, dict) else g for g in opt_args.get("params", ())]
+        given = [
+            {**g, "params": list(g["params"])} if isinstance(g, dict) else g
+            for g in opt_args.get("params", ())
+        ]
         flat = [p for g in given for p in (g["params"] if isinstance(g, dict) else [g])]
         if not flat:  # a generator that was used up by the call before
             return [p for p in network.parameters() if p.requires_grad]
@@ -175,20 +199,25 @@ class PAINeuronModuleTracker:
         strangers = sum(id(p) not in own for p in flat)
         if strangers:
             raise ValueError(
-                f"{strangers} of the {len(flat)} parameters in opt_args are not in the network (it was restructured since?); "
+                f"{strangers} of the {len(flat)} parameters in opt_args are not in the network (it "
+                "was restructured since?); "
                 "build opt_args anew with 'params': model.parameters()"
             )
         return given
 
     def set_optimizer_instance(self, optimizer_instance: Optimizer) -> None:
         """Follow an optimiser that some trainer owns; its learning rate is left alone."""
-        if not isinstance(optimizer_instance, Optimizer) and not hasattr(optimizer_instance, "param_groups"):
+        if not isinstance(optimizer_instance, Optimizer) and not hasattr(
+            optimizer_instance, "param_groups"
+        ):
             raise TypeError(
-                f"set_optimizer_instance got {optimizer_instance!r}; give an optimiser. For a class, call set_optimizer(cls)"
+                f"set_optimizer_instance got {optimizer_instance!r}; give an optimiser. For a "
+                "class, call set_optimizer(cls)"
             )
         self.growth.attach(optimizer_instance, None)
 
-    # --- scores ---------------------------------------------------------------------------------------------------------------
+    # --- scores
+    # ---------------------------------------------------------------------------------------------------------------
 
     def _note(self, kind: str, name: str, value) -> None:
         self._pending.setdefault(kind, {})[str(name)] = float(value)
@@ -202,7 +231,8 @@ class PAINeuronModuleTracker:
         self._note("quiet", name, score)
 
     def add_test_score(self, score, name: str = "test") -> None:
-        """The test score of this epoch, for the table of best scores; call it before add_validation_score."""
+        """The test score of this epoch, for the table of best scores; call it before
+        add_validation_score."""
         self._note("test", name, score)
 
     def add_loss(self, loss, name: str = "loss") -> None:
@@ -224,7 +254,8 @@ class PAINeuronModuleTracker:
     def add_validation_score(self, accuracy, net: nn.Module, force_switch: bool = False):
         """The one call per epoch: returns (network, restructured, training_complete).
 
-        After a restructuring set up the optimiser again; when training is complete the best network is the one returned.
+        After a restructuring set up the optimiser again; when training is complete the best network
+        is the one returned.
         """
         growth = self.growth
         self._check_network(distributed.unwrap(net))
@@ -245,19 +276,22 @@ class PAINeuronModuleTracker:
     def _check_network(self, network: nn.Module) -> None:
         if network is not self.growth.network:
             raise ValueError(
-                f"the model given ({type(network).__name__}) is not the network that the tracker follows "
-                f"({type(self.growth.network).__name__}); pass what initialize_pai or the last add_validation_score returned"
+                f"the model given ({type(network).__name__}) is not the network that the tracker "
+                "follows "
+                f"({type(self.growth.network).__name__}); pass what initialize_pai or the last "
+                "add_validation_score returned"
             )
 
     def _say(self, text: str) -> None:
         if not self._pc.get_silent() and distributed.is_first():
             print(text)
 
-    # --- settings of layers, for a second process -----------------------------------------------------------------------------
+    # --- settings of layers, for a second process
+    # -----------------------------------------------------------------------------
 
     def save_tracker_settings(self) -> None:
-        """Write what layers learned about their outputs in a first pass, for runs that copy the network before one
-        (DataParallel)."""
+        """Write what layers learned about their outputs in a first pass, for runs that copy the
+        network before one (DataParallel)."""
         path = Path(self.save_name) / DIMS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -267,7 +301,8 @@ class PAINeuronModuleTracker:
             for name, layer in dendritic_layers(self.growth.network):
                 if layer.neurons is None or layer.dims is None:
                     raise RuntimeError(
-                        f"'{name}' took no part in a forward pass yet; call save_tracker_settings() after loss.backward()"
+                        f"'{name}' took no part in a forward pass yet; call "
+                        "save_tracker_settings() after loss.backward()"
                     )
                 writer.writerow([name, layer.neurons, " ".join(map(str, layer.dims))])
         part.replace(path)
@@ -277,7 +312,8 @@ class PAINeuronModuleTracker:
         path = Path(self.save_name) / DIMS_FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"there is no {path}; run once on a single device with GPA.pai_tracker.save_tracker_settings() "
+                f"there is no {path}; run once on a single device with "
+                "GPA.pai_tracker.save_tracker_settings() "
                 "after loss.backward()"
             )
         with open(path, newline="") as file:
@@ -285,7 +321,8 @@ class PAINeuronModuleTracker:
         layers = dict(dendritic_layers(self.growth.network))
         if set(rows) != set(layers):
             raise ValueError(
-                f"{path} speaks of other layers than the network has: {sorted(set(rows) ^ set(layers))}; save it anew"
+                f"{path} speaks of other layers than the network has: "
+                f"{sorted(set(rows) ^ set(layers))}; save it anew"
             )
         for name, layer in layers.items():
             layer.set_this_input_dimensions([int(v) for v in rows[name]["dims"].split()])

@@ -1,1 +1,2 @@
-"""Callbacks for the trainers that people use. They need the extra: `pip install 'pilimit[dendrites]'`."""
+"""Callbacks for the trainers that people use. They need the extra: `pip install
+'pilimit[dendrites]'`."""

@@ -8,7 +8,8 @@ try:
     from transformers import TrainerCallback
 except ImportError as error:
     raise ImportError(
-        "the Hugging Face callback needs transformers; install it with: pip install 'pilimit[dendrites]'"
+        "the Hugging Face callback needs transformers; install it with: pip install "
+        "'pilimit[dendrites]'"
     ) from error
 
 from ..config import DendriteConfig
@@ -16,11 +17,12 @@ from ..growth import Growth, StepResult
 
 
 class DendriteCallback(TrainerCallback):
-    """Feeds a metric of every evaluation to a Growth; the trainer's optimiser follows, and training stops when growth is
-    finished.
+    """Feeds a metric of every evaluation to a Growth; the trainer's optimiser follows, and training
+    stops when growth is finished.
 
-    Set ``eval_strategy="epoch"``. The trainer owns the learning rate: its schedule goes on through growth. A model that grew is
-    saved by the trainer as it is; load it into a freshly converted one with load_state_dict, which makes the dendrites first.
+    Set ``eval_strategy="epoch"``. The trainer owns the learning rate: its schedule goes on through
+    growth. A model that grew is saved by the trainer as it is; load it into a freshly converted one
+    with load_state_dict, which makes the dendrites first.
     """
 
     def __init__(self, metric: str, config: DendriteConfig | None = None):

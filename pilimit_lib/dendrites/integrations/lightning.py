@@ -7,7 +7,9 @@ Trainer(callbacks=[DendriteCallback(monitor="val_acc", config=config)]).fit(modu
 try:
     import lightning.pytorch as pl
 except ImportError as error:
-    raise ImportError("the Lightning callback needs lightning; install it with: pip install 'pilimit[dendrites]'") from error
+    raise ImportError(
+        "the Lightning callback needs lightning; install it with: pip install 'pilimit[dendrites]'"
+    ) from error
 
 from typing import Any
 
@@ -16,11 +18,13 @@ from ..growth import Growth, StepResult
 
 
 class DendriteCallback(pl.Callback):
-    """Feeds the monitored metric to a Growth after every validation epoch and stops the trainer when growth is finished.
+    """Feeds the monitored metric to a Growth after every validation epoch and stops the trainer
+    when growth is finished.
 
-    The module's first optimiser follows growth. ``restart``: after growth let ``configure_optimizers`` build optimisers and
-    schedulers anew, which restarts the learning rate as the documented system does; else they go on as they are.
-    Checkpoints of the trainer hold the growth's state; resume with the same callback and ``ckpt_path``.
+    The module's first optimiser follows growth. ``restart``: after growth let
+    ``configure_optimizers`` build optimisers and schedulers anew, which restarts the learning rate
+    as the documented system does; else they go on as they are. Checkpoints of the trainer hold the
+    growth's state; resume with the same callback and ``ckpt_path``.
     """
 
     def __init__(self, monitor: str, config: DendriteConfig | None = None, *, restart: bool = True):

@@ -1,4 +1,6 @@
-"""One self-contained HTML page about a run: nothing is fetched from a network, nothing is executed."""
+"""One self-contained HTML page about a run: nothing is fetched from a network, nothing is
+executed."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -20,8 +22,11 @@ def write_report(lab: Lab, path: str | Path) -> Path:
     return Path(path)
 
 
-def write_folder_report(folder: str | Path, path: str | Path | None = None, checkpoint_id: int | None = None) -> Path:
-    """The page about a run's folder, with ledger and neurons of one checkpoint (default: the newest)."""
+def write_folder_report(
+    folder: str | Path, path: str | Path | None = None, checkpoint_id: int | None = None
+) -> Path:
+    """The page about a run's folder, with ledger and neurons of one checkpoint (default: the
+    newest)."""
     target = Path(folder) / "report.html" if path is None else Path(path)
     write_text(target, page(RunView.of_folder(Path(folder), checkpoint_id)))
     return target

@@ -1,4 +1,5 @@
 """The page itself: plain HTML and CSS, pictures inlined, no scripts."""
+
 from __future__ import annotations
 
 import time
@@ -42,7 +43,14 @@ footer { color: #5d6b78; font-size: 12.5px; margin-top: 20px; }
 
 def page(view: RunView) -> str:
     """The whole page."""
-    sections = [_curves(view), _tree(view), _neurons(view), _map(view), _forgotten(view), _timeline(view)]
+    sections = [
+        _curves(view),
+        _tree(view),
+        _neurons(view),
+        _map(view),
+        _forgotten(view),
+        _timeline(view),
+    ]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(view.name)} - training report</title><style>{CSS}</style></head>
@@ -58,8 +66,16 @@ def page(view: RunView) -> str:
 def _subtitle(view: RunView) -> str:
     settings = view.settings
     groups = settings.get("groups") or [{}]
-    rate = f", learning rate {groups[0]['lr']:g}" if isinstance(groups[0].get("lr"), int | float) else ""
-    what = f"{settings['model']}, {settings['optimizer']}{rate}, batches of {settings['batch_size']}. " if settings else ""
+    rate = (
+        f", learning rate {groups[0]['lr']:g}"
+        if isinstance(groups[0].get("lr"), int | float)
+        else ""
+    )
+    what = (
+        f"{settings['model']}, {settings['optimizer']}{rate}, batches of {settings['batch_size']}. "
+        if settings
+        else ""
+    )
     return escape(f"{what}Neurons and samples are those of {view.moment}.")
 
 
@@ -69,14 +85,30 @@ def _tiles(view: RunView) -> str:
     if len(evaluation):
         tiles += [(f"{evaluation['loss'].iloc[-1]:.4g}", "last evaluation loss")]
         if evaluation["accuracy"].notna().any():
-            tiles += [(f"{evaluation['accuracy'].iloc[-1]:.1%}", f"last accuracy (best {evaluation['accuracy'].max():.1%})")]
+            tiles += [
+                (
+                    f"{evaluation['accuracy'].iloc[-1]:.1%}",
+                    f"last accuracy (best {evaluation['accuracy'].max():.1%})",
+                )
+            ]
     if not view.neurons.empty:
         silent = int((view.neurons["train_rate"] == 0).sum())
         tiles.append((f"{len(view.neurons):,}", f"neurons, {silent} of them silent"))
     if view.samples is not None:
-        tiles.append((f"{len(view.samples):,}", f"training samples, {int(view.samples['deny_listed'].sum()):,} denied"))
-    return '<div class="tiles">' + "".join(
-        f'<div class="tile"><b>{value}</b><span>{escape(label)}</span></div>' for value, label in tiles) + "</div>"
+        tiles.append(
+            (
+                f"{len(view.samples):,}",
+                f"training samples, {int(view.samples['deny_listed'].sum()):,} denied",
+            )
+        )
+    return (
+        '<div class="tiles">'
+        + "".join(
+            f'<div class="tile"><b>{value}</b><span>{escape(label)}</span></div>'
+            for value, label in tiles
+        )
+        + "</div>"
+    )
 
 
 def _section(title: str, note: str, body: str) -> str:
@@ -91,8 +123,11 @@ def _table(columns: list[str], rows: list[list[Any]], numeric: set[str] = frozen
     def cell(tag: str, column: str, value: Any) -> str:
         side = ' class="n"' if column in numeric else ""
         return f"<{tag}{side}>{value}</{tag}>"
+
     head = "".join(cell("th", column, escape(column)) for column in columns)
-    body = "".join("<tr>" + "".join(cell("td", c, v) for c, v in zip(columns, row)) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(cell("td", c, v) for c, v in zip(columns, row)) + "</tr>" for row in rows
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -100,8 +135,12 @@ def _curves(view: RunView) -> str:
     drawn = figures.curves(view)
     if drawn is None:
         return _section("Learning curves", "Nothing was recorded yet.", "")
-    return _section("Learning curves", "Training (thin) and evaluation (dots). A branch begins at the checkpoint that it was "
-                    "loaded from. Dotted lines are operations: see the timeline.", _figure(drawn, "loss and accuracy over age"))
+    return _section(
+        "Learning curves",
+        "Training (thin) and evaluation (dots). A branch begins at the checkpoint that it was "
+        "loaded from. Dotted lines are operations: see the timeline.",
+        _figure(drawn, "loss and accuracy over age"),
+    )
 
 
 def _tree(view: RunView) -> str:
@@ -109,29 +148,51 @@ def _tree(view: RunView) -> str:
     if drawn is None:
         return _section("Checkpoints", "None was written yet.", "")
     hashes = ("structure", "data", "settings")
-    rows = [["&nbsp;&nbsp;" * depth + f"<b>{entry['id']}</b>", "" if entry["parent"] is None else entry["parent"],
-             f"{entry['age']:,}", *(f"<code>{escape(str(entry.get(key, '')))}</code>" for key in hashes),
-             escape(entry.get("note", ""))] for depth, entry in view.checkpoints.lines()]
+    rows = [
+        [
+            "&nbsp;&nbsp;" * depth + f"<b>{entry['id']}</b>",
+            "" if entry["parent"] is None else entry["parent"],
+            f"{entry['age']:,}",
+            *(f"<code>{escape(str(entry.get(key, '')))}</code>" for key in hashes),
+            escape(entry.get("note", "")),
+        ]
+        for depth, entry in view.checkpoints.lines()
+    ]
     table = _table(["checkpoint", "parent", "age", *hashes, "note"], rows, {"age"})
-    return _section("Checkpoints", "Equal hashes: same structure, same position and deny list, same settings. The one that the "
-                    "run stands on is red.", _figure(drawn, "the tree of checkpoints over age") + table)
+    return _section(
+        "Checkpoints",
+        "Equal hashes: same structure, same position and deny list, same settings. The one that "
+        "the "
+        "run stands on is red.",
+        _figure(drawn, "the tree of checkpoints over age") + table,
+    )
 
 
 def _neurons(view: RunView) -> str:
     drawn = figures.neurons(view)
     if drawn is None:
         return _section("Neurons", "No forward pass was counted yet.", "")
-    return _section("Neurons", "How often each neuron is above zero, per sample: bars in training, dots in evaluation (a "
-                    "convolution counts every position). Red crosses never triggered; purple triangles learn at less than "
-                    "the full rate.", _figure(drawn, "trigger rates of the neurons of each layer"))
+    return _section(
+        "Neurons",
+        "How often each neuron is above zero, per sample: bars in training, dots in evaluation (a "
+        "convolution counts every position). Red crosses never triggered; purple triangles learn "
+        "at less than "
+        "the full rate.",
+        _figure(drawn, "trigger rates of the neurons of each layer"),
+    )
 
 
 def _map(view: RunView) -> str:
     drawn, text = figures.data_map(view)
     if drawn is None:
         return ""
-    return _section("Data map", f"{text}. Each point is a training sample: what probability its true class got whenever it was "
-                    "seen.", _figure(drawn, "data map: confidence against variability"))
+    return _section(
+        "Data map",
+        f"{text}. Each point is a training sample: what probability its true class got whenever it "
+        "was "
+        "seen.",
+        _figure(drawn, "data map: confidence against variability"),
+    )
 
 
 def _forgotten(view: RunView) -> str:
@@ -142,15 +203,27 @@ def _forgotten(view: RunView) -> str:
         return ""
     worst = most_forgotten(seen, SHOWN)
     cards = "".join(_card(view, int(row.Index), row) for row in worst.itertuples())
-    return _section("Most forgotten samples", "Right when last seen, wrong the next time: counted over training. Between equals, "
-                    "the ones whose true class got the least probability come first.", f'<div class="samples">{cards}</div>')
+    return _section(
+        "Most forgotten samples",
+        "Right when last seen, wrong the next time: counted over training. Between equals, "
+        "the ones whose true class got the least probability come first.",
+        f'<div class="samples">{cards}</div>',
+    )
 
 
 def _card(view: RunView, sample: int, row: Any) -> str:
     image = view.pictures.get(sample)
-    shown = '<div class="none"></div>' if image is None else f'<img alt="sample {sample}" src="{figures.picture(image)}">'
+    shown = (
+        '<div class="none"></div>'
+        if image is None
+        else f'<img alt="sample {sample}" src="{figures.picture(image)}">'
+    )
     confidence = "" if pd.isna(row.confidence) else f", p {row.confidence:.2f}"
-    verdict = f"label {row.label}, said {row.predicted_class}" if row.label >= 0 else f"loss {row.prediction_loss:.3g}"
+    verdict = (
+        f"label {row.label}, said {row.predicted_class}"
+        if row.label >= 0
+        else f"loss {row.prediction_loss:.3g}"
+    )
     denied = ", denied" if row.deny_listed else ""
     return f'<div class="sample">{shown}<b>#{sample}</b> forgotten {row.forgotten}&times;<br>{verdict}{confidence}{denied}</div>'
 
@@ -158,10 +231,16 @@ def _card(view: RunView, sample: int, row: Any) -> str:
 def _timeline(view: RunView) -> str:
     def badge(kind: str) -> str:
         return f'<span class="kind {escape(kind)}">{escape(kind)}</span>'
-    rows = [[f"{event.get('age', 0):,}", event["branch"], badge(event["kind"]), escape(_what(event))]
-            for event in view.timeline()]
-    return _section("Timeline", "What was done to the run, in order." if rows else "Nothing was done to the run yet.",
-                    _table(["age", "branch", "kind", "what"], rows, {"age"}) if rows else "")
+
+    rows = [
+        [f"{event.get('age', 0):,}", event["branch"], badge(event["kind"]), escape(_what(event))]
+        for event in view.timeline()
+    ]
+    return _section(
+        "Timeline",
+        "What was done to the run, in order." if rows else "Nothing was done to the run yet.",
+        _table(["age", "branch", "kind", "what"], rows, {"age"}) if rows else "",
+    )
 
 
 def _what(event: dict[str, Any]) -> str:

@@ -1,4 +1,6 @@
-"""Stateless propagators: an operation between layers, such as a reshape, on the triple (h, t, context)."""
+"""Stateless propagators: an operation between layers, such as a reshape, on the triple (h, t,
+context)."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

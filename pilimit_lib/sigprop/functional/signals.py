@@ -1,4 +1,5 @@
 """Stateless formatters: from labels to the targets that enter the network."""
+
 from __future__ import annotations
 
 import torch
@@ -9,11 +10,15 @@ from .contrast import check_labels, labels_of
 
 
 def label_number_to_onehot(t: Tensor | None, num_classes: int | None = None) -> Tensor | None:
-    """Class numbers [b] or [b 1] as float one-hot rows [b num_classes]; without `num_classes`, the largest number sets it."""
+    """Class numbers [b] or [b 1] as float one-hot rows [b num_classes]; without `num_classes`, the
+    largest number sets it."""
     if t is None:
         return None
     if t.ndim == 2 and t.shape[1] != 1 or t.ndim > 2:
-        raise ValueError(f"class numbers must have shape [b] or [b 1], got {list(t.shape)}; one-hot rows need no such formatter")
+        raise ValueError(
+            f"class numbers must have shape [b] or [b 1], got {list(t.shape)}; one-hot rows need "
+            "no such formatter"
+        )
     labels = labels_of(t)
     if num_classes is None:
         num_classes = int(labels.max()) + 1
@@ -28,7 +33,11 @@ def distinct_batch_labels_onehot(t: Tensor | None) -> Tensor | None:
 
 def distinct_batch_labels(t: Tensor | None) -> Tensor | None:
     """One target number per class: 0. .. classes - 1 for one-hot rows t [b classes]."""
-    return None if t is None else torch.arange(_classes(t), device=t.device, dtype=torch.get_default_dtype())
+    return (
+        None
+        if t is None
+        else torch.arange(_classes(t), device=t.device, dtype=torch.get_default_dtype())
+    )
 
 
 def label_vector_to_number(t: Tensor | None) -> Tensor | None:
@@ -41,5 +50,8 @@ def label_vector_to_number(t: Tensor | None) -> Tensor | None:
 
 def _classes(t: Tensor) -> int:
     if t.ndim != 2:
-        raise ValueError(f"expected one-hot rows [b classes], got shape {list(t.shape)}; put LabelNumberToOnehot before")
+        raise ValueError(
+            f"expected one-hot rows [b classes], got shape {list(t.shape)}; put "
+            "LabelNumberToOnehot before"
+        )
     return t.shape[1]

@@ -1,41 +1,74 @@
-"""The input-target losses: every sample's activations shall resemble the targets of its partners more than the other targets."""
+"""The input-target losses: every sample's activations shall resemble the targets of its partners
+more than the other targets."""
+
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..functional.contrast import MODES, PARTNERS_BY, check_k, contrast, labels_of, partners, similarity
+from ..functional.contrast import (
+    MODES,
+    PARTNERS_BY,
+    check_k,
+    contrast,
+    labels_of,
+    partners,
+    similarity,
+)
 from .base import Loss, class_labels, class_rows
 
 
 class Contrast(Loss):
-    """-(1/B) sum_i sum_j w_ij log softmax_j(y_ij / temperature): similarities y after the block, partners w from before it.
+    """-(1/B) sum_i sum_j w_ij log softmax_j(y_ij / temperature): similarities y after the block,
+    partners w from before it.
 
-    `mode`, `k`, `by`: how partners are chosen, see `functional.partners`. The default "product" is the paper's code, in which
-    deep layers drift to wrong partners: a target of large norm resembles everyone most. "label" cannot drift, "cosine" less.
-    `cosine`: similarities y as cosines (then a temperature near 0.1 is usual). `normalize`: partners weigh one in sum.
-    `counts`: with one target row per class, weigh each class by its samples in the batch, so that the loss (for mode "max_all")
-    equals that of one target row per sample.
-    Target rows may stand for samples or for classes; see `class_rows`.
+    `mode`, `k`, `by`: how partners are chosen, see `functional.partners`. The default "product" is
+    the paper's code, in which
+    deep layers drift to wrong partners: a target of large norm resembles everyone most. "label"
+    cannot drift, "cosine" less. `cosine`: similarities y as cosines (then a temperature near 0.1 is
+    usual). `normalize`: partners weigh one in sum. `counts`: with one target row per class, weigh
+    each class by its samples in the batch, so that the loss (for mode "max_all") equals that of one
+    target row per sample. Target rows may stand for samples or for classes; see `class_rows`.
     """
 
-    def __init__(self, mode: str = "max_all", *, k: int | None = None, by: str = "product", cosine: bool = False,
-                 temperature: float = 1.0, normalize: bool = False, counts: bool = False,
-                 generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        mode: str = "max_all",
+        *,
+        k: int | None = None,
+        by: str = "product",
+        cosine: bool = False,
+        temperature: float = 1.0,
+        normalize: bool = False,
+        counts: bool = False,
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
         if mode not in MODES or by not in PARTNERS_BY:
-            raise ValueError(f"mode={mode!r}, by={by!r}: mode is one of {MODES}, by one of {PARTNERS_BY}")
+            raise ValueError(
+                f"mode={mode!r}, by={by!r}: mode is one of {MODES}, by one of {PARTNERS_BY}"
+            )
         if (mode == "topk") != (k is not None):
-            raise ValueError(f"k belongs to mode 'topk' and must be given there, got mode={mode!r}, k={k!r}")
+            raise ValueError(
+                f"k belongs to mode 'topk' and must be given there, got mode={mode!r}, k={k!r}"
+            )
         if k is not None:
             check_k(k, k)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if counts and mode != "max_all":
-            raise ValueError(f"counts stands for repeated rows that are all partners: mode 'max_all', got {mode!r}")
+            raise ValueError(
+                "counts stands for repeated rows that are all partners: mode 'max_all', got "
+                f"{mode!r}"
+            )
         self.mode, self.k, self.by, self.cosine = mode, k, by, cosine
-        self.temperature, self.normalize, self.counts, self.generator = temperature, normalize, counts, generator
+        self.temperature, self.normalize, self.counts, self.generator = (
+            temperature,
+            normalize,
+            counts,
+            generator,
+        )
 
     def check(self, sp_learn, rows, context):
         if self.mode == "topk" and not getattr(sp_learn, "class_rows", False):
@@ -44,27 +77,36 @@ class Contrast(Loss):
             labels_of(context, rows)
 
     def forward(self, sp_learn, h1, t1, h0, t0, y):
-        similar = similarity(h1, t1, normalize=self.cosine)                                   # [b r]
+        # [b r]
+        similar = similarity(h1, t1, normalize=self.cosine)
         counts = None
         if class_rows(sp_learn, h1, t1):
             labels = class_labels(h1, t1, y)
             classes = torch.arange(len(t1), device=labels.device)
             if self.by == "label" and not self.counts:
-                return F.cross_entropy(similar / self.temperature, labels)                    # each class is its only partner
+                # each class is its only partner
+                return F.cross_entropy(similar / self.temperature, labels)
             if self.counts:
                 counts = torch.bincount(labels, minlength=len(t1))
-                present = classes[counts > 0]     # as with repeated rows, a class that the batch lacks is nobody's partner
+                # as with repeated rows, a class that the batch lacks is nobody's partner
+                present = classes[counts > 0]
                 w = similar.new_zeros(len(t1), len(t1))
                 w[present[:, None], present] = self._partners(t0[present], present)
             else:
-                w = self._partners(t0, classes)                                               # [classes classes]
-            w = w[labels]                                                                     # [b classes]
+                # [classes classes]
+                w = self._partners(t0, classes)
+            # [b classes]
+            w = w[labels]
         else:
             w = self._partners(t0, labels_of(y, len(h1)) if self.by == "label" else None)
-        return contrast(similar, w, temperature=self.temperature, normalize=self.normalize, counts=counts)
+        return contrast(
+            similar, w, temperature=self.temperature, normalize=self.normalize, counts=counts
+        )
 
     def _partners(self, t0: Tensor, labels: Tensor | None) -> Tensor:
-        return partners(t0, self.mode, k=self.k, by=self.by, labels=labels, generator=self.generator)
+        return partners(
+            t0, self.mode, k=self.k, by=self.by, labels=labels, generator=self.generator
+        )
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}, k={self.k}, by={self.by!r}, cosine={self.cosine}, temperature={self.temperature}"

@@ -1,4 +1,5 @@
 """Managers: settings once, up front, for wrapping the layers of an existing model."""
+
 from __future__ import annotations
 
 import inspect
@@ -13,13 +14,22 @@ from ..propagators import Learn
 class Manager:
     """Wraps a signal, then layers, then the whole, with classes and settings given beforehand.
 
-    `propagator_cls` and `signal_cls` wrap layers and signal, `model_cls` the network. `monitor_cls(name, loss)`, if given, wraps
-    every loss, and its instances are added to `monitor_main` (a `monitors.Group`).
+    `propagator_cls` and `signal_cls` wrap layers and signal, `model_cls` the network.
+    `monitor_cls(name, loss)`, if given, wraps every loss, and its instances are added to
+    `monitor_main` (a `monitors.Group`).
     """
 
-    def __init__(self, model_cls: type, propagator_cls: type, signal_cls: type, monitor_cls: Callable | None = None,
-                 monitor_main=None, model_kwargs: dict | None = None, propagator_kwargs: dict | None = None,
-                 signal_kwargs: dict | None = None):
+    def __init__(
+        self,
+        model_cls: type,
+        propagator_cls: type,
+        signal_cls: type,
+        monitor_cls: Callable | None = None,
+        monitor_main=None,
+        model_kwargs: dict | None = None,
+        propagator_kwargs: dict | None = None,
+        signal_kwargs: dict | None = None,
+    ):
         self.model_cls, self.propagator_cls, self.signal_cls = model_cls, propagator_cls, signal_cls
         self.monitor_cls, self.monitor_main = monitor_cls, monitor_main
         self.model_kwargs = dict(model_kwargs or {})
@@ -46,7 +56,11 @@ class Manager:
 
     def set_monitor(self, monitor_main) -> None:
         """The group to which the monitors of later propagators are added."""
-        self._not_after("set_monitor", "set_signal or add_propagator", self.signal or (self.propagators or [None])[0])
+        self._not_after(
+            "set_monitor",
+            "set_signal or add_propagator",
+            self.signal or (self.propagators or [None])[0],
+        )
         self.monitor_main = monitor_main
 
     def set_signal(self, module: nn.Module, cls: type | None = None, **kwargs) -> nn.Module:
@@ -58,7 +72,9 @@ class Manager:
     def add_propagator(self, module: nn.Module, cls: type | None = None, **kwargs) -> nn.Module:
         """Wrap one layer. Settings that the class does not take are left out."""
         self._not_after("add_propagator", "set_model", self.model)
-        propagator = self._wrap(cls or self.propagator_cls, module, {**self.propagator_kwargs, **kwargs})
+        propagator = self._wrap(
+            cls or self.propagator_cls, module, {**self.propagator_kwargs, **kwargs}
+        )
         self.propagators.append(propagator)
         return propagator
 
@@ -81,7 +97,11 @@ class Manager:
             kwargs["optimizer"] = self.build_optimizer(module)
         if learns and self.monitor_cls is not None and kwargs.get("loss") is not None:
             # The position makes names unique: most layers are a Sequential.
-            position = "signal" if self.signal is None and not self.propagators else str(len(self.propagators))
+            position = (
+                "signal"
+                if self.signal is None and not self.propagators
+                else str(len(self.propagators))
+            )
             kwargs["loss"] = self.monitor_cls(f"{position}:{type(module).__name__}", kwargs["loss"])
             if self.monitor_main is not None:
                 self.monitor_main.add(kwargs["loss"])
@@ -90,23 +110,48 @@ class Manager:
     @staticmethod
     def _not_after(call: str, after: str, done) -> None:
         if done is not None:
-            raise RuntimeError(f"{call} comes too late: {after} was already called; make another manager for another model")
+            raise RuntimeError(
+                f"{call} comes too late: {after} was already called; make another manager for "
+                "another model"
+            )
 
 
 class Prepared(Manager):
-    """A manager whose callers give each propagator its own optimiser (`optimizer=`), or leave the block as it is."""
+    """A manager whose callers give each propagator its own optimiser (`optimizer=`), or leave the
+    block as it is."""
 
 
 class Preset(Manager):
-    """A manager that builds an optimiser, `optimizer_builder(module)`, for every module that learns."""
+    """A manager that builds an optimiser, `optimizer_builder(module)`, for every module that
+    learns."""
 
-    def __init__(self, model_cls: type, propagator_cls: type, signal_cls: type, optimizer_builder: Callable,
-                 monitor_cls: Callable | None = None, monitor_main=None, model_kwargs: dict | None = None,
-                 propagator_kwargs: dict | None = None, signal_kwargs: dict | None = None):
-        super().__init__(model_cls, propagator_cls, signal_cls, monitor_cls, monitor_main,
-                         model_kwargs, propagator_kwargs, signal_kwargs)
+    def __init__(
+        self,
+        model_cls: type,
+        propagator_cls: type,
+        signal_cls: type,
+        optimizer_builder: Callable,
+        monitor_cls: Callable | None = None,
+        monitor_main=None,
+        model_kwargs: dict | None = None,
+        propagator_kwargs: dict | None = None,
+        signal_kwargs: dict | None = None,
+    ):
+        super().__init__(
+            model_cls,
+            propagator_cls,
+            signal_cls,
+            monitor_cls,
+            monitor_main,
+            model_kwargs,
+            propagator_kwargs,
+            signal_kwargs,
+        )
         if not callable(optimizer_builder):
-            raise TypeError(f"optimizer_builder must be a function module -> optimiser, got {type(optimizer_builder).__name__}")
+            raise TypeError(
+                "optimizer_builder must be a function module -> optimiser, got "
+                f"{type(optimizer_builder).__name__}"
+            )
         self.optimizer_builder = optimizer_builder
 
     def build_optimizer(self, module):

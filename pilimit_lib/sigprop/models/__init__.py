@@ -1,4 +1,5 @@
 """Models: a signal before, propagators behind, called like any network."""
+
 from .local import Schedule
 from .model import Forward, ForwardLoopBack, LoopBack, Model
 

@@ -1,4 +1,6 @@
-"""Early exits: every layer that learns by comparing with targets can also predict by comparing with targets."""
+"""Early exits: every layer that learns by comparing with targets can also predict by comparing with
+targets."""
+
 from __future__ import annotations
 
 import torch
@@ -13,7 +15,8 @@ class _Stop(Exception):
 
 
 def predict(model, x: Tensor, num_classes: int | None, upto: str | None) -> dict[str, Tensor]:
-    """Similarities of every learner's activations to its targets of all classes, in evaluation, without learning."""
+    """Similarities of every learner's activations to its targets of all classes, in evaluation,
+    without learning."""
     learners = model.learners()
     if upto is not None and upto not in learners:
         raise ValueError(f"no learner is called {upto!r}; there are {list(learners)}")
@@ -25,6 +28,7 @@ def predict(model, x: Tensor, num_classes: int | None, upto: str | None) -> dict
             found[name] = similarity(out[0], out[1])
             if name == upto:
                 raise _Stop
+
         return hook
 
     handles = [learner.register_forward_hook(look(name)) for name, learner in learners.items()]

@@ -1,4 +1,6 @@
-"""Models: a signal and a network of propagators, called like any network. How the streams loop is what tells them apart."""
+"""Models: a signal and a network of propagators, called like any network. How the streams loop is
+what tells them apart."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -14,22 +16,31 @@ from . import exits, local, trial
 
 
 class Model(nn.Module):
-    """Base of models. A subclass defines `forward(input)` on the pair (x, context) and returns the output.
+    """Base of models. A subclass defines `forward(input)` on the pair (x, context) and returns the
+    output.
 
-    Every model is called as `model(x, y)`, `model((x, y))`, `model(x)` or `model(x, None)`; without labels only in evaluation.
-    `signal` is a signal in a propagator, `model` the propagators of the layers. `optimizer` is a function that takes a module and
-    gives its optimiser (or None): every learning propagator that has none yet gets one.
+    Every model is called as `model(x, y)`, `model((x, y))`, `model(x)` or `model(x, None)`; without
+    labels only in evaluation. `signal` is a signal in a propagator, `model` the propagators of the
+    layers. `optimizer` is a function that takes a module and gives its optimiser (or None): every
+    learning propagator that has none yet gets one.
 
-    `parameters()` are those that the caller's global loss trains; `named_parameters()` and `state_dict()` cover everything.
+    `parameters()` are those that the caller's global loss trains; `named_parameters()` and
+    `state_dict()` cover everything.
     """
 
     def __init__(self, model: nn.Module, signal: nn.Module, optimizer: Callable | None = None):
         super().__init__()
         for name, part in (("model", model), ("signal", signal)):
             if not isinstance(part, nn.Module) or not any(True for _ in propagators_in(part)):
-                raise TypeError(f"{name} must contain propagators, got {type(part).__name__} without any; wrap "
-                                + ("layers in sigprop.propagators.Loss, the last in Identity (or call sigprop.wrap)"
-                                   if name == "model" else "the signal in sigprop.propagators.signals.Loss or .Fixed"))
+                raise TypeError(
+                    f"{name} must contain propagators, got {type(part).__name__} without any; wrap "
+                    + (
+                        "layers in sigprop.propagators.Loss, the last in Identity (or call "
+                        "sigprop.wrap)"
+                        if name == "model"
+                        else "the signal in sigprop.propagators.signals.Loss or .Fixed"
+                    )
+                )
         self.model, self.signal = model, signal
         self._schedule: local.Schedule | None = None
         self._tried = False
@@ -39,8 +50,10 @@ class Model(nn.Module):
     def __call__(self, input, context=None):
         if isinstance(input, tuple | list):
             if len(input) != 2 or context is not None:
-                raise TypeError(f"call model(x, y) or model((x, y)), got a {type(input).__name__} of {len(input)} entries"
-                                + (" beside a context" if context is not None else ""))
+                raise TypeError(
+                    f"call model(x, y) or model((x, y)), got a {type(input).__name__} of "
+                    f"{len(input)} entries" + (" beside a context" if context is not None else "")
+                )
             input, context = input
         self._check(input, context)
         if self.training and not self._tried and isinstance(input, Tensor):
@@ -52,12 +65,22 @@ class Model(nn.Module):
         """Everything that can be refused before the first layer has learnt."""
         if context is None:
             if self.training:
-                raise ValueError("training needs the context (labels): call model(x, y); for inference call model.eval() before")
+                raise ValueError(
+                    "training needs the context (labels): call model(x, y); for inference call "
+                    "model.eval() before"
+                )
             return
         if isinstance(x, Tensor) and isinstance(context, Tensor):
             if context.ndim == 0 or len(context) != len(x):
-                raise ValueError(f"{len(x)} inputs but a context of shape {list(context.shape)}; each sample needs its own")
-        class_rows = any(getattr(m, "class_rows", False) for m in self.signal.modules() if not isinstance(m, Propagator))
+                raise ValueError(
+                    f"{len(x)} inputs but a context of shape {list(context.shape)}; each sample "
+                    "needs its own"
+                )
+        class_rows = any(
+            getattr(m, "class_rows", False)
+            for m in self.signal.modules()
+            if not isinstance(m, Propagator)
+        )
         for learner in self.learners().values():
             learner.class_rows = class_rows
             if isinstance(x, Tensor):
@@ -71,15 +94,27 @@ class Model(nn.Module):
     def learners(self) -> dict[str, Learn]:
         """The propagators that learn locally, by their path in the model, the signal first."""
         parts = (("signal", self.signal), ("model", self.model))
-        return {name: p for path, part in parts for name, p in propagators_in(part, path) if isinstance(p, Learn)}
+        return {
+            name: p
+            for path, part in parts
+            for name, p in propagators_in(part, path)
+            if isinstance(p, Learn)
+        }
 
     def global_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters that the caller's loss trains: all that no local propagator owns, each once."""
-        owned = {id(p) for _, propagator in propagators_in(self) if not propagator.globally_trained for p in _all(propagator)}
+        """Parameters that the caller's loss trains: all that no local propagator owns, each
+        once."""
+        owned = {
+            id(p)
+            for _, propagator in propagators_in(self)
+            if not propagator.globally_trained
+            for p in _all(propagator)
+        }
         return (p for p in _all(self) if id(p) not in owned)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """The globally trained parameters, so that `Adam(model.parameters())` is the optimiser of the output layer."""
+        """The globally trained parameters, so that `Adam(model.parameters())` is the optimiser of
+        the output layer."""
         return self.global_parameters() if recurse else super().parameters(recurse=False)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -97,20 +132,29 @@ class Model(nn.Module):
         return self
 
     def build_optimizers(self, builder: Callable) -> None:
-        """Give each learner without an optimiser `builder(module)`; blocks without trainable parameters get none."""
+        """Give each learner without an optimiser `builder(module)`; blocks without trainable
+        parameters get none."""
         local.build(self.learners(), builder)
 
     def local_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimisers that step inside of the forward pass, by the path of their propagator."""
-        return {name: learner.optimizer for name, learner in self.learners().items() if learner.optimizer is not None}
+        return {
+            name: learner.optimizer
+            for name, learner in self.learners().items()
+            if learner.optimizer is not None
+        }
 
     def schedule(self, builder: Callable) -> local.Schedule:
-        """A learning-rate scheduler `builder(optimizer)` for every local optimiser; call `.step()` of the result."""
-        self._schedule = local.Schedule({name: builder(optimizer) for name, optimizer in self.local_optimizers().items()})
+        """A learning-rate scheduler `builder(optimizer)` for every local optimiser; call `.step()`
+        of the result."""
+        self._schedule = local.Schedule(
+            {name: builder(optimizer) for name, optimizer in self.local_optimizers().items()}
+        )
         return self._schedule
 
     def optimizer_state_dict(self) -> dict:
-        """State of all local optimisers, their gradient scalers and schedulers: plain tensors and builtins."""
+        """State of all local optimisers, their gradient scalers and schedulers: plain tensors and
+        builtins."""
         return local.state_dict(self.learners(), self._schedule)
 
     def load_optimizer_state_dict(self, state: dict) -> None:
@@ -119,7 +163,8 @@ class Model(nn.Module):
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Inside, forward passes add up local gradients and no local optimiser steps; `local_step()` then steps them all."""
+        """Inside, forward passes add up local gradients and no local optimiser steps;
+        `local_step()` then steps them all."""
         learners = list(self.learners().values())
         try:
             for learner in learners:
@@ -134,24 +179,32 @@ class Model(nn.Module):
         for learner in self.learners().values():
             learner.step()
 
-    def exits(self, x: Tensor, num_classes: int | None = None, upto: str | None = None) -> dict[str, Tensor]:
-        """What each layer predicts by itself: similarities [b classes] to one target row per class, and "output" [b ...].
+    def exits(
+        self, x: Tensor, num_classes: int | None = None, upto: str | None = None
+    ) -> dict[str, Tensor]:
+        """What each layer predicts by itself: similarities [b classes] to one target row per class,
+        and "output" [b ...].
 
         `upto` names the learner after which the computation stops: an early exit.
         """
         return exits.predict(self, x, num_classes, upto)
 
     def compile_blocks(self, **options) -> None:
-        """torch.compile every block in place; names and checkpoints stay. Streams of blocks with batch norm then run apart."""
+        """torch.compile every block in place; names and checkpoints stay. Streams of blocks with
+        batch norm then run apart."""
         for _, propagator in propagators_in(self):
             if hasattr(propagator, "module"):
-                if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in propagator.module.modules()):
+                if any(
+                    isinstance(m, nn.modules.batchnorm._BatchNorm)
+                    for m in propagator.module.modules()
+                ):
                     propagator.fuse = False
                 propagator.module.compile(**options)
 
 
 class Forward(Model):
-    """The base model: one pass in which each layer learns as soon as input and target have arrived."""
+    """The base model: one pass in which each layer learns as soon as input and target have
+    arrived."""
 
     def forward(self, input):
         return self.flow(*input)
@@ -163,12 +216,21 @@ class Forward(Model):
 
 
 class LoopBack(Forward):
-    """A pass without targets, whose `error(output, context)` is the target of a second, learning pass (one update per layer)."""
+    """A pass without targets, whose `error(output, context)` is the target of a second, learning
+    pass (one update per layer)."""
 
-    def __init__(self, model: nn.Module, signal: nn.Module, error: Callable, optimizer: Callable | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        signal: nn.Module,
+        error: Callable,
+        optimizer: Callable | None = None,
+    ):
         super().__init__(model, signal, optimizer)
         if not callable(error):
-            raise TypeError(f"error must be callable as error(output, context), got {type(error).__name__}")
+            raise TypeError(
+                f"error must be callable as error(output, context), got {type(error).__name__}"
+            )
         self.error = error
 
     def forward(self, input):
@@ -182,7 +244,8 @@ class LoopBack(Forward):
 
 
 class ForwardLoopBack(LoopBack):
-    """A learning pass on the context, whose error is the target of a second one (two updates per layer)."""
+    """A learning pass on the context, whose error is the target of a second one (two updates per
+    layer)."""
 
     def forward(self, input):
         x, context = input

@@ -1,4 +1,5 @@
 """Monitors: numbers of single layers while they learn."""
+
 from . import loss
 from .group import Group
 from .memory import Memory

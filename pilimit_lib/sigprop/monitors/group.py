@@ -1,4 +1,5 @@
 """Several monitors as one."""
+
 from __future__ import annotations
 
 
@@ -13,7 +14,9 @@ class Group:
     def add(self, monitor) -> None:
         """Take up a monitor: it has a `name`, `reset()`, `metrics()` and `as_dict()`."""
         if any(monitor.name == other.name for other in self.monitors):
-            raise ValueError(f"there is a monitor called {monitor.name!r} already; give each its own name")
+            raise ValueError(
+                f"there is a monitor called {monitor.name!r} already; give each its own name"
+            )
         self.monitors.append(monitor)
 
     def reset(self) -> None:

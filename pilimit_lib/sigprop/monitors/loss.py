@@ -1,4 +1,5 @@
 """Monitors around a loss."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,10 +12,12 @@ from ..loss.base import class_rows
 
 
 class LabelMetrics(nn.Module):
-    """A loss that also counts: its mean, and how often a layer's activations resemble a target of the right class most.
+    """A loss that also counts: its mean, and how often a layer's activations resemble a target of
+    the right class most.
 
-    Called like the loss that it wraps, whose value it returns as it is. `loss_sum` and `acc_sum` add up over samples,
-    `loss_last` and `acc_last` are of the last batch, `count` is the samples so far.
+    Called like the loss that it wraps, whose value it returns as it is. `loss_sum` and `acc_sum`
+    add up over samples, `loss_last` and `acc_last` are of the last batch, `count` is the samples so
+    far.
     """
 
     def __init__(self, name: str, loss: Callable):
@@ -49,11 +52,18 @@ class LabelMetrics(nn.Module):
     def as_dict(self) -> dict[str, float]:
         """Means since the last reset, the last batch, and the number of samples."""
         samples = max(self.count, 1)
-        return {"loss": float(self.loss_sum) / samples, "accuracy": float(self.acc_sum) / samples,
-                "loss_last": float(self.loss_last), "accuracy_last": float(self.acc_last), "count": self.count}
+        return {
+            "loss": float(self.loss_sum) / samples,
+            "accuracy": float(self.acc_sum) / samples,
+            "loss_last": float(self.loss_last),
+            "accuracy_last": float(self.acc_last),
+            "count": self.count,
+        }
 
     def metrics(self) -> str:
         """One line for the terminal."""
         m = self.as_dict()
-        return (f"{self.name}: loss {m['loss']:.4f} (last {m['loss_last']:.4f}), "
-                f"accuracy {m['accuracy']:.4f} (last {m['accuracy_last']:.4f})")
+        return (
+            f"{self.name}: loss {m['loss']:.4f} (last {m['loss_last']:.4f}), "
+            f"accuracy {m['accuracy']:.4f} (last {m['accuracy_last']:.4f})"
+        )

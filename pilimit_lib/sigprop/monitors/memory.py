@@ -1,4 +1,5 @@
 """Bytes that autograd keeps for backward passes."""
+
 from __future__ import annotations
 
 import torch
@@ -6,14 +7,20 @@ from torch import Tensor, nn
 
 
 class Memory:
-    """Counts inside its `with` the bytes saved for backward: `peak` at one time, `total` over all, `held` now.
+    """Counts inside its `with` the bytes saved for backward: `peak` at one time, `total` over all,
+    `held` now.
 
-    Tensors that share storage count once; the storages of `parameters` do not count, they exist anyway.
+    Tensors that share storage count once; the storages of `parameters` do not count, they exist
+    anyway.
     """
 
     def __init__(self, model: nn.Module | None = None, name: str = "memory"):
         self.name = name
-        self._own = set() if model is None else {p.untyped_storage().data_ptr() for _, p in model.named_parameters()}
+        self._own = (
+            set()
+            if model is None
+            else {p.untyped_storage().data_ptr() for _, p in model.named_parameters()}
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -22,7 +29,9 @@ class Memory:
         self._uses: dict[int, int] = {}
 
     def __enter__(self) -> Memory:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Held(self, tensor), lambda held: held.tensor)
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: _Held(self, tensor), lambda held: held.tensor
+        )
         self._hooks.__enter__()
         return self
 

@@ -1,4 +1,6 @@
-"""Propagators: each wraps one block of a network, carries both streams through it and, if it learns, trains it there and then."""
+"""Propagators: each wraps one block of a network, carries both streams through it and, if it
+learns, trains it there and then."""
+
 from . import signals
 from .base import Propagator
 from .learn import Learn, Loss

@@ -1,4 +1,5 @@
 """Propagators that train their block the moment both streams have passed it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,26 +12,45 @@ from .base import Propagator, check_flow
 
 
 class Learn(Propagator):
-    """Trains its block locally: nothing flows back to earlier blocks, and later ones see the activations before the update.
+    """Trains its block locally: nothing flows back to earlier blocks, and later ones see the
+    activations before the update.
 
-    A subclass defines `loss_(h1, t1, h0, t0, context)`, or `train_` and `eval_`, each of which returns (loss, None, None).
-    `train_` runs in training (unless gradients are switched off), `eval_` in evaluation, both only if there is a context.
+    A subclass defines `loss_(h1, t1, h0, t0, context)`, or `train_` and `eval_`, each of which
+    returns (loss, None, None). `train_` runs in training (unless gradients are switched off),
+    `eval_` in evaluation, both only if there is a context.
 
-    `fuse`: run both streams through the block in one call: True, False, or "auto" (where the block is known to treat rows one by
-    one). `scaler`: a torch.amp.GradScaler of its own, for float16 autocast.
+    `fuse`: run both streams through the block in one call: True, False, or "auto" (where the block
+    is known to treat rows one by one). `scaler`: a torch.amp.GradScaler of its own, for float16
+    autocast.
     """
 
     globally_trained = False
-    class_rows = False   # set by the model when the signal sends one target row per class
+    class_rows = False  # set by the model when the signal sends one target row per class
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None, loss: Callable | None = None, *,
-                 fuse: bool | str = "auto", scaler: torch.amp.GradScaler | None = None):
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        loss: Callable | None = None,
+        *,
+        fuse: bool | str = "auto",
+        scaler: torch.amp.GradScaler | None = None,
+    ):
         super().__init__(module)
-        if optimizer is not None and not (hasattr(optimizer, "step") and hasattr(optimizer, "zero_grad")):
-            raise TypeError(f"optimizer must be a built optimiser like Adam(module.parameters()), got {type(optimizer).__name__}"
-                            "; functions that build one go to sigprop.wrap, managers.Preset or Model(..., optimizer=)")
+        if optimizer is not None and not (
+            hasattr(optimizer, "step") and hasattr(optimizer, "zero_grad")
+        ):
+            raise TypeError(
+                "optimizer must be a built optimiser like Adam(module.parameters()), got "
+                f"{type(optimizer).__name__}"
+                "; functions that build one go to sigprop.wrap, managers.Preset or Model(..., "
+                "optimizer=)"
+            )
         if loss is not None and not callable(loss):
-            raise TypeError(f"loss must be callable as loss(propagator, h1, t1, h0, t0, context), got {type(loss).__name__}")
+            raise TypeError(
+                "loss must be callable as loss(propagator, h1, t1, h0, t0, context), got "
+                f"{type(loss).__name__}"
+            )
         if fuse not in (True, False, "auto"):
             raise ValueError(f"fuse is True, False or 'auto', got {fuse!r}")
         self.optimizer, self.loss, self.fuse, self.scaler = optimizer, loss, fuse, scaler
@@ -46,11 +66,15 @@ class Learn(Propagator):
         with nullcontext() if training and self.needs_graph() else torch.no_grad():
             h1, t1, h0, t0 = self.propagate(h, t)
             if compare:
-                self.last_loss = (self.train_ if training else self.eval_)(h1, t1, h0, t0, context)[0]
+                self.last_loss = (self.train_ if training else self.eval_)(h1, t1, h0, t0, context)[
+                    0
+                ]
         return self.route(h1.detach(), None if t1 is None else t1.detach(), context)
 
     def loss_(self, h1, t1, h0, t0, context) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} defines neither loss_ nor train_ and eval_")
+        raise NotImplementedError(
+            f"{type(self).__name__} defines neither loss_ nor train_ and eval_"
+        )
 
     def train_(self, h1, t1, h0, t0, context):
         loss = self.loss_(h1, t1, h0, t0, context)
@@ -61,11 +85,13 @@ class Learn(Propagator):
         return self.loss_(h1, t1, h0, t0, context).detach(), None, None
 
     def needs_graph(self) -> bool:
-        """Whether `train_` differentiates; it may also update by other rules, so a subclass does unless it says otherwise."""
+        """Whether `train_` differentiates; it may also update by other rules, so a subclass does
+        unless it says otherwise."""
         return True
 
     def update(self, loss: Tensor) -> None:
-        """One step of the local optimiser on `loss`, or only its gradient inside `model.accumulate()`."""
+        """One step of the local optimiser on `loss`, or only its gradient inside
+        `model.accumulate()`."""
         if self.optimizer is None:
             return
         if not self.deferred:
@@ -75,7 +101,8 @@ class Learn(Propagator):
             self.step()
 
     def step(self) -> None:
-        """Step the local optimiser on the gradients at hand and drop them, so that they do not add up over the depth."""
+        """Step the local optimiser on the gradients at hand and drop them, so that they do not add
+        up over the depth."""
         if self.optimizer is None:
             return
         if self.scaler is None:
@@ -93,14 +120,25 @@ class Learn(Propagator):
 
 
 class Loss(Learn):
-    """Trains its block by any `loss(propagator, h1, t1, h0, t0, context)`; without an optimiser the block stays as it is."""
+    """Trains its block by any `loss(propagator, h1, t1, h0, t0, context)`; without an optimiser the
+    block stays as it is."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer | None = None, loss: Callable | None = None, *,
-                 fuse: bool | str = "auto", scaler: torch.amp.GradScaler | None = None):
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        loss: Callable | None = None,
+        *,
+        fuse: bool | str = "auto",
+        scaler: torch.amp.GradScaler | None = None,
+    ):
         super().__init__(module, optimizer, loss, fuse=fuse, scaler=scaler)
         if loss is None:
-            raise ValueError(f"{type(self).__name__} needs a loss, for instance sigprop.loss.v9_input_target_max_all; "
-                             "a block that shall not learn goes into Fixed")
+            raise ValueError(
+                f"{type(self).__name__} needs a loss, for instance "
+                "sigprop.loss.v9_input_target_max_all; "
+                "a block that shall not learn goes into Fixed"
+            )
 
     def needs_graph(self) -> bool:
         return self.optimizer is not None
@@ -108,6 +146,12 @@ class Loss(Learn):
     def loss_(self, h1, t1, h0, t0, context):
         loss = self.loss(self, h1, t1, h0, t0, context)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise TypeError(f"the loss of a propagator must return one number as a tensor, got {found}")
+            found = (
+                f"a tensor of shape {list(loss.shape)}"
+                if isinstance(loss, Tensor)
+                else type(loss).__name__
+            )
+            raise TypeError(
+                f"the loss of a propagator must return one number as a tensor, got {found}"
+            )
         return loss

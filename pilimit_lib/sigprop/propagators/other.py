@@ -1,4 +1,5 @@
 """Propagators that do not learn by themselves."""
+
 from __future__ import annotations
 
 import torch
@@ -10,9 +11,11 @@ from .base import Propagator, check_flow
 
 
 class Identity(Propagator):
-    """Runs its block on the input stream alone, with the graph kept: the output layer, trained by the caller's loss.
+    """Runs its block on the input stream alone, with the graph kept: the output layer, trained by
+    the caller's loss.
 
-    `optimizer` and `loss` are taken so that every propagator can be built alike; the caller's optimiser steps this block.
+    `optimizer` and `loss` are taken so that every propagator can be built alike; the caller's
+    optimiser steps this block.
     """
 
     def __init__(self, module: nn.Module, optimizer=None, loss=None):
@@ -24,7 +27,8 @@ class Identity(Propagator):
 
 
 class Forward(Propagator):
-    """Runs its block on both streams and keeps the graph, so that a later loss can reach through it; does not train it."""
+    """Runs its block on both streams and keeps the graph, so that a later loss can reach through
+    it; does not train it."""
 
     globally_trained = False
 
@@ -40,7 +44,8 @@ class Forward(Propagator):
 
 
 class Fixed(Forward):
-    """Runs its block on both streams without a graph: pooling, dropout, an activation, a random projection."""
+    """Runs its block on both streams without a graph: pooling, dropout, an activation, a random
+    projection."""
 
     def forward(self, input):
         with torch.no_grad():

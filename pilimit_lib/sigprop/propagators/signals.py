@@ -1,4 +1,6 @@
-"""Propagators for the signal: the same rules, another router. The signal makes both streams; the layers get the pair (h, t)."""
+"""Propagators for the signal: the same rules, another router. The signal makes both streams; the
+layers get the pair (h, t)."""
+
 from __future__ import annotations
 
 from torch import Tensor
@@ -7,18 +9,27 @@ from . import learn, other
 
 
 class _SignalRouter:
-    """The signal is called with the pair (h, t) and answers (h1, t1, h0, t0); the context goes no further."""
+    """The signal is called with the pair (h, t) and answers (h1, t1, h0, t0); the context goes no
+    further."""
 
     def propagate(self, h: Tensor, t: Tensor | None):
         made = self.module((h, t))
         if not isinstance(made, tuple | list) or len(made) != 4:
-            found = f"{len(made)} entries" if isinstance(made, tuple | list) else type(made).__name__
-            raise TypeError(f"a signal returns (h1, t1, h0, t0), got {found}; after the formatters there must "
-                            "come a generator, such as sigprop.signals.ProjectionContext")
+            found = (
+                f"{len(made)} entries" if isinstance(made, tuple | list) else type(made).__name__
+            )
+            raise TypeError(
+                f"a signal returns (h1, t1, h0, t0), got {found}; after the formatters there must "
+                "come a generator, such as sigprop.signals.ProjectionContext"
+            )
         h1, t1, _, _ = made
         if t1 is not None and h1.shape[1:] != t1.shape[1:]:
-            raise ValueError(f"the signal gives input rows of shape {list(h1.shape[1:])} and target rows of {list(t1.shape[1:])}"
-                             "; both enter the same layers, so output_shape must equal the shape of the input as it enters them")
+            raise ValueError(
+                f"the signal gives input rows of shape {list(h1.shape[1:])} and target rows of "
+                f"{list(t1.shape[1:])}"
+                "; both enter the same layers, so output_shape must equal the shape of the input "
+                "as it enters them"
+            )
         return tuple(made)
 
     def route(self, h: Tensor, t: Tensor | None, context) -> tuple:

@@ -1,4 +1,6 @@
-"""Formatters: from what the data loader gives (class numbers) to what a generator takes (vectors)."""
+"""Formatters: from what the data loader gives (class numbers) to what a generator takes
+(vectors)."""
+
 from __future__ import annotations
 
 from ..functional import signals as functional
@@ -6,7 +8,8 @@ from .base import Formatter
 
 
 class LabelNumberToOnehot(Formatter):
-    """Class numbers [b] or [b 1] become float one-hot rows [b num_classes]; labels outside of the classes are refused."""
+    """Class numbers [b] or [b 1] become float one-hot rows [b num_classes]; labels outside of the
+    classes are refused."""
 
     def __init__(self, num_classes: int | None = None):
         super().__init__()
@@ -21,7 +24,8 @@ class LabelNumberToOnehot(Formatter):
 
 
 class DistinctBatchLabelsOnehot(Formatter):
-    """One target row per class instead of one per sample: one-hot rows [b classes] become the identity [classes classes]."""
+    """One target row per class instead of one per sample: one-hot rows [b classes] become the
+    identity [classes classes]."""
 
     class_rows = True
 
