@@ -98,8 +98,8 @@ PLANTED = [
     ("pilimit_lib.core.axis", "def f():\n    from ..inf.layers import InfPiLinearReLU"),
     ("pilimit_lib.inf.layers", "from ..dendrites import GPA"),
     ("pilimit_lib.inf.layers", "from .. import sigprop"),
-    ("pilimit_lib.inf.layers", "import pilimit_lib.lab.ledger as ledger"),
-    ("pilimit_lib.inf.layers", "import experiments.common"),
+    ("pilimit_lib.inf.layers", "import pilimit_lib.lab.data.ledger as ledger"),
+    ("pilimit_lib.inf.layers", "import experiments.training.process"),
     ("pilimit_lib.inf.layers", "from pilimit_orig.inf import pimlp"),
     ("pilimit_lib.lab.views", "import importlib\nimportlib.import_module('pilimit_lib.inf')"),
     (
@@ -110,7 +110,7 @@ PLANTED = [
     ("pilimit_lib", "from .inf import InfMLP"),
     ("pilimit_orig.inf.pimlp", "from pilimit_lib.core import Axis"),
     ("pilimit_orig.inf.pimlp", "import seaborn"),
-    ("experiments.common", "from tests.oracles import relu_k"),
+    ("experiments.training.process", "from tests.oracles import relu_k"),
     ("elsewhere.thing", "import torch"),
 ]
 

@@ -27,11 +27,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.common import write_text
-from pilimit_lib.inf.conv_geometry import Geometry
-from pilimit_lib.inf.conv_operator import feature_conv2d, plain
-from pilimit_lib.inf.features import PolynomialFeatures
-from pilimit_lib.inf.hermite import hermite_series
+from pilimit_lib.core import write_text
+from pilimit_lib.inf.conv.geometry import Geometry
+from pilimit_lib.inf.conv.sums import feature_conv2d, plain
+from pilimit_lib.inf.dual.features import PolynomialFeatures
+from pilimit_lib.inf.dual.hermite import hermite_series
 
 KAPPA = hermite_series("relu", 2, "minimax").kappa
 GEOMETRY = Geometry((3, 3), padding=(1, 1))

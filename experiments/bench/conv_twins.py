@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.common import write_text
+from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfPiConvNet, InfPiResNet
 
 KINDS = ("at rest", "projected SGD", "without projection")

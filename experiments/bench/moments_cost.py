@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.common import write_text
+from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 
 D_IN, D_OUT = 192, 10

@@ -29,10 +29,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.cifar10.cifar10mlp import Settings, train
-from experiments.common import write_text
-from pilimit_lib.inf import functional
-from pilimit_lib.inf.hermite import Series, hermite_series
-from pilimit_lib.inf.twins import row_twin
+from pilimit_lib.core import write_text
+from pilimit_lib.inf.dual.hermite import Series, hermite_series
+from pilimit_lib.inf.rows import autograd as functional
+from pilimit_lib.inf.rows.sums.choice import row_twin
 
 KINDS = {
     "rows": {},

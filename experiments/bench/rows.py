@@ -33,10 +33,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.common import write_text
+from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_
-from pilimit_lib.inf.twins import row_twin
-from pilimit_lib.inf.vtransform import relu_k, relu_k_prime
+from pilimit_lib.inf.dual.relu import relu_k, relu_k_prime
+from pilimit_lib.inf.rows.sums.choice import row_twin
 from pilimit_orig.inf.pimlp import InfPiMLP
 
 LR, DECAY, CLIP, CLASSES = 1e-3, 1e-5, 0.4, 10

@@ -30,8 +30,8 @@ from tqdm import tqdm
 from experiments.cifar10.conv_networks import build, groups
 from experiments.cifar10.conv_results import collect, draw
 from experiments.cifar10.conv_settings import NETWORKS, Settings, parser
-from experiments.common import RunFolder, interruptible, pick_device, seed_everything
-from experiments.data import Batches, ImageSet, load_images
+from experiments.training.images import Batches, ImageSet, load_images
+from experiments.training.process import RunFolder, interruptible, pick_device, seed_everything
 from pilimit_lib.core import batch, restore, rng_state, save, set_rng_state, snapshot
 
 

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments.cifar10.settings import REMOVED, Settings, parser
-from experiments.common import (
+from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet, load_images
+from experiments.training.process import (
     RunFolder,
     human_bytes,
     interruptible,
@@ -34,7 +35,6 @@ from experiments.common import (
     pick_device,
     seed_everything,
 )
-from experiments.data import FLIPS, SHIFT, Batches, ImageSet, load_images
 from pilimit_lib.core import batch, load, restore, rng_state, save, set_rng_state, snapshot
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 

@@ -26,12 +26,13 @@ from torch import Tensor, nn
 
 from experiments.cifar10.cifar10mlp import evaluate
 from experiments.cifar10.results import draw, prepare
-from experiments.cifar10.saved import ALPHAS, load_network
+from experiments.cifar10.saved_networks import ALPHAS, load_network
 from experiments.cifar10.settings import Settings as TrainSettings
-from experiments.common import human_bytes, pick_device, write_text
-from experiments.data import DATASETS, ImageSet, load_images
+from experiments.training.images import DATASETS, ImageSet, load_images
+from experiments.training.process import human_bytes, pick_device
+from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP
-from pilimit_lib.inf.gp import (
+from pilimit_lib.inf.gp.regression import (
     ReLUKernel,
     embed,
     features_of,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.cifar10.conv_settings import Settings
-from experiments.data import ImageSet
+from experiments.training.images import ImageSet
 from pilimit_lib.inf import InfPiConvNet
 
 BASE_WIDTH = 16  # at this many channels the learning rates of a μ-network are those given

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.common import write_text
+from pilimit_lib.core import write_text
 
 RUN = ["run", "network", "seed"]
 

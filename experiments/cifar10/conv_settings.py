@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields
 
-from experiments.data import DATASETS, FLIPS
-from pilimit_lib.inf.hermite import ACTIVATIONS, FITS
+from experiments.training.images import DATASETS, FLIPS
+from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
 
 NETWORKS = ("infinite", "twin", "mup", "batchnorm")
 

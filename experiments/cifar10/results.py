@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.common import write_text
+from pilimit_lib.core import write_text
 
 
 def prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> Path:

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from experiments.common import milestones
-from experiments.data import DATASETS
-from pilimit_lib.inf.hermite import ACTIVATIONS, FITS
+from experiments.training.images import DATASETS
+from experiments.training.process import milestones
+from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
 
 REMOVED = {  # flags that did nothing in the original's library, or named what it never had
     "--last-layer-grad-no-alpha": "it had no effect in the original library",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import comb
 
 from experiments.cifar10.settings import Settings
-from experiments.common import human_bytes
+from experiments.training.process import human_bytes
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.data import ImageSet
+from experiments.training.images import ImageSet
 
 BATCHES = 10
 FEATURES = 3 * 32 * 32

@@ -31,15 +31,15 @@ from torch.nn import functional as F
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10mlp import Trainer
 from experiments.cifar10.cifar10test import REGS, scores
-from experiments.cifar10.saved import load_network
+from experiments.cifar10.saved_networks import load_network
 from experiments.cifar10.settings import REMOVED, parser
 from experiments.cifar10.settings import Settings as TrainSettings
-from experiments.common import curves, milestones, parse, pick_device, write_text
-from experiments.data import ImageSet, load_images
 from experiments.imagenet.cost import cost, describe_cost
 from experiments.imagenet.imagenet32 import load_imagenet32
-from pilimit_lib.core import save
-from pilimit_lib.inf.gp import (
+from experiments.training.images import ImageSet, load_images
+from experiments.training.process import curves, milestones, parse, pick_device
+from pilimit_lib.core import save, write_text
+from pilimit_lib.inf.gp.regression import (
     ReLUKernel,
     embed,
     features_of,

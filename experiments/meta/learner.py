@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.common import milestones, seed_everything
 from experiments.meta.episodes import Batch, Classes, Episodes, Sinusoids
 from experiments.meta.omniglot import load_omniglot
 from experiments.meta.settings import DTYPES, Settings
+from experiments.training.process import milestones, seed_everything
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
-from pilimit_lib.inf.functional import direction
-from pilimit_lib.inf.gp import ReLUKernel
-from pilimit_lib.inf.meta import (
+from pilimit_lib.inf.gp.learner import KernelMLP
+from pilimit_lib.inf.gp.regression import ReLUKernel
+from pilimit_lib.inf.meta.inner_loop import (
     Adapted,
     TaskLoss,
     adapt,
@@ -30,7 +30,7 @@ from pilimit_lib.inf.meta import (
     readout_kernel,
     smooth_l1,
 )
-from pilimit_lib.inf.meta_kernel import KernelMLP
+from pilimit_lib.inf.rows.autograd import direction
 
 
 def tasks(

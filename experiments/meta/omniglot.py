@@ -9,7 +9,6 @@ https://github.com/brendenlake/omniglot/tree/master/python
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 import zlib
 from collections import defaultdict
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
+from pilimit_lib.core import replacing
 
 PARTS = ("images_background", "images_evaluation")
 SIDE, DRAWINGS, CHARACTERS = 28, 20, 1623
@@ -166,10 +167,6 @@ def _kept(path: Path, stamp: list[str]) -> dict[str, np.ndarray] | None:
 
 
 def _keep(path: Path, stamp: list[str], images: dict[str, np.ndarray]) -> None:
-    beside = path.with_suffix(".part.npz")
-    try:
+    # a folder that can't be written to is no error
+    with suppress(OSError), replacing(path) as beside:
         np.savez(beside, stamp=np.array(stamp), **images)
-        os.replace(beside, path)
-    except OSError:  # a folder that can't be written to is no error
-        with suppress(OSError):
-            beside.unlink()

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from experiments.common import milestones
-from pilimit_lib.inf.hermite import FITS
+from experiments.training.process import milestones
+from pilimit_lib.inf.dual.hermite import FITS
 
 REMOVED = {
     "--orig-model": "the convolutional network of the MAML paper is not part of this library",

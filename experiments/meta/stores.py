@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.common import write_text
+from pilimit_lib.core import write_text
 
 Records = list[dict[str, Any]]
 TABLES = ("metadata", "train", "val", "test")

@@ -16,10 +16,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.common import pick_device
 from experiments.meta.learner import build, evaluate, hold_fixed, tasks
 from experiments.meta.settings import Settings
 from experiments.meta.stores import require_cox, write_tables
+from experiments.training.process import pick_device
 from pilimit_lib.core import load
 
 TEST_SEED = 2_000_003  # apart from the seeds of training and validation

@@ -25,7 +25,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from experiments.common import RunFolder, curves, human_bytes, interruptible, parse, pick_device
 from experiments.meta.episodes import Batch
 from experiments.meta.learner import (
     build,
@@ -41,6 +40,14 @@ from experiments.meta.learner import (
 )
 from experiments.meta.settings import DTYPES, REMOVED, Settings, parser
 from experiments.meta.stores import TABLES, require_cox, write_tables
+from experiments.training.process import (
+    RunFolder,
+    curves,
+    human_bytes,
+    interruptible,
+    parse,
+    pick_device,
+)
 from pilimit_lib.core import load, restore, rng_state, save, set_rng_state, snapshot
 
 VALIDATION_SEED = 1_000_003  # validation tasks are the same in every epoch and every run

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.common import seed_everything, write_text
-from experiments.data import Batches, load_images
+from experiments.training.images import Batches, load_images
+from experiments.training.process import seed_everything
+from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common import seed_everything
+from experiments.training.process import seed_everything
 from pilimit_lib.inf import InfMLP, PiSGD, param_groups
 
 WIDTHS, DRAWS, STEPS, LR = (64, 512, 4096), 5, 600, 0.2

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from experiments.data import DATASETS, load_images
+from experiments.training.images import DATASETS, load_images
 
 from . import networks
 from .report import summarise, write_settings

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.common import write_text
+from pilimit_lib.core import write_text
 
 from .training import Settings
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.common import seed_everything, write_text
-from experiments.data import Batches, ImageSet
+from experiments.training.images import Batches, ImageSet
+from experiments.training.process import seed_everything
 from pilimit_lib import core, sigprop
+from pilimit_lib.core import write_text
 
 from .networks import build
 

@@ -5,8 +5,10 @@ from .batch import UNKNOWN, batch, current_ids
 from .blocks import BLOCK_ROWS, Blocks
 from .change import Change, Edit, Source
 from .checkpoint import Growable, load, restore, save, snapshot
+from .files import replacing, write_bytes, write_json, write_text
 from .follow import follow, parameters_of
-from .part import Allocate, Part, in_memory
+from .memory import free_memory
+from .part import Allocate, StoredRows, in_memory
 from .rng import rng_state, set_rng_state
 
 __all__ = [
@@ -19,18 +21,23 @@ __all__ = [
     "Growable",
     "Mark",
     "Member",
-    "Part",
     "Source",
+    "StoredRows",
     "UNKNOWN",
     "batch",
     "current_ids",
     "follow",
+    "free_memory",
     "in_memory",
     "load",
     "parameters_of",
+    "replacing",
     "restore",
     "rng_state",
     "save",
     "set_rng_state",
     "snapshot",
+    "write_bytes",
+    "write_json",
+    "write_text",
 ]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .part import Allocate, Part, in_memory
+from .part import Allocate, StoredRows, in_memory
 
 # large enough for matrix products at full rate, small enough that a block of [b, rows] stays in
 # cache
@@ -98,7 +98,7 @@ class Blocks:
         """Memory of the rows that are there."""
         return self._rows * math.prod(self.tail) * self._like.element_size()
 
-    def parts(self, rows: int | None = None) -> Iterator[Part]:
+    def parts(self, rows: int | None = None) -> Iterator[StoredRows]:
         """The first `rows` rows (default: all) as they are stored, block by block, in order,
         without copying."""
         left = self._rows if rows is None else rows
@@ -301,9 +301,9 @@ class Blocks:
         else:
             self._blocks[number][where : where + len(values)].copy_(values)
 
-    def _part(self, number: int, stop: int) -> Part:
+    def _part(self, number: int, stop: int) -> StoredRows:
         block = self._blocks[number]
-        return Part(block[:stop] if stop < self.block_rows else block, self._factors[number])
+        return StoredRows(block[:stop] if stop < self.block_rows else block, self._factors[number])
 
     def _apply_factor(self, number: int) -> None:
         if self._factors[number] != 1:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .change import Change
+from .files import replacing
 from .follow import follow, parameters_of
 
 FORMAT = 1
@@ -83,20 +83,10 @@ def restore(
 
 def save(obj: Any, path: str | os.PathLike) -> None:
     """Write `obj` to `path` whole or not at all: beside it first, then renamed over it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not a file of `tempfile`: those can be read by their owner only, and keep that when they are
-    # renamed.
-    beside = path.parent / f".{path.name}.{uuid.uuid4().hex}.part"
-    try:
-        with beside.open("xb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with replacing(path) as beside, beside.open("xb") as file:
+        torch.save(obj, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> Any:

@@ -17,7 +17,7 @@ def in_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
 
 
 @dataclass(frozen=True)
-class Part:
+class StoredRows:
     """Rows as they are stored: `values` [k, *tail] stand for values · scale + shift, with `scale`
     and `shift` per row or one."""
 

@@ -6,12 +6,13 @@ facade over it.
 
 from .compat import GPA, PBM, UPA
 from .config import DendriteConfig
-from .convert import PAISequential, Report, dendritic, dendritic_layers, finalize, report
-from .dimensions import DimensionError
+from .conversion import PAISequential, Report, dendritic, dendritic_layers, finalize, report
+from .decisions.plateau import Decision, Plateau
+from .decisions.rules import EveryEpoch, Fixed, History, Never, Rules
 from .growth import Growth, StepResult
-from .layer import DendriticLayer
-from .plain import PlainDendritic
-from .plateau import Decision, Plateau
+from .layers.dimensions import DimensionError
+from .layers.exported import PlainDendritic
+from .layers.layer import DendriticLayer
 from .preview import LayerGain, preview
 from .processors import (
     GRUProcessor,
@@ -22,7 +23,6 @@ from .processors import (
     Processor,
 )
 from .prune import Pruned, prune
-from .rules import EveryEpoch, Fixed, History, Never, Rules
 
 __all__ = [
     "Decision",

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .decisions.rules import Rules, check_number
 from .processors import GRUProcessor, LSTMCellProcessor, LSTMProcessor
-from .rules import Rules, check_number
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,

@@ -19,15 +19,18 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pilimit_lib.core import restore, snapshot
 
-from . import distributed, journal, phases, resume
+from . import distributed
 from .config import DendriteConfig
-from .convert import dendritic_layers
-from .dimensions import DimensionError
-from .files import load_state, write
-from .plateau import Decision, Plateau
-from .rates import first_rate, initial_rates, restart_rates, scale_rates
-from .records import Records
-from .scores import as_score
+from .conversion import dendritic_layers
+from .decisions.plateau import Decision, Plateau
+from .decisions.scores import as_score
+from .layers.dimensions import DimensionError
+from .run import epoch as journal
+from .run import phases
+from .run import state as resume
+from .run.learning_rates import first_rate, initial_rates, restart_rates, scale_rates
+from .run.packing import load_state, write
+from .run.tables import Records
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .convert import dendritic_layers
-from .initial import fresh_copy
-from .layer import DendriticLayer
-from .phases import generator_for
+from .conversion import dendritic_layers
+from .layers.initial import fresh_copy
+from .layers.layer import DendriticLayer
+from .run.phases import generator_for
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from torch.optim import Optimizer
 
 from pilimit_lib.core import Axis, Change, follow
 
-from .convert import dendritic_layers
-from .layer import DendriticLayer
-from .phases import removing
+from .conversion import dendritic_layers
+from .layers.layer import DendriticLayer
+from .run.phases import removing
 
 
 @dataclass(frozen=True)

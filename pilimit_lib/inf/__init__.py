@@ -2,13 +2,13 @@
 them."""
 
 from .clip import clip_grad_norm_
-from .conv import InfPiConv2d, InfPiInputConv2d
-from .conv_finite import FinPiConv2d
-from .conv_nets import FinPiConvNetSample, InfPiConvNet, InfPiResNet
-from .hermite import hermite_series
+from .conv.finite import FinPiConv2d
+from .conv.layers import InfPiConv2d, InfPiInputConv2d
+from .convnets import FinPiConvNetSample, InfPiConvNet, InfPiResNet
+from .dual.hermite import hermite_series
 from .layers import FinPiInputLinearReLU, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
 from .mlp import FinPiMLPSample, InfMLP
-from .moments import InfPiLinear
+from .moments.layer import InfPiLinear
 from .optim import InfSGD, PiSGD, param_groups
 
 __all__ = [

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .feature_linear import FactoredParameter
-from .tensors import InfPiParameter, Pending
+from .moments.sums import FactoredParameter
+from .rows.parameter import InfPiParameter, Pending
 
 
 @dataclass

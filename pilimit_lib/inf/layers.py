@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from ..core import UNKNOWN, Axis, Blocks
 from .bias import BiasedLayer, bias_parameter, take_bias_alpha
-from .bounded import FoldedRows, Report, RowLimits, merge
-from .compress import compress
-from .feature_linear import moments_output
-from .finite import FinPiInputLinearReLU, FinPiLinearReLU
-from .functional import accumulator, inf_linear
-from .row_state import (
+from .finite.layers import FinPiInputLinearReLU, FinPiLinearReLU
+from .moments.sums import moments_output
+from .rows.autograd import accumulator, inf_linear
+from .rows.compress import compress
+from .rows.merge import FoldedRows, Report, RowLimits, merge
+from .rows.parameter import ROWS, InfPiParameter, Pending, convert_rows
+from .rows.storage import (
     check_storage,
     elsewhere,
     new_blocks,
@@ -33,11 +34,10 @@ from .row_state import (
     require_whole,
     take_rows,
 )
-from .tensors import ROWS, InfPiParameter, Pending, convert_rows
 
 if TYPE_CHECKING:
-    from .moments import InfPiLinear
-    from .shard import Shard
+    from .moments.layer import InfPiLinear
+    from .rows.shard import Shard
 
 __all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU"]
 
@@ -302,7 +302,7 @@ class InfPiLinearReLU(nn.Module):
     ) -> InfPiLinear:
         """All rows as one matrix of fixed size: the same function up to the truncation of the
         kernel (default: degree 2)."""
-        from .moments import to_moments
+        from .moments.layer import to_moments
 
         return to_moments(self, degree, fit, fused)
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bounded import Report
-from .convert import build, load
-from .functional import direction
+from .checkpoints.fits import ALPHAS, architecture_of, misfits
+from .checkpoints.original import build, load
 from .layers import FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
-from .misfits import ALPHAS, architecture_of, misfits
-from .moments import InfPiLinear
+from .moments.layer import InfPiLinear
+from .rows.autograd import direction
+from .rows.merge import Report
 
 
 class InfMLP(nn.Module):

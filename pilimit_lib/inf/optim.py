@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .feature_linear import FactoredParameter, update_
-from .tensors import InfPiParameter
+from .moments.sums import FactoredParameter, update_
+from .rows.parameter import InfPiParameter
 
 
 class PiSGD(torch.optim.SGD):

@@ -6,7 +6,7 @@ from torch import nn
 
 from .clip import clip_grad_norm_, store_pi_grad_norm_
 from .layers import InfPiInputLinearReLU, InfPiLinearReLU, row_layers
-from .moments import InfPiLinear
+from .moments.layer import InfPiLinear
 
 __all__ = ["clip_grad_norm_", "pi_init", "stage_grad", "store_pi_grad_norm_", "unstage_grad"]
 

@@ -1,16 +1,16 @@
 """The lab: look into training, operate on it, go back. For any module; see README.md beside this
 file."""
 
-from .checkpoints import CheckpointManager
-from .dataset import TrackedDataset
+from .data.dataset import TrackedDataset
+from .data.ledger import Ledger
+from .data.loader import LabLoader
+from .edits.plan import Plan
 from .errors import NotFound, Refused
 from .experiment import Experiment
-from .ledger import Ledger
-from .loader import LabLoader
-from .modules import Conv2dWithNeuronOps, LinearWithNeuronOps, NetworkWithOps
-from .neurons import TrackingMode
-from .plan import Plan
+from .network import Conv2dWithNeuronOps, LinearWithNeuronOps, NetworkWithOps
+from .neurons.counters import TrackingMode
 from .provenance import Contributions, Provenance
+from .run.checkpoints import CheckpointManager
 from .watch import Lab, watch
 
 __all__ = [

@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from pilimit_lib.core import batch as naming
 
-from .checkpoints import CheckpointManager
-from .dataset import TrackedDataset
-from .loader import LabLoader
-from .modules import NetworkWithOps
-from .ops import ModelOps
+from .data.dataset import TrackedDataset
+from .data.loader import LabLoader
+from .edits.ops import ModelOps
+from .network import NetworkWithOps
+from .run.checkpoints import CheckpointManager
 from .watch import Lab
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from pilimit_lib.core import UNKNOWN, Axis, Change
 
+from .data.ledger import as_array
 from .errors import NotFound, Refused
-from .ledger import as_array
-from .quiet import undisturbed
+from .neurons.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)

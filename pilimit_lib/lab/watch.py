@@ -17,21 +17,21 @@ from torch.utils.data import DataLoader
 
 from pilimit_lib.core import current_ids, follow
 
-from . import stats
-from .checkpoints import CheckpointManager
-from .history import History
-from .journal import Journal
-from .ledger import Ledger
-from .loader import LabLoader
-from .modules import NetworkWithOps
-from .neurons import Neurons, TrackingMode
-from .ops import ModelOps
-from .planner import Planner, execution_order
+from .data.ledger import Ledger
+from .data.loader import LabLoader
+from .edits.history import History
+from .edits.ops import ModelOps
+from .network import NetworkWithOps
+from .neurons.counters import Neurons, TrackingMode
+from .neurons.couplings import Planner, execution_order
+from .neurons.hooks import Tracking
+from .neurons.step_scaling import StepScaling
+from .neurons.undisturbed import undisturbed
 from .provenance import Provenance
-from .quiet import undisturbed
-from .rates import StepScaling
-from .state import full_state, hashes, network_state, set_full_state
-from .tracking import Tracking
+from .report import stats
+from .run.checkpoints import CheckpointManager
+from .run.journal import Journal
+from .run.state import full_state, hashes, network_state, set_full_state
 
 
 def _first(batch: Any) -> tuple:

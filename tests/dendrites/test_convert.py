@@ -14,7 +14,7 @@ from pilimit_lib.dendrites import (
     dendritic_layers,
     report,
 )
-from pilimit_lib.dendrites.resnet import ResNetPAI
+from pilimit_lib.dendrites.compat.resnet import ResNetPAI
 from tests.dendrites.helpers import ConvNet, grow_all, mlp
 
 

@@ -12,7 +12,7 @@ from pilimit_lib.dendrites import (
     dendritic,
     dendritic_layers,
 )
-from pilimit_lib.dendrites.correlation import CorrelationStats, tap
+from pilimit_lib.dendrites.layers.correlation import CorrelationStats, tap
 from tests.dendrites.helpers import grow_all
 
 

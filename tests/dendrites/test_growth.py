@@ -20,7 +20,7 @@ from pilimit_lib.dendrites import (
     dendritic,
     dendritic_layers,
 )
-from pilimit_lib.dendrites.files import load_state, pack, save_state, unpack
+from pilimit_lib.dendrites.run.packing import load_state, pack, save_state, unpack
 from tests.dendrites.helpers import mlp
 from tests.dendrites.worker import Run
 

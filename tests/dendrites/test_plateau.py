@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilimit_lib.dendrites.plateau import Plateau
-from pilimit_lib.dendrites.rules import EveryEpoch, Fixed, History, Never, Rules, at
+from pilimit_lib.dendrites.decisions.plateau import Plateau
+from pilimit_lib.dendrites.decisions.rules import EveryEpoch, Fixed, History, Never, Rules, at
 
 
 def actions(plateau, scores, lrs=None):
@@ -23,7 +23,7 @@ def test_needs_no_torch():
         "import sys, types; sys.modules['torch'] = None\n"
         "for n in ('pilimit_lib', 'pilimit_lib.dendrites'):\n"
         "    m = types.ModuleType(n); m.__path__ = [n.replace('.', '/')]; sys.modules[n] = m\n"
-        "from pilimit_lib.dendrites.plateau import Plateau; from pilimit_lib.dendrites.rules "
+        "from pilimit_lib.dendrites.decisions.plateau import Plateau; from pilimit_lib.dendrites.decisions.rules "
         "import Rules\n"
         "print(Plateau(Rules()).observe(1.0).action)"
     )

@@ -89,8 +89,8 @@ def test_gain_is_the_explained_error_of_the_best_draw():
     model(x)
     loss = lambda net, batch: 0.5 * (net(batch[0]) - batch[1]).square().sum()  # noqa: E731
     (found,) = preview(model, loss, [(x, target)], draws=3, seed=4)
-    from pilimit_lib.dendrites.initial import fresh_copy
-    from pilimit_lib.dendrites.phases import generator_for
+    from pilimit_lib.dendrites.layers.initial import fresh_copy
+    from pilimit_lib.dendrites.run.phases import generator_for
 
     generator, gains = generator_for(4, "0", -1, 0), []
     shifts = torch.randn(3, 2, generator=generator_for(4, "0", -1, 1), dtype=torch.float64).numpy()

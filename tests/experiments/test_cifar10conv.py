@@ -16,7 +16,7 @@ from experiments.cifar10 import conv_results
 from experiments.cifar10.cifar10conv import Trainer, beside, cutout, evaluate, main, train
 from experiments.cifar10.conv_networks import BASE_WIDTH, ReLUConvNet, build, groups
 from experiments.cifar10.conv_settings import Settings
-from experiments.data import load_images
+from experiments.training.images import load_images
 from pilimit_lib.core import load
 from pilimit_lib.inf import FinPiConvNetSample, InfPiConvNet
 

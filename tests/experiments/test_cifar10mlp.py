@@ -15,8 +15,8 @@ import torch
 
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10mlp import Settings, Trainer, loss_of, main, parser, train
-from experiments.common import RunFolder, human_bytes, milestones
-from experiments.data import Batches, load_images
+from experiments.training.images import Batches, load_images
+from experiments.training.process import RunFolder, human_bytes, milestones
 from pilimit_lib.core import load
 from pilimit_lib.inf import FinPiMLPSample, InfMLP
 

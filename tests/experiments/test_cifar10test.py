@@ -12,10 +12,10 @@ import torch
 
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10test import main
-from experiments.data import load_images
+from experiments.training.images import load_images
 from pilimit_lib.core import save
 from pilimit_lib.inf import InfMLP
-from pilimit_lib.inf.convert import to_pilimit_orig
+from pilimit_lib.inf.checkpoints.original import to_pilimit_orig
 from tests.pilimit_orig import originals, small
 
 ROOT = Path(__file__).resolve().parents[2]

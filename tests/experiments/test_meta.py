@@ -650,7 +650,7 @@ def test_without_inner_steps_the_nearest_class_is_chosen(drawings):
     x = batch["train"][0][0]
     own = net.embedding(x).double()
     lengths = (net.layers[0](x) * net.first_layer_alpha).double().norm(dim=1)
-    from pilimit_lib.inf.vtransform import relu_k
+    from pilimit_lib.inf.dual.relu import relu_k
 
     K = lengths[:, None] * relu_k(own @ own.T) * lengths
     assert torch.allclose(outputs[0].double(), K.unflatten(1, (5, 3)).mean(2), rtol=1e-4)

@@ -18,10 +18,10 @@ from pilimit_lib.inf import (
     InfPiResNet,
     PiSGD,
     clip_grad_norm_,
-    compiled,
     param_groups,
 )
-from pilimit_lib.inf.conv_geometry import Geometry
+from pilimit_lib.inf.conv.geometry import Geometry
+from pilimit_lib.inf.moments import compiled
 
 
 def images(b: int = 4, size: int = 4):

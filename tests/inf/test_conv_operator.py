@@ -6,10 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilimit_lib.inf.conv_chunks import chunks
-from pilimit_lib.inf.conv_features import Positions, weights
-from pilimit_lib.inf.conv_geometry import Geometry, pair, same_padding
-from pilimit_lib.inf.conv_operator import (
+from pilimit_lib.inf.conv.chunks import chunks
+from pilimit_lib.inf.conv.geometry import Geometry, pair, same_padding
+from pilimit_lib.inf.conv.positions import Positions, weights
+from pilimit_lib.inf.conv.sums import (
     LARGEST,
     backward,
     feature_conv2d,
@@ -17,8 +17,8 @@ from pilimit_lib.inf.conv_operator import (
     plain,
     positions_at_once,
 )
-from pilimit_lib.inf.features import PolynomialFeatures
-from pilimit_lib.inf.hermite import hermite_series
+from pilimit_lib.inf.dual.features import PolynomialFeatures
+from pilimit_lib.inf.dual.hermite import hermite_series
 
 GEOMETRIES = {
     "same": Geometry((3, 3), padding=(1, 1)),

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pilimit_lib.inf.conv import InfPiConv2d, InfPiInputConv2d
-from pilimit_lib.inf.conv_rows import InfPiConv2dRows
+from pilimit_lib.inf.conv.layers import InfPiConv2d, InfPiInputConv2d
+from tests.inf.conv_rows import InfPiConv2dRows
 
 LR, DECAY, STEPS = 1.0, 0.01, 20
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from pilimit_lib.inf import InfPiConv2d
-from pilimit_lib.inf.conv_geometry import Geometry
-from pilimit_lib.inf.feature_linear import triton_kernels
+from pilimit_lib.inf.conv.geometry import Geometry
+from pilimit_lib.inf.moments.sums import triton_kernels
 
 SCRIPT = """
 import torch
 from pilimit_lib.inf import conv_operator
 from pilimit_lib.inf import conv_triton as kernels
-from pilimit_lib.inf.conv_geometry import Geometry
-from pilimit_lib.inf.feature_linear import triton_kernels
-from pilimit_lib.inf.features import PolynomialFeatures
+from pilimit_lib.inf.conv.geometry import Geometry
+from pilimit_lib.inf.moments.sums import triton_kernels
+from pilimit_lib.inf.dual.features import PolynomialFeatures
 
 torch.manual_seed(0)
 cases = [(3, [.16, .25, .08], 2, Geometry((3, 3), padding=(1, 1)), (4, 5)),
@@ -56,7 +56,7 @@ def test_without_gpu_and_interpreter_the_kernels_refuse_and_plain_torch_runs():
     pytest.importorskip("triton", reason="triton is not installed here")
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter is switched on for this whole process")
-    from pilimit_lib.inf import conv_triton
+    from pilimit_lib.inf.conv import triton_kernels as conv_triton
 
     layer, g = InfPiConv2d(5, 3, padding=1), torch.randn(2, 5, 4, 4)
     assert not conv_triton.usable(layer.features, g, layer.V, Geometry((3, 3)))

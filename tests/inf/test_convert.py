@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pilimit_lib.inf import InfMLP, PiSGD
-from pilimit_lib.inf.convert import read_pilimit_orig, to_pilimit_orig
+from pilimit_lib.inf.checkpoints.original import read_pilimit_orig, to_pilimit_orig
 from pilimit_orig.checkpoint import read
 from pilimit_orig.inf import InfPiMLP
 from tests.pilimit_orig import originals, small

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from experiments.data import load_images
+from experiments.training.images import load_images
 from pilimit_lib.inf import InfMLP, PiSGD, param_groups
-from pilimit_lib.inf.gp import (
+from pilimit_lib.inf.gp.regression import (
     FiniteFeatures,
     InfiniteFeatures,
     ReLUKernel,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from pilimit_lib.inf.hermite import ACTIVATIONS, hermite_coefficients, hermite_series
-from pilimit_lib.inf.vtransform import relu_k
+from pilimit_lib.inf.dual.hermite import ACTIVATIONS, hermite_coefficients, hermite_series
+from pilimit_lib.inf.dual.relu import relu_k
 
 GRID = torch.linspace(-1, 1, 4001, dtype=torch.float64)
 

@@ -17,8 +17,8 @@ from pilimit_lib.inf import (
     hermite_series,
     param_groups,
 )
-from pilimit_lib.inf.bounded import K1
-from pilimit_lib.inf.functional import direction
+from pilimit_lib.inf.rows.autograd import direction
+from pilimit_lib.inf.rows.merge import K1
 
 
 class PolynomialRows:
@@ -363,7 +363,7 @@ class TestCheckpoints:
         assert torch.equal(net(x), before) and not net._forward_hooks
 
     def test_rows_in_many_parts_are_summed_alike(self, monkeypatch):
-        from pilimit_lib.inf import feature_linear
+        from pilimit_lib.inf.moments import sums as feature_linear
 
         net, x = self.trained("rows")
         expected = net.to_moments()(x)
@@ -371,7 +371,7 @@ class TestCheckpoints:
         torch.testing.assert_close(net.to_moments()(x), expected, rtol=1e-5, atol=1e-6)
 
     def test_checkpoint_of_the_original_code_becomes_moments(self):
-        from pilimit_lib.inf.convert import to_pilimit_orig
+        from pilimit_lib.inf.checkpoints.original import to_pilimit_orig
 
         net, x = self.trained("rows")
         moments = InfMLP(12, 4, 8, 1, bias_alpha=0.5, memory="moments")

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilimit_lib.inf import feature_linear as fl
-from pilimit_lib.inf.features import (
+from pilimit_lib.inf.dual.features import (
     Adjoint,
     Basis,
     PolynomialFeatures,
     column_indices,
     diagonal_sums,
 )
+from pilimit_lib.inf.moments import sums as fl
 
 KAPPAS = [
     [0.3, 0.2, 0.1],

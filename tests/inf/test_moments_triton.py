@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from pilimit_lib.inf import InfPiLinear
-from pilimit_lib.inf.feature_linear import triton_kernels
+from pilimit_lib.inf.moments.sums import triton_kernels
 
 SCRIPT = """
 import torch
 from pilimit_lib.inf import feature_linear
 from pilimit_lib.inf import triton_features as kernels
-from pilimit_lib.inf.features import PolynomialFeatures
+from pilimit_lib.inf.dual.features import PolynomialFeatures
 
 torch.manual_seed(0)
 for r, b, o, kappa in ((7, 5, 3, [.16, .25, .08]), (8, 17, 20, [.16, .25, .08]), (5, 3, 2, [0, .3]), (6, 1, 4, [0, 0, .2]),

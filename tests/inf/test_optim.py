@@ -19,7 +19,7 @@ from pilimit_lib.inf import (
     clip_grad_norm_,
     param_groups,
 )
-from pilimit_lib.inf.tensors import InfPiParameter
+from pilimit_lib.inf.rows.parameter import InfPiParameter
 
 from .nets import assert_unchanged, cross_entropy, data, network, tensors
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pilimit_lib.inf import PiSGD, clip_grad_norm_, param_groups
-from pilimit_lib.inf.vtransform import relu_k, relu_k_prime
+from pilimit_lib.inf.dual.relu import relu_k, relu_k_prime
 from tests.oracles import NaiveNet, Rows, Training, monte_carlo, relu_expectation
 
 from .nets import cross_entropy, data, network

@@ -9,7 +9,7 @@ from torch import nn
 
 from pilimit_lib.core import follow, snapshot
 from pilimit_lib.inf import InfMLP, InfPiInputLinearReLU, InfPiLinearReLU, PiSGD, clip_grad_norm_
-from pilimit_lib.inf.tensors import InfPiParameter
+from pilimit_lib.inf.rows.parameter import InfPiParameter
 from pilimit_lib.inf.utils import pi_init, stage_grad, unstage_grad
 from tests.contracts import GrowableContract
 

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from pilimit_lib.core import restore, snapshot
 from pilimit_lib.inf import InfMLP, PiSGD
-from pilimit_lib.inf.offload import MappedFiles, pi_offload
-from pilimit_lib.inf.row_files import load_rows, save_rows
-from pilimit_lib.inf.shard import shard_rows
+from pilimit_lib.inf.rows.files import load_rows, save_rows
+from pilimit_lib.inf.rows.offload import MappedFiles, pi_offload
+from pilimit_lib.inf.rows.shard import shard_rows
 
 from .test_rows_shard import started
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from pilimit_lib.core import follow
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_
-from pilimit_lib.inf.row_files import load_rows, save_rows
-from pilimit_lib.inf.shard import gather_rows, shard_rows
+from pilimit_lib.inf.rows.files import load_rows, save_rows
+from pilimit_lib.inf.rows.shard import gather_rows, shard_rows
 
 
 def build(row_dtype=torch.float32, momentum=0.5):

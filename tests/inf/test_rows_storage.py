@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pilimit_lib.core import Blocks, batch, restore, snapshot
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, param_groups
-from pilimit_lib.inf.quantized import QuantizedBlocks, quantize
+from pilimit_lib.inf.rows.quantized import QuantizedBlocks, quantize
 
 from . import test_rows
 from .nets import assert_unchanged, cross_entropy, data, network, tensors

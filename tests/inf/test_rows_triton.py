@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from pilimit_lib.core import Blocks
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD
-from pilimit_lib.inf.twins import row_twin
+from pilimit_lib.inf.rows.sums.choice import row_twin
 from tests.inf.test_rows_twins import dense, filled, run
 
 torch.manual_seed(0)
@@ -113,7 +113,7 @@ def test_kernels_agree_with_float64_under_the_interpreter():
 )
 def test_polynomials_are_the_interpolation_at_chebyshev_points(name, function, bound):
     pytest.importorskip("triton", reason="triton is not installed here")
-    from pilimit_lib.inf import triton_rows
+    from pilimit_lib.inf.rows.sums import triton_kernels as triton_rows
 
     series = getattr(triton_rows, name)
     x = np.linspace(0, 0.98, 1001)

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pilimit_lib.inf import InfPiLinearReLU, functional, rows_native, rows_torch
-from pilimit_lib.inf.twins import row_twin
+from pilimit_lib.inf import InfPiLinearReLU
+from pilimit_lib.inf.rows import autograd as functional
+from pilimit_lib.inf.rows.sums import chunked as rows_torch
+from pilimit_lib.inf.rows.sums import native as rows_native
+from pilimit_lib.inf.rows.sums.choice import row_twin
 
 STORAGE = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8]
 EPS = {

@@ -17,7 +17,7 @@ from .conftest import PlainNet, digits, full_disk
 
 def everything(exp):
     """All that training depends on or has produced, as one flat dictionary of comparable values."""
-    from pilimit_lib.lab.state import full_state
+    from pilimit_lib.lab.run.state import full_state
 
     flat = {}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pilimit_lib.lab.journal import Journal, read_journal
+from pilimit_lib.lab.run.journal import Journal, read_journal
 
 from .conftest import full_disk
 

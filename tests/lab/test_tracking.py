@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pilimit_lib.lab import Conv2dWithNeuronOps, LinearWithNeuronOps, TrackingMode, watch
-from pilimit_lib.lab.neurons import count_triggers
+from pilimit_lib.lab.neurons.counters import count_triggers
 
 from .conftest import MNISTModel, PlainNet
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.data import load_images
 from experiments.sigprop import memory, networks, timing, training
 from experiments.sigprop.training import Settings
+from experiments.training.images import load_images
 from pilimit_lib import core
 
 TINY = Settings(width=4, epochs=2, batch=50)

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 from .. import spelling
-from ..convert import PAISequential
+from ..conversion import PAISequential
 from .settings import CONSTANTS, SETTINGS, defaults
 from .tracker import PAINeuronModuleTracker
 

@@ -1,7 +1,7 @@
 """Ready-made processors and modules under their documented names."""
 
 from .. import spelling
-from ..convert import PAISequential
+from ..conversion import PAISequential
 from ..processors import (
     GRUProcessor,
     LSTMCellProcessor,
@@ -10,7 +10,7 @@ from ..processors import (
     MultiOutputProcessor,
 )
 from ..processors import Processor as PAIProcessor
-from ..resnet import ResNetPAI
+from .resnet import ResNetPAI
 
 ResNetPB = ResNetPAI
 

@@ -8,9 +8,9 @@ from torch import nn
 from pilimit_lib.core import restore, save, snapshot
 
 from .. import distributed, spelling
-from ..convert import dendritic, dendritic_layers, finalize, report
-from ..files import load_state
-from ..layer import DendriticLayer
+from ..conversion import dendritic, dendritic_layers, finalize, report
+from ..layers.layer import DendriticLayer
+from ..run.packing import load_state
 from . import GPA
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..config import ACTIVATIONS, DendriteConfig, check_dims
-from ..rules import EveryEpoch, Fixed, History, Never, check_number
+from ..decisions.rules import EveryEpoch, Fixed, History, Never, check_number
 
 CONSTANTS = {
     "DOING_SWITCH_EVERY_TIME": 0,

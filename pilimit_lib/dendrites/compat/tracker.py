@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .. import distributed, spelling
-from ..convert import dendritic_layers
+from ..conversion import dendritic_layers
 from ..growth import Growth
 from .settings import to_config
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import write_text
+from ...core.files import write_text
 from .data import RunView
 from .page import page
 

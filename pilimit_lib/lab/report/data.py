@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
-from ..checkpoints import CheckpointManager
-from ..journal import read_journal
-from ..ledger import Ledger
-from ..stats import neuron_frame, neuron_rows, thumbnails
+from ..data.ledger import Ledger
+from ..run.checkpoints import CheckpointManager
+from ..run.journal import read_journal
+from .stats import neuron_frame, neuron_rows, thumbnails
 
 if TYPE_CHECKING:
     from ..watch import Lab

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ..stats import most_forgotten
 from . import figures
 from .data import RunView
+from .stats import most_forgotten
 
 SHOWN = 24
 CSS = """

@@ -1,0 +1,1 @@
+"""When to grow, when to stop growing."""

@@ -1,0 +1,1 @@
+"""A layer whose neurons carry dendrites, and what it needs."""

@@ -1,0 +1,303 @@
+"""A layer with dendrites.
+
+    z_k = d_k(x) + Σ_{j<k} v_kj ⊙ a_j      a_k = σ(z_k)      y = f(x) + Σ_k w_k ⊙ a_k
+
+f: the neurons (any module); d_k: a copy of their architecture with its own parameters; w_k, v_kj
+[n]: one number for each of the n neurons,
+zero at birth, so that the function does not change when a dendrite is added; ⊙ runs along the
+neurons' axis of the output.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ...core import Change
+from .. import spelling
+from ..config import DendriteConfig, check_dims
+from .correlation import CorrelationStats, tap
+from .dimensions import along, check_output, known_dims, known_neurons
+from .initial import fresh_copy, reference_parameter
+
+
+class Dendrite(nn.Module):
+    """One dendrite d_k with its weights w_k [n] and, from the second on, v_k [k n] from the earlier
+    ones.
+
+    A candidate is a dendrite in its correlation phase: it sees the layer's input, learns from the
+    error, and adds nothing yet.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        neurons: int,
+        earlier: int,
+        like: Tensor,
+        processor=None,
+        candidate: bool = False,
+    ):
+        super().__init__()
+        self.body = body
+        self.processor = processor
+        self.w = nn.Parameter(like.new_zeros(neurons))
+        self.register_parameter(
+            "v", nn.Parameter(like.new_zeros(earlier, neurons)) if earlier else None
+        )
+        self.stats = CorrelationStats(neurons, like) if candidate else None
+
+    @property
+    def candidate(self) -> bool:
+        return self.stats is not None
+
+    def inner(
+        self, args: tuple, kwargs: dict, activations: list[Tensor], axis: int, perforated: bool
+    ) -> Tensor:
+        """The pre-activation z_k for inputs of the layer and the earlier dendrites' activations."""
+        if self.processor is not None:
+            args, kwargs = self.processor.pre_d(*args, **kwargs)
+        if perforated:
+            args, kwargs = _detached(args), _detached(kwargs)
+        z = self.body(*args, **kwargs)
+        if self.processor is not None:
+            z = self.processor.post_d(z)
+        for j, a in enumerate(activations):
+            z = z + along(self.v[j], z, axis) * (a.detach() if self.candidate else a)
+        return z
+
+
+def _detached(value):
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, (tuple, list)):
+        items = [_detached(v) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        return {k: _detached(v) for k, v in value.items()}
+    return value
+
+
+class DendriticLayer(nn.Module):
+    """Neurons f and the dendrites grown beside them; attributes that it lacks are those of f
+    (``model.fc1.weight``).
+
+    ``name`` is the dotted name in the network and appears in errors; ``processor`` a class from
+    processors.py.
+    """
+
+    def __init__(
+        self,
+        neuron: nn.Module,
+        config: DendriteConfig,
+        name: str = "",
+        processor: type | None = None,
+    ):
+        super().__init__()
+        self.neuron = neuron
+        self.dendrites = nn.ModuleList()
+        self.config = config
+        self.name = name
+        self.processor_class = processor
+        self.processor = processor() if processor is not None else None
+        self.dims = known_dims(neuron, config.dims)
+        self.neurons = known_neurons(neuron) if processor is None else None
+        self.dimension_error: str | None = None
+        self.observer = None  # preview() looks on from here
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            modules = self.__dict__.get("_modules") or {}
+            if name.startswith("set") and spelling.respell(name, ["set_this_input_dimensions"]):
+                spelling.warn_once(f"layer.{name}", "layer.set_this_input_dimensions")
+                return self.set_this_input_dimensions
+            if "neuron" not in modules or (name.startswith("__") and name.endswith("__")):
+                raise
+            try:
+                return getattr(modules["neuron"], name)
+            except AttributeError:
+                raise AttributeError(
+                    "neither the dendritic layer nor its neurons "
+                    f"({type(modules['neuron']).__name__}) have an attribute '{name}'"
+                ) from None
+
+    def __getitem__(self, index):
+        return self.neuron[index]
+
+    def __getstate__(self):
+        # what they keep belongs to a running graph, which neither copies nor pickles
+        self.clear_processors()
+        return self.__dict__
+
+    def extra_repr(self) -> str:
+        return f"dendrites={len(self.dendrites)}, dims={None if self.dims is None else list(self.dims)}"
+
+    # --- where the neurons are
+    # ------------------------------------------------------------------------------------------------
+
+    def set_this_input_dimensions(self, dims) -> None:
+        """Say where the neurons are in this layer's OUTPUT: one 0 at their axis, -1 elsewhere."""
+        dims = check_dims(dims, f"set_this_input_dimensions of '{self.name}'")
+        if len(self.dendrites) and self.dims != dims:
+            raise RuntimeError(
+                f"'{self.name}' has dendrites along {list(self.dims)} already; set dimensions "
+                "before the first growth"
+            )
+        self.dims, self.dimension_error = dims, None
+        if self.processor_class is not None or known_neurons(self.neuron) is None:
+            self.neurons = None
+
+    @property
+    def axis(self) -> int:
+        if self.dims is None:
+            raise RuntimeError(
+                f"'{self.name}' does not know which dimension its neurons are: run one batch "
+                "through the network first, "
+                f"or call model{self.path}.set_this_input_dimensions([...])"
+            )
+        return self.dims.index(0)
+
+    # --- forward
+    # --------------------------------------------------------------------------------------------------------------
+
+    def forward(self, *args, **kwargs):
+        output = self.neuron(*args, **kwargs)
+        y = output if self.processor is None else self.processor.post_n1(output)
+        if check_output(self, y) and len(self.dendrites):
+            y = self._combine(y, args, kwargs)
+        if self.observer is not None:
+            y = self.observer(y, args, kwargs)
+        return y if self.processor is None else self.processor.post_n2(y)
+
+    def _combine(self, y: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        perforated = self.config.mode == "correlation"
+        activations: list[Tensor] = []
+        for k, dendrite in enumerate(self.dendrites):
+            if dendrite.candidate and not (self.training and torch.is_grad_enabled()):
+                continue
+            z = dendrite.inner(args, kwargs, activations, self.axis, perforated)
+            if z.shape != y.shape:
+                raise RuntimeError(
+                    f"dendrite {k + 1} of '{self.name}' gave {list(z.shape)} where the neurons "
+                    f"gave {list(y.shape)}; "
+                    "a layer whose output shape depends on more than its input cannot have "
+                    "dendrites"
+                )
+            activations.append(self.config.activate(z))
+            if dendrite.candidate:
+                y = tap(
+                    y,
+                    activations[-1],
+                    dendrite.stats,
+                    self.axis,
+                    self.config.initial_correlation_batches,
+                )
+            else:
+                y = y + along(dendrite.w, y, self.axis) * activations[-1]
+        return y
+
+    def clear_processors(self) -> None:
+        """Forget hidden states that processors keep from one call to the next."""
+        modules = self.__dict__["_modules"]
+        for processor in (self.__dict__["processor"], *(d.processor for d in modules["dendrites"])):
+            if processor is not None:
+                processor.clear_processor()
+
+    # --- growth
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def grow(self, generator: torch.Generator, candidate: bool = False) -> Dendrite:
+        """Add a dendrite with fresh weights from ``generator``; the function of the layer does not
+        change."""
+        if self.neurons is None:
+            raise RuntimeError(
+                f"'{self.name}' does not know how many neurons it has: run one batch through the "
+                "network before "
+                "it grows"
+                + (
+                    ""
+                    if self.dims
+                    else f", after model{self.path}.set_this_input_dimensions([...])"
+                )
+            )
+        config = self.config
+        body = fresh_copy(self.neuron, generator, config.init_scale, config.init_by_main)
+        return self._attach(body, candidate)
+
+    def _attach(self, body: nn.Module, candidate: bool) -> Dendrite:
+        like = reference_parameter(self.neuron, self.name)
+        processor = self.processor_class() if self.processor_class is not None else None
+        dendrite = Dendrite(
+            body, self.neurons, len(self.dendrites), like.detach(), processor, candidate
+        )
+        dendrite.train(self.training)
+        self.dendrites.append(dendrite)
+        return dendrite
+
+    @property
+    def path(self) -> str:
+        """How the layer is reached from the network, for messages: ".layer1[0].conv1"."""
+        parts = [f"[{p}]" if p.isdigit() else f".{p}" for p in self.name.split(".") if p]
+        return "".join(parts)
+
+    def structure(self) -> dict:
+        """Sizes that the constructor does not fix, as plain builtins."""
+        return {
+            "dendrites": len(self.dendrites),
+            "neurons": self.neurons,
+            "dims": None if self.dims is None else list(self.dims),
+            "candidate": any(d.candidate for d in self.dendrites),
+            "activation": self.config.activation_name,
+        }
+
+    def restructure(self, structure: dict) -> Change | None:
+        """Have as many dendrites as ``structure`` says, contents arbitrary; surplus ones go from
+        the end."""
+        if structure["activation"] != self.config.activation_name:
+            raise ValueError(
+                f"'{self.name}' was saved with dendrites of activation "
+                f"'{structure['activation']}', but is configured "
+                f"with '{self.config.activation_name}'; give DendriteConfig(activation=...) as it "
+                "was"
+            )
+        self.dims = None if structure["dims"] is None else tuple(structure["dims"])
+        self.neurons = structure["neurons"]
+        wanted, before, removed = structure["dendrites"], list(self.dendrites), []
+        while self.dendrites and (len(self.dendrites) > wanted or self.dendrites[-1].candidate):
+            removed += list(self.dendrites[-1].parameters())
+            del self.dendrites[-1]
+        while len(self.dendrites) < wanted:
+            last = len(self.dendrites) == wanted - 1
+            self._attach(fresh_copy(self.neuron, None, 0.0, False), structure["candidate"] and last)
+        old = {id(d) for d in before}
+        added = [p for d in self.dendrites if id(d) not in old for p in d.parameters()]
+        if not added and not removed:
+            return None
+        change = Change()
+        for parameter in removed:
+            change += Change.removing(parameter)
+        for parameter in added:
+            change += Change.adding(parameter)
+        return change
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """A plain state_dict of a grown network loads into a network that has not grown: the
+        dendrites are made first."""
+        keys = [
+            k[len(prefix + "dendrites.") :]
+            for k in state_dict
+            if k.startswith(prefix + "dendrites.")
+        ]
+        wanted = 1 + max((int(k.split(".")[0]) for k in keys), default=-1)
+        if wanted > len(self.dendrites):
+            candidate = any(k.startswith(f"{wanted - 1}.stats.") for k in keys)
+            neurons = state_dict[f"{prefix}dendrites.0.w"].shape[0]
+            self.restructure(
+                {
+                    **self.structure(),
+                    "dendrites": wanted,
+                    "neurons": neurons,
+                    "candidate": candidate,
+                }
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,1 @@
+"""One growing training: phases, state, tables and plots."""

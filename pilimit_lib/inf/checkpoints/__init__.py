@@ -1,0 +1,1 @@
+"""Whether a checkpoint fits a network, and checkpoints of the original code."""

@@ -1,0 +1,1 @@
+"""Convolutional layers as moments, and their finite twins."""

@@ -1,0 +1,129 @@
+"""Finite convolutions sampled from infinite ones: n channels, Ω [n r] standard normal, shared by
+all positions and offsets.
+
+    input layer   W_δ = n^-½ Ω A_δ                                                 bias = n^-½ Ω bias
+    hidden layer  W_δ = n_out^-½ n_in^-½ Ω_out Σ_m Amult_m A_{m,δ} p(Ω_in B_m)ᵀ    bias = n_out^-½ Ω_out bias
+    readout       W_δ = n_in^-½ Σ_m Amult_m A_{m,δ} p(Ω_in B_m)ᵀ                   bias copied
+
+The activation is φ_D of `truncated`, at each position along the channels. Gradients of every layer
+but the readout are projected onto the range of Ω_out, as in `finite`. Layers whose outputs are
+summed must share Ω_out: pass the one `omega` to both.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..finite.activation import TruncatedActivation
+from ..finite.layers import ProjectGradient
+from ..rows.autograd import accumulator, direction
+from .layers import InfPiConv2d, InfPiInputConv2d, check_map, convolve, describe
+
+
+class FinPiConv2d(nn.Module):
+    """A convolution with n_out channels that tends to `inf_layer` as widths grow: an input layer, a
+    hidden one or a readout.
+
+    Args:
+        inf_layer: the infinitely wide layer; n_in: channels that come in (of an input layer: those
+        of the images).
+        n_out: channels that go out; a readout keeps those of `inf_layer`.
+        prev_omega [n_in r]: ω of the layer below, which an input layer lacks. omega [n_out r_out]:
+        of this layer, default fresh.
+    """
+
+    def __init__(
+        self,
+        inf_layer: InfPiConv2d | InfPiInputConv2d,
+        n_in: int,
+        n_out: int | None = None,
+        prev_omega: Tensor | None = None,
+        omega: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        first = isinstance(inf_layer, InfPiInputConv2d)
+        self.output_layer = not first and inf_layer.output_layer
+        self.n_in, self.n_out = n_in, inf_layer.r_out if self.output_layer else n_out or n_in
+        if min(self.n_in, self.n_out) < 1:
+            raise ValueError(f"a layer needs positive widths, got n_in={n_in}, n_out={n_out}")
+        if first and n_in != inf_layer.channels:
+            raise ValueError(
+                f"the images have {inf_layer.channels} channels, so n_in can't be {n_in}"
+            )
+        self.geometry, self.bias_alpha, self.project = (
+            inf_layer.geometry,
+            inf_layer.bias_alpha,
+            not self.output_layer,
+        )
+        self.layernorm = not first and inf_layer.layernorm
+        self.nonlin = None if first else TruncatedActivation(inf_layer.series.coefficients)
+        like = inf_layer.weight if first else inf_layer.V
+        like = torch.empty(0, device=like.device, dtype=accumulator(like.dtype))
+        if not first and list(prev_omega.shape if prev_omega is not None else ()) != [
+            n_in,
+            inf_layer.r,
+        ]:
+            raise ValueError(
+                f"prev_omega must be the ω of the layer below, [{n_in}, {inf_layer.r}], got "
+                f"{None if prev_omega is None else list(prev_omega.shape)}"
+            )
+        if omega is not None and list(omega.shape) != [self.n_out, inf_layer.r_out]:
+            raise ValueError(
+                f"omega must be [{self.n_out}, {inf_layer.r_out}], got {list(omega.shape)}; layers "
+                "whose outputs "
+                "are summed have the same rank and width"
+            )
+        basis = None
+        if self.project:
+            omega = torch.randn(self.n_out, inf_layer.r_out).to(like) if omega is None else omega
+            basis = torch.linalg.qr(omega.double()).Q.to(like)
+        self.register_buffer("omega", None if self.output_layer else omega)
+        self.register_buffer("basis", basis)
+        self.weight = nn.Parameter(like.new_zeros(self.n_out, self.n_in, *self.geometry.kernel))
+        self.bias = None if inf_layer.bias is None else nn.Parameter(like.new_zeros(self.n_out))
+        self.initialize(inf_layer, prev_omega)
+
+    @torch.no_grad()
+    def initialize(
+        self, inf_layer: InfPiConv2d | InfPiInputConv2d, prev_omega: Tensor | None = None
+    ) -> None:
+        """Take over weights and bias of `inf_layer`, keeping ω."""
+        if isinstance(inf_layer, InfPiInputConv2d):
+            total = inf_layer.weight.to(self.weight)
+        else:
+            total = inf_layer.finite_weight(prev_omega).to(self.weight) / self.n_in**0.5
+        self.weight.copy_(self._spread(total))
+        if self.bias is not None:
+            self.bias.copy_(self._spread(inf_layer.bias.to(self.weight)))
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """n^-½ Ω values along the first dimension; a readout's stay as they are."""
+        return (
+            values
+            if self.output_layer
+            else torch.tensordot(self.omega, values, 1) / self.n_out**0.5
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        check_map(self, h, self.n_in, "channels", self.geometry)
+        weight, bias = self.weight, self.bias
+        if self.project:
+            weight = ProjectGradient.apply(weight.flatten(1), self.basis).view_as(weight)
+            bias = None if bias is None else ProjectGradient.apply(bias, self.basis)
+        if self.nonlin is not None:
+            h = h.movedim(-3, -1)
+            if self.layernorm:
+                h = direction(h)[0]
+            h = self.nonlin(h).movedim(-1, -3)
+            if self.geometry.pool != (1, 1):
+                h = F.avg_pool2d(h, self.geometry.pool)
+        return convolve(self.geometry, h, weight, bias, self.bias_alpha)
+
+    def extra_repr(self) -> str:
+        return (
+            f"n_in={self.n_in}, n_out={self.n_out}, {describe(self.geometry)}, "
+            f"bias_alpha={self.bias_alpha}, "
+            f"layernorm={self.layernorm}, project={self.project}"
+        )

@@ -1,0 +1,313 @@
+"""Infinitely wide convolutional layers in constant memory. A layer hands on *pre-activations*, as
+`InfPiLinear` does.
+
+    input layer   g(p) = Σ_δ W_δ x(p+δ) + bias_alpha · bias                     an ordinary convolution
+    π-layer       g_out(p) = Σ_δ s(p+δ) Φ(ĝ(p+δ)) V_δ + bias_alpha · bias       V [P kh kw o], one V_δ for each kernel offset
+
+All samples and positions share the neurons ω. Index legend: b samples, r rank in, o rank out, h w
+rows and columns, P monomials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..bias import BiasedLayer, bias_parameter
+from ..dual.features import PolynomialFeatures
+from ..dual.hermite import hermite_series
+from ..finite.activation import finite_moments
+from ..layers import check_sizes
+from ..moments.layer import MomentsLayer, check_memory
+from ..moments.sums import moments_of
+from .geometry import Geometry, Pair, pair, same_padding
+from .sums import feature_conv2d
+
+if TYPE_CHECKING:
+    from .finite import FinPiConv2d
+
+Size = int | Pair
+
+
+class InfPiInputConv2d(BiasedLayer):
+    """The first layer of an infinitely wide ConvNet: images [b c h w] to pre-activations [b r h'
+    w'].
+
+    Args:
+        channels: of the images; r_out: rank of the pre-activations.
+        kernel_size, stride, padding, dilation: as in `nn.Conv2d`.
+        bias_alpha: multiplier of the bias; 0 or None means no bias.
+
+    At the start weights are N(0, 1/(r_out · inputs of an output)), so that |g(p)| is about the root
+    mean square of the pixels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        r_out: int,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        *,
+        bias_alpha: float | None = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels, self.r_out, self.bias_alpha = channels, r_out, float(bias_alpha or 0)
+        check_sizes(channels, r_out)
+        self.geometry = geometry_of(kernel_size, stride, padding, dilation)
+        self.weight = nn.Parameter(
+            torch.empty(r_out, channels, *self.geometry.kernel, device=device, dtype=dtype)
+        )
+        self.bias = bias_parameter(self.bias_alpha, r_out, device, dtype)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        self.weight.normal_(std=1 / math.sqrt(self.weight.numel()))
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_map(self, x, self.channels, "images", self.geometry)
+        return convolve(self.geometry, x, self.weight, self.bias, self.bias_alpha)
+
+    def sample(
+        self, n_in: int | None = None, n_out: int = 256, omega: Tensor | None = None
+    ) -> FinPiConv2d:
+        """A finite layer with `n_out` channels that computes the same function as n_out → ∞.
+        `n_in`: channels of the images."""
+        from .finite import FinPiConv2d
+
+        return FinPiConv2d(self, self.channels if n_in is None else n_in, n_out, omega=omega)
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, r={self.r_out}, {describe(self.geometry)}, bias_alpha={self.bias_alpha}"
+
+
+class InfPiConv2d(MomentsLayer):
+    """An infinitely wide convolution that learns features: pre-activations [b r h w] to
+    pre-activations [b r_out h' w'].
+
+    `V` [P kh kw o] is an ordinary parameter. Each position's activation is that of its direction
+    scaled by its length, see `InfPiLinear`; beyond the border of the map lie zeros.
+
+    Args:
+        r: rank of the pre-activations that come in; r_out: of those that go out, default `r`.
+        kernel_size, stride, padding (also "same" or "valid"), dilation: as in `nn.Conv2d`.
+        pool: average the *activations* over windows of this size before the convolution. (Pooling
+            pre-activations needs no layer: use `nn.AvgPool2d`.)
+        activation, degree, fit: see `hermite_series`. layernorm: use the direction of g at each
+        position only.
+        bias_alpha: multiplier of the bias; 0 or None means no bias. output_layer: a readout, whose
+        V starts at zero.
+        gain: length of the outputs at the start relative to that of the inputs.
+        chunk_elements: how many numbers of Φ may exist at a time, see `feature_conv2d`.
+        dtype: of the bias; V_dtype: of V (sums are float32 or float64).
+
+    At the start V is N(0, gain² / (k_D(1) · o · offsets)): the Gaussian process of covariance s s'
+    k_D(c) that a finite layer of independent weights tends to. `truncation` is the largest error of
+    the dual kernel; `series` holds the rest.
+    """
+
+    def __init__(
+        self,
+        r: int,
+        r_out: int | None = None,
+        kernel_size: Size = 3,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        *,
+        pool: Size = 1,
+        activation: str | Callable[[Tensor], Tensor] = "relu",
+        degree: int = 2,
+        fit: str = "minimax",
+        layernorm: bool = False,
+        bias_alpha: float | None = 0,
+        output_layer: bool = False,
+        gain: float = 1.0,
+        chunk_elements: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        V_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.r, self.r_out, self.bias_alpha, self.layernorm = (
+            r,
+            r if r_out is None else r_out,
+            float(bias_alpha or 0),
+            layernorm,
+        )
+        check_sizes(r, self.r_out)
+        if chunk_elements is not None and chunk_elements < 1:
+            raise ValueError(
+                f"chunk_elements is {chunk_elements}; a positive count of numbers, or None, was "
+                "expected"
+            )
+        self.geometry = geometry_of(kernel_size, stride, padding, dilation, pool)
+        self.output_layer, self.gain, self.chunk_elements = (
+            output_layer,
+            float(gain),
+            chunk_elements,
+        )
+        self.series = hermite_series(activation, degree, fit)
+        self.features = PolynomialFeatures(r, self.series.kappa)
+        V_dtype = V_dtype or dtype or torch.get_default_dtype()
+        try:
+            check_memory(
+                self.features.P, self.r_out * self.geometry.offsets, V_dtype, device, r, degree
+            )
+        except MemoryError as error:
+            raise MemoryError(
+                f"InfPiConv2d(r={r}, r_out={self.r_out}, {describe(self.geometry)}): {error}"
+            ) from None
+        self.V = nn.Parameter(
+            torch.empty(
+                self.features.P, *self.geometry.kernel, self.r_out, device=device, dtype=V_dtype
+            )
+        )
+        self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Gaussian V, 0 in a readout; bias 0."""
+        if self.output_layer:
+            self.V.zero_()
+        else:
+            self.V.normal_(
+                std=self.gain
+                / math.sqrt(sum(self.series.kappa) * self.r_out * self.geometry.offsets)
+            )
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @torch.no_grad()
+    def set_rows(self, blocks) -> None:
+        """Hold the moments of exactly these rows: an iterable of blocks (A [m kh kw o], Amult [m],
+        B [m r] of unit rows)."""
+        flat = ((A.flatten(1), Amult, B) for A, Amult, B in blocks)
+        self.V.copy_(moments_of(self.features, flat, self.V[0].numel(), self.V).view_as(self.V))
+
+    def forward(self, g: Tensor) -> Tensor:
+        check_map(self, g, self.r, "pre-activations", self.geometry)
+        batched = g if g.ndim == 4 else g[None]
+        out = feature_conv2d(
+            self.features, batched, self.V, self.geometry, self.layernorm, self.chunk_elements
+        )
+        out = out if g.ndim == 4 else out[0]
+        return out if self.bias is None else out + self.bias_alpha * self.bias[:, None, None]
+
+    def finite_weight(self, omega: Tensor) -> Tensor:
+        """Σ_m Amult_m A_m p(Ω B_m)ᵀ of every offset for ω [n r]: [o n kh kw], before a finite
+        network's scaling."""
+        total = finite_moments(self.features, self.series.coefficients, omega, self.V.flatten(1))
+        return total.view(len(omega), *self.geometry.kernel, self.r_out).permute(3, 0, 1, 2)
+
+    def sample(
+        self,
+        n_in: int,
+        n_out: int | None = None,
+        prev_omega: Tensor | None = None,
+        omega: Tensor | None = None,
+    ) -> FinPiConv2d:
+        """A finite layer between `n_in` and `n_out` channels (a readout keeps its o outputs) with
+        the same limit.
+
+        `prev_omega` [n_in r]: the ω of the finite layer below. `omega` [n_out r_out]: that of a
+        layer whose outputs are added.
+        """
+        from .finite import FinPiConv2d
+
+        return FinPiConv2d(self, n_in, n_out, prev_omega, omega)
+
+    def extra_repr(self) -> str:
+        return (
+            f"r={self.r}, o={self.r_out}, P={self.P}, {describe(self.geometry)}, "
+            f"activation={self.series.activation}, "
+            f"degree={self.series.degree}, fit={self.series.fit}, "
+            f"truncation={self.truncation:.2g}, "
+            f"bias_alpha={self.bias_alpha}, output_layer={self.output_layer}, "
+            f"layernorm={self.layernorm}"
+        )
+
+
+def geometry_of(
+    kernel_size: Size, stride: Size, padding: Size | str, dilation: Size, pool: Size = 1
+) -> Geometry:
+    """The geometry that arguments in `nn.Conv2d`'s manner describe."""
+    kernel, stride, dilation = (
+        pair(kernel_size, "kernel_size", 1),
+        pair(stride, "stride", 1),
+        pair(dilation, "dilation", 1),
+    )
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise ValueError(f"padding is {padding!r}; 'same', 'valid', or numbers were expected")
+        padding = same_padding(kernel, stride, dilation) if padding == "same" else 0
+    return Geometry(kernel, stride, pair(padding, "padding", 0), dilation, pair(pool, "pool", 1))
+
+
+def check_map(layer: nn.Module, x: Tensor, channels: int, what: str, geometry: Geometry) -> None:
+    """Raise ValueError where `x` is not [b channels h w] (or [channels h w]), or where no output
+    would be left."""
+    name = type(layer).__name__
+    if x.ndim not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(
+            f"{name} expects {what} [b, {channels}, h, w] or [{channels}, h, w], got "
+            f"{list(x.shape)}; its input "
+            f"must have {channels} channels"
+        )
+    check_size(name, geometry, tuple(x.shape[-2:]))
+
+
+def check_size(name: str, geometry: Geometry, size: Pair) -> Pair:
+    """Size of the output map of the layer `name` for an input map of `size`; raises ValueError
+    where it would be empty."""
+    out = geometry.output(size)
+    if min(out) < 1:
+        raise ValueError(
+            f"{name}({describe(geometry)}) leaves nothing of a map of {size[0]}x{size[1]}: its "
+            "output would be "
+            f"{out[0]}x{out[1]}; use larger images, more padding, or less pooling, stride or kernel"
+        )
+    return out
+
+
+def convolve(
+    geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, bias_alpha: float
+) -> Tensor:
+    return F.conv2d(
+        x,
+        weight,
+        None if bias is None else bias_alpha * bias,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+    )
+
+
+def describe(geometry: Geometry) -> str:
+    def short(value: Pair) -> Any:
+        return value[0] if value[0] == value[1] else value
+
+    shown = {
+        "kernel_size": geometry.kernel,
+        "stride": geometry.stride,
+        "padding": geometry.padding,
+        "dilation": geometry.dilation,
+        "pool": geometry.pool,
+    }
+    usual = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "pool": (1, 1)}
+    return ", ".join(
+        f"{name}={short(value)}" for name, value in shown.items() if value != usual.get(name)
+    )

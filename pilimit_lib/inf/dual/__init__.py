@@ -1,0 +1,1 @@
+"""Dual activations: Gaussian pair expectations, their series, and the feature map of a series."""

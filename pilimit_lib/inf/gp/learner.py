@@ -1,0 +1,143 @@
+"""Learners without features: a function in the space of a fixed kernel, such as NNGP or NTK, that
+trains as π-layers do.
+
+    f(x) = Σ_m Amult_m A_m K(B_m, x)          A [m o], Amult [m], B [m d]: samples seen
+
+SGD on f appends one row per sample, with `PiSGD`. Index legend: b batch, m rows, d data, o outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ...core import UNKNOWN, Axis, Blocks
+from ..rows.autograd import Rows
+from ..rows.parameter import ROWS, InfPiParameter, Pending, convert_rows
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+
+
+class KernelReadout(nn.Module):
+    """The only layer of a `KernelMLP`: samples x [b d] to outputs [b o]. It begins without rows, as
+    the zero function."""
+
+    # rows of a kernel are neither merged nor folded, nor spread over processes
+    limits = shard = None
+
+    def __init__(
+        self,
+        d: int,
+        o: int,
+        kernel: Kernel,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.d, self.r_out, self.kernel, self.bias = d, o, kernel, None
+        self.pending = Pending()
+        for name, tail in (("A", (o,)), ("Amult", ()), ("B", (d,))):
+            self.register_parameter(
+                name, InfPiParameter(Blocks(tail, dtype=dtype, device=device), self.pending, name)
+            )
+        self.origin_blocks = Blocks(dtype=torch.long, device=device)
+        self.axis = Axis("rows")
+        for name in ROWS:
+            self.axis.join(self, name)
+        self.axis.join(self, "origin_blocks", label="origin")
+        self.pending.axis = self.axis
+
+    def __len__(self) -> int:
+        return len(self.A.blocks)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.d:
+            raise ValueError(f"KernelReadout expects samples [..., {self.d}], got {list(x.shape)}")
+        if torch.is_grad_enabled() and self.A.requires_grad:
+            return _KernelFunction.apply(x, self.A, self)
+        return self.output(x)
+
+    @torch.no_grad()
+    def output(self, x: Tensor) -> Tensor:
+        """f(x) [b o], summed block by block."""
+        out = x.new_zeros(len(x), self.r_out)
+        for A, Amult, B in zip(*(getattr(self, name).blocks.views() for name in ROWS)):
+            out += self.kernel(x, B).to(out) @ (Amult[:, None] * A)
+        return out
+
+    def row_storage(self, name: str) -> Blocks:
+        """The blocks of "A", "Amult", "B" or "origin"."""
+        return self.origin_blocks if name == "origin" else getattr(self, name).blocks
+
+    def _apply(self, fn, recurse: bool = True) -> KernelReadout:
+        return convert_rows(self, fn, recurse)
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *rest) -> None:
+        """Rows may be more or fewer than here."""
+        if prefix + "A" in state:
+            self.restructure({"rows": len(state[prefix + "A"])})
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def structure(self) -> dict[str, int]:
+        return {"rows": len(self)}
+
+    def restructure(self, structure: dict[str, int]) -> None:
+        for blocks in (self.A.blocks, self.Amult.blocks, self.B.blocks, self.origin_blocks):
+            blocks.set(blocks.like().new_zeros((structure["rows"], *blocks.tail)))
+
+
+class _KernelFunction(torch.autograd.Function):
+    """f on the tape. `probe` keeps it there; samples are data, and get no gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, probe: Tensor, layer: KernelReadout) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return layer.output(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[None, None, None]:
+        (x,) = ctx.saved_tensors
+        layer = ctx.layer
+        layer.pending.add(
+            Rows(grad, x, torch.full((len(x),), UNKNOWN, device=x.device), layer.kernel)
+        )
+        return None, None, None
+
+
+class KernelMLP(nn.Module):
+    """A learner in the space of `kernel` (`gp.ReLUKernel`: NNGP or NTK) with the interface of the
+    π-networks."""
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        kernel: Kernel,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.d_in, self.d_out, self.kernel = d_in, d_out, kernel
+        self.first_layer_alpha = self.last_layer_alpha = 1.0
+        self.layers = nn.ModuleList([KernelReadout(d_in, d_out, kernel, device, dtype)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[0](x)
+
+    @property
+    def rows(self) -> list[int]:
+        """Number of rows."""
+        return [len(self.layers[0])]
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of the rows in bytes."""
+        layer = self.layers[0]
+        return len(layer) * (layer.d + layer.r_out) * layer.A.element_size()

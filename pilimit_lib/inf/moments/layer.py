@@ -1,0 +1,347 @@
+"""π-layers in constant memory: all rows ever appended as one matrix of fixed size.
+
+    g_out = s · Φ(ĝ) V + bias_alpha · bias        V = Σ_m Amult_m Φ(B_m) A_mᵀ  [P o]
+
+For a polynomial dual kernel k_D(c) = Σ_j κ_j c^j this is the layer of rows, exactly: an SGD step on
+V appends rows, weight decay on V decays Amult, and the norm of ∂L/∂V is the norm of the function
+that clipping uses. Index legend as in `features`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core import free_memory
+from ..bias import BiasedLayer, bias_parameter
+from ..dual.features import PolynomialFeatures
+from ..dual.hermite import Series, hermite_series
+from ..finite.activation import TruncatedActivation, finite_moments
+from ..finite.layers import FinPiLinearReLU
+from ..layers import check_sizes
+from ..rows.autograd import accumulator
+from ..rows.storage import as_rows, pop_rows
+from .sums import FactoredParameter, moments_of, moments_output
+
+if TYPE_CHECKING:
+    from ..layers import InfPiLinearReLU
+
+
+class MomentsLayer(BiasedLayer):
+    """What layers of moments have in common: V [P ...], and the series of the kernel and the
+    features that it belongs to."""
+
+    V: nn.Parameter
+    series: Series
+    features: PolynomialFeatures
+
+    @property
+    def truncation(self) -> float:
+        """The largest difference between the dual kernel of the activation and that of this layer,
+        on [-1, 1]."""
+        return self.series.error
+
+    @property
+    def P(self) -> int:
+        """Number of features: the length of V."""
+        return self.features.P
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of V in bytes: what takes the place of the rows."""
+        return self.V.numel() * self.V.element_size()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.V.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.V.device
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "kappa"] = torch.tensor(self.series.kappa, dtype=torch.float64)
+
+    def _load_from_state_dict(
+        self,
+        state: dict,
+        prefix: str,
+        metadata: dict,
+        strict: bool,
+        missing: list,
+        unexpected: list,
+        errors: list,
+    ) -> None:
+        problem = series_misfit(self.series, state.pop(prefix + "kappa", None))
+        if problem:
+            errors.append(f"{prefix}V: {problem}")
+            return  # these moments would mean another function here
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+
+
+class InfPiLinear(MomentsLayer):
+    """An infinitely wide layer of constant size: pre-activations g [..., r] to pre-activations
+    [..., o].
+
+    `V` [P o] is an ordinary parameter, so any optimiser, clipping, autocast and wrapper of torch
+    applies. The activation is applied to the normalised pre-activation and scaled back (that is
+    what ReLU does by itself): φ_D(h) = n^-½ ‖h‖ p(√n h/‖h‖).
+
+    Args:
+        r: rank of the pre-activations that come in; r_out: of those that go out, default `r`.
+        activation: relu, gelu, erf, tanh, silu, or an elementwise function; degree, fit: see
+        `hermite_series`.
+        bias_alpha, output_layer, layernorm: as in `InfPiLinearReLU`.
+        dtype: of the bias; V_dtype: of V (bfloat16 halves its memory; sums are float32, but each
+        step is rounded to V's dtype).
+        fused: leave the gradient of V in its factors. `PiSGD` then updates V in place; see
+            `FactoredParameter`. Not for DistributedDataParallel, torch.compile or second
+            derivatives.
+
+    `truncation` is the largest error of the dual kernel on [-1, 1]; `series` holds the rest.
+    """
+
+    def __init__(
+        self,
+        r: int,
+        r_out: int | None = None,
+        *,
+        activation: str | Callable[[Tensor], Tensor] = "relu",
+        degree: int = 2,
+        fit: str = "hermite",
+        layernorm: bool = False,
+        bias_alpha: float | None = 1,
+        output_layer: bool = False,
+        fused: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        V_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.r, self.r_out, self.bias_alpha, self.layernorm = (
+            r,
+            r if r_out is None else r_out,
+            float(bias_alpha or 0),
+            layernorm,
+        )
+        check_sizes(r, self.r_out)
+        self.output_layer, self.fused = output_layer, fused
+        self.series = hermite_series(activation, degree, fit)
+        self.features = PolynomialFeatures(r, self.series.kappa)
+        V_dtype = V_dtype or dtype or torch.get_default_dtype()
+        check_memory(self.features.P, self.r_out, V_dtype, device, r, degree, ", or keep rows")
+        V = torch.empty(self.features.P, self.r_out, device=device, dtype=V_dtype)
+        self.V = FactoredParameter(V, self.features) if fused else nn.Parameter(V)
+        self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """The moments of the initial rows of `InfPiLinearReLU`; 0 in a readout. Bias 0."""
+        self.V.grad = None
+        if self.output_layer:
+            self.V.zero_()
+        else:
+            B = torch.randn(self.r, self.r)
+            A = torch.randn(self.r, self.r_out) / math.sqrt(self.r_out)
+            self.set_rows(
+                [(A, torch.ones(self.r), B / torch.linalg.vector_norm(B, dim=1, keepdim=True))]
+            )
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @torch.no_grad()
+    def set_rows(self, blocks) -> None:
+        """Hold the moments of exactly these rows: an iterable of blocks (A [m o], Amult [m], B [m
+        r] of unit rows)."""
+        self.V.copy_(moments_of(self.features, blocks, self.r_out, self.V))
+
+    def forward(self, g: Tensor) -> Tensor:
+        if g.shape[-1] != self.r:
+            raise ValueError(
+                f"InfPiLinear expects pre-activations [..., {self.r}], got {list(g.shape)}"
+            )
+        out = moments_output(self.features, g.reshape(-1, self.r), self.V, self.layernorm).reshape(
+            *g.shape[:-1], self.r_out
+        )
+        return out if self.bias is None else out + self.bias_alpha * self.bias
+
+    def sample(
+        self, n_in: int, n_out: int | None = None, prev_omega: Tensor | None = None
+    ) -> FinPiLinearReLU:
+        """A finite layer between widths `n_in` and `n_out` with the same limit; its activation is
+        the truncated one.
+
+        `prev_omega` [n_in r]: the ω of the finite layer below (`finite_layer.omega`), to which the
+        two must agree.
+        """
+        return FinPiLinearReLU(
+            self.r,
+            n_in,
+            self.r_out if self.output_layer else n_out or n_in,
+            self.bias_alpha,
+            self.output_layer,
+            self.layernorm,
+            inf_layer=self,
+            prev_omega=prev_omega,
+            nonlin=lambda: TruncatedActivation(self.series.coefficients),
+        )
+
+    def finite_weight(self, omega: Tensor) -> Tensor:
+        """Σ_m Amult_m A_m p(Ω B_m)ᵀ for ω [n r]: [o n], the readout of a finite network before its
+        scaling."""
+        return finite_moments(self.features, self.series.coefficients, omega, self.V).T
+
+    def structure(self) -> dict[str, Any]:
+        return {"rows": 0}
+
+    def restructure(self, structure: dict[str, Any]) -> None:
+        """Nothing changes size here. The method exists so that a snapshot of rows, which do,
+        restores into moments."""
+
+    def extra_repr(self) -> str:
+        return (
+            f"r={self.r}, o={self.r_out}, P={self.P}, activation={self.series.activation}, "
+            f"degree={self.series.degree}, "
+            f"fit={self.series.fit}, truncation={self.truncation:.2g}, "
+            f"bias_alpha={self.bias_alpha}, "
+            f"output_layer={self.output_layer}, layernorm={self.layernorm}, fused={self.fused}"
+        )
+
+    def _load_from_state_dict(
+        self,
+        state: dict,
+        prefix: str,
+        metadata: dict,
+        strict: bool,
+        missing: list,
+        unexpected: list,
+        errors: list,
+    ) -> None:
+        """A checkpoint of rows loads too: its rows are summed into V."""
+        if prefix + "A" in state and prefix + "V" not in state:
+            try:
+                state[prefix + "V"] = self._moments_of_state(state, prefix)
+            except ValueError as error:
+                errors.append(f"{prefix}V: {error}")
+                state[prefix + "V"] = self.V.detach()
+        if isinstance(self.V, FactoredParameter):
+            self.V.pending = []
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+
+    def _moments_of_state(self, state: dict, prefix: str) -> Tensor:
+        state.pop(prefix + "layer_alpha", None)
+        state.pop(prefix + "origin", None)
+        rows = {name: as_rows(pieces, name) for name, pieces in pop_rows(state, prefix).items()}
+        folded = {
+            name: state.pop(f"{prefix}folded.{name}", None)
+            for name in ("V", "kappa", "rows", "error")
+        }
+        for name in ("merged", "error"):
+            state.pop(f"{prefix}limits.{name}", None)
+        if self.series.activation != "relu":
+            raise ValueError(
+                "the checkpoint holds rows of ReLU units, this layer has activation "
+                f"{self.series.activation}"
+            )
+        problem = series_misfit(self.series, folded["kappa"])
+        if problem:
+            raise ValueError(f"the checkpoint's folded rows: {problem}")
+        shapes = {name: list(value.shape) for name, value in rows.items()}
+        if (
+            rows["A"].shape[1:] != (self.r_out,)
+            or rows["B"].shape[1:] != (self.r,)
+            or len({len(v) for v in rows.values()}) > 1
+        ):
+            raise ValueError(
+                f"rows of shapes {shapes}; A [m {self.r_out}], Amult [m], B [m {self.r}] were "
+                "expected"
+            )
+        V = moments_of(self.features, [tuple(rows.values())], self.r_out, self.V)
+        return V if folded["V"] is None else V + folded["V"].to(V)
+
+
+def series_misfit(series: Series, kappa: Tensor | None) -> str | None:
+    """Why moments made with the coefficients `kappa` mean nothing to a layer with this series; None
+    if they fit."""
+    if kappa is None:
+        return None
+    theirs = [float(value) for value in kappa]
+    longest = max(len(theirs), len(series.kappa))
+    pairs = zip(*((list(values) + [0.0] * longest)[:longest] for values in (theirs, series.kappa)))
+    if all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9) for a, b in pairs):
+        return None
+    return (
+        f"moments with kernel coefficients {[round(value, 6) for value in theirs]} don't fit a "
+        "layer with "
+        f"{[round(value, 6) for value in series.kappa]}; use the same activation, degree and fit"
+    )
+
+
+def check_memory(
+    P: int,
+    r_out: int,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+    r: int,
+    degree: int,
+    else_do: str = "",
+) -> None:
+    """Raise MemoryError where V [P o] alone would not fit, before anything is allocated. `else_do`:
+    one more remedy."""
+    need, free = P * r_out * torch.empty((), dtype=dtype).element_size(), free_memory(device)
+    if free is not None and need > free:
+        raise MemoryError(
+            f"moments of degree {degree} at r={r} are a matrix of P={P:,} x {r_out}: "
+            f"{need / 2**30:,.1f} GiB, and "
+            f"{free / 2**30:,.1f} GiB are free. Lower the degree or r, or use "
+            f"V_dtype=torch.bfloat16{else_do}"
+        )
+
+
+def to_moments(
+    layer: InfPiLinearReLU, degree: int | None = None, fit: str | None = None, fused: bool = False
+) -> InfPiLinear:
+    """The moments of all rows of `layer`, as a new layer: the same function up to the truncation of
+    the kernel."""
+    if layer.pending.rows() is not None:
+        raise ValueError(
+            "the layer has pending rows that no step has appended; call optimizer.step() or "
+            "zero_grad() first"
+        )
+    folded = layer.folded
+    degree = degree if degree is not None else folded.series.degree if folded is not None else 2
+    fit = fit if fit is not None else folded.series.fit if folded is not None else "hermite"
+    bias = layer.bias
+    moments = InfPiLinear(
+        layer.r,
+        layer.r_out,
+        degree=degree,
+        fit=fit,
+        layernorm=layer.layernorm,
+        bias_alpha=layer.bias_alpha,
+        output_layer=layer.output_layer,
+        fused=fused,
+        device=layer.A.device,
+        V_dtype=accumulator(layer.A.dtype),
+        dtype=None if bias is None else bias.dtype,
+    )
+    moments.set_rows(layer.row_blocks())
+    with torch.no_grad():
+        if folded is not None:
+            problem = series_misfit(moments.series, torch.tensor(folded.series.kappa))
+            if problem:
+                raise ValueError(f"the layer's older rows are folded already; {problem}")
+            moments.V += folded.V.to(moments.V)
+        if bias is not None:
+            moments.bias.copy_(bias)
+    moments.train(layer.training)
+    for mine, theirs in ((moments.V, layer.A), (moments.bias, bias)):
+        if mine is not None:
+            mine.requires_grad_(theirs.requires_grad)
+    return moments

@@ -1,0 +1,309 @@
+"""Checkpoints of networks whose rows do not fit into memory twice: a folder, written and read block
+by block.
+
+    state.pt         everything but rows, as `core.snapshot` gives it; sizes
+    rank-0.pt …      per rank: what is small per row (Amult, origin, momentum, scales of rows in eight bits)
+    A.0.<layer> …    per rank: the stored numbers of A and B of each layer, one after the other
+
+A folder written by k ranks loads on j. Rows of rank i are numbers i, i + k, i + 2k, … of the whole.
+Files hold numbers and plain builtins only, so that nothing in them can be executed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...core import Blocks, load, restore, save, snapshot
+from ..layers import InfPiLinearReLU, row_layers
+from .storage import as_rows, rows_elsewhere
+
+FORMAT = 1
+MOMENTUM = "momentum_buffer"
+
+
+@torch.no_grad()
+def save_rows(
+    model: nn.Module, folder: str | os.PathLike, optimizer: Optimizer | None = None, **extras: Any
+) -> None:
+    """Write `model` (and `optimizer`, and `extras`) into `folder`, whole or not at all; a folder
+    that was there is replaced.
+
+    Needs memory for one block of rows and for what is small per row. With sharded rows every rank
+    calls it, on a shared folder.
+    """
+    folder, group = Path(folder), _Group(model)
+    beside = folder.with_name(f".{folder.name}.part")
+    if folder.exists() and not (folder / "state.pt").is_file():
+        raise FileExistsError(
+            f"{folder} exists and is no checkpoint of rows; choose another folder"
+        )
+    if group.rank == 0:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    group.wait()
+    with rows_elsewhere():
+        state = snapshot(model, optimizer, **extras)
+    mine, sizes = {}, {}
+    for name, layer in row_layers(model):
+        mine[name] = _small(layer)
+        momentum = (
+            state.get("optimizer", {"state": {}})["state"].get(_amult(name), {}).pop(MOMENTUM, None)
+        )
+        mine[name] |= {} if momentum is None else {MOMENTUM: momentum}
+        sizes[name] = {
+            "rows": group.total(layer),
+            "A": _kind(layer.A.blocks),
+            "B": _kind(layer.B.blocks),
+        }
+        for role in ("A", "B"):
+            with (beside / _file(role, group.rank, name)).open("wb") as file:
+                for part in layer.row_storage(role).parts():
+                    file.write(
+                        memoryview(
+                            part.values.contiguous().view(-1).view(torch.uint8).cpu().numpy()
+                        )
+                    )
+                file.flush()
+                os.fsync(file.fileno())
+    save(mine, beside / f"rank-{group.rank}.pt")
+    group.wait()
+    if group.rank == 0:
+        save(
+            {"format": FORMAT, "ranks": group.size, "layers": sizes, "state": state},
+            beside / "state.pt",
+        )
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(beside, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    group.wait()
+
+
+@torch.no_grad()
+def load_rows(
+    model: nn.Module, folder: str | os.PathLike, optimizer: Optimizer | None = None
+) -> dict[str, Any]:
+    """Bring `model` (and `optimizer`) to what `save_rows` wrote, block by block; returns the
+    extras.
+
+    The model needs the same constructor arguments, not the same number of rows, nor of ranks, nor
+    the same storage of rows. Sizes are checked before anything is changed.
+    """
+    folder, group = Path(folder), _Group(model)
+    found = load(folder / "state.pt")
+    if (
+        not isinstance(found, dict)
+        or found.get("format") != FORMAT
+        or not {"ranks", "layers", "state"} <= set(found)
+    ):
+        raise ValueError(
+            f"{folder} is not a checkpoint of rows in format {FORMAT}; plain checkpoints are read "
+            "by core.load"
+        )
+    layers = dict(row_layers(model))
+    _check(folder, found, layers)
+    small = [load(folder / f"rank-{rank}.pt") for rank in range(found["ranks"])]
+    _check_small(folder, found["layers"], small)
+    state = found["state"]
+    mine = {name: _of_rank(name, small, found["layers"][name]["rows"], group) for name in layers}
+    for name in layers:
+        momentum = mine[name].pop(MOMENTUM, None)
+        if momentum is not None and optimizer is not None:
+            state["optimizer"]["state"].setdefault(_amult(name), {})[MOMENTUM] = momentum
+    with rows_elsewhere():
+        extras = restore(model, state, optimizer)
+    for name, layer in layers.items():
+        sizes = found["layers"][name]
+        for role in ("A", "B"):
+            blocks = layer.row_storage(role)
+            blocks.set(blocks.like())
+            for numbers in _numbers(sizes["rows"], group, blocks.block_rows):
+                pieces = _read(folder, role, name, sizes, found["ranks"], numbers)
+                for suffix in ("_scale", "_shift"):
+                    if role + suffix in mine[name]:
+                        pieces[suffix] = mine[name][role + suffix][
+                            len(blocks) : len(blocks) + len(numbers)
+                        ]
+                if pieces[""].dtype == torch.int8 and blocks.storage != torch.int8:
+                    pieces = {"": as_rows(pieces, role)}
+                blocks.extend(pieces)
+        amult = {
+            suffix: mine[name]["Amult" + suffix]
+            for suffix in ("", "_raw", "_factors")
+            if "Amult" + suffix in mine[name]
+        }
+        layer.Amult.blocks.load_state(amult)
+        layer.origin_blocks.set(mine[name]["origin"])
+        layer.pending.clear()
+        if layer.shard is not None:
+            layer.shard.total = sizes["rows"]
+    return extras
+
+
+class _Group:
+    """The ranks that hold the rows of a model: one, where they are not sharded."""
+
+    def __init__(self, model: nn.Module) -> None:
+        shards = [layer.shard for _, layer in row_layers(model)]
+        if not shards:
+            raise ValueError(
+                f"{type(model).__name__} has no layer that keeps rows; use pilimit_lib.core.save "
+                "and snapshot"
+            )
+        if len({shard is None for shard in shards}) > 1:
+            raise RuntimeError(
+                "some layers of the model are sharded and some are not; call shard_rows or "
+                "gather_rows on it"
+            )
+        self.shard = shards[0]
+        self.rank, self.size = (0, 1) if self.shard is None else (self.shard.rank, self.shard.size)
+
+    def total(self, layer: InfPiLinearReLU) -> int:
+        return len(layer) if layer.shard is None else layer.shard.total
+
+    def wait(self) -> None:
+        if self.shard is not None:
+            dist.barrier(self.shard.group)
+
+
+def _amult(name: str) -> str:
+    return f"{name}.Amult" if name else "Amult"
+
+
+def _file(role: str, rank: int, name: str) -> str:
+    return f"{role}.{rank}.{name}"
+
+
+def _kind(blocks: Blocks) -> dict[str, Any]:
+    return {"dtype": blocks.storage, "width": blocks.tail[0]}
+
+
+def _small(layer: InfPiLinearReLU) -> dict[str, Tensor]:
+    """Of a layer, all that has a few bytes per row."""
+    found = {"Amult" + suffix: value for suffix, value in layer.Amult.blocks.state().items()} | {
+        "origin": layer.origin
+    }
+    for role in ("A", "B"):
+        for name in ("scale", "shift") if layer.row_storage(role).storage == torch.int8 else ():
+            found[f"{role}_{name}"] = torch.cat(
+                [
+                    torch.zeros(0),
+                    *(getattr(part, name).cpu() for part in layer.row_storage(role).parts()),
+                ]
+            )
+    return found
+
+
+def _of_rank(name: str, small: list[dict], rows: int, group: _Group) -> dict[str, Tensor]:
+    """This rank's part of what is small per row, from that of the ranks that wrote."""
+    if group.size == len(small):
+        return dict(small[group.rank][name])
+    found = {}
+    for key in small[0][name]:
+        if key in ("Amult_raw", "Amult_factors"):
+            continue  # belong to blocks that are cut differently here
+        whole = small[0][name][key].new_empty(rows)
+        for rank, held in enumerate(small):
+            whole[rank :: len(small)] = held[name][key]
+        found[key] = whole[group.rank :: group.size].clone()
+    return found
+
+
+def _numbers(rows: int, group: _Group, at_once: int) -> Iterator[Tensor]:
+    """Numbers of the rows of this rank, among those of all ranks, a block at a time."""
+    for part in torch.arange(min(group.rank, rows), rows, group.size).split(at_once):
+        if len(part):
+            yield part
+
+
+def _read(
+    folder: Path, role: str, name: str, sizes: dict, ranks: int, numbers: Tensor
+) -> dict[str, Tensor]:
+    """Stored rows with these numbers, from the files of the ranks that wrote them."""
+    kind = sizes[role]
+    values = torch.empty(len(numbers), kind["width"], dtype=kind["dtype"])
+    for rank in range(ranks):
+        here = (numbers % ranks == rank).nonzero().squeeze(1)
+        held = len(range(rank, sizes["rows"], ranks))
+        if len(here):
+            mapped = torch.from_file(
+                str(folder / _file(role, rank, name)),
+                shared=False,
+                size=held * kind["width"],
+                dtype=kind["dtype"],
+            )
+            values[here] = mapped.view(held, kind["width"])[numbers[here] // ranks]
+    return {"": values}
+
+
+def _check(folder: Path, found: dict, layers: dict[str, InfPiLinearReLU]) -> None:
+    """Raise unless the files are as long as they should be and fit the layers."""
+    if set(found["layers"]) != set(layers):
+        raise ValueError(
+            f"{folder} holds rows of the layers {sorted(found['layers'])}, the model has "
+            f"{sorted(layers)}"
+        )
+    for name, sizes in found["layers"].items():
+        for role in ("A", "B"):
+            kind, expected = sizes[role], layers[name].row_storage(role).tail[0]
+            if kind["width"] != expected:
+                raise ValueError(
+                    f"{folder}: rows {role} of '{name}' have {kind['width']} entries, here "
+                    f"{expected}"
+                )
+            for rank in range(found["ranks"]):
+                path = folder / _file(role, rank, name)
+                needed = (
+                    len(range(rank, sizes["rows"], found["ranks"]))
+                    * kind["width"]
+                    * kind["dtype"].itemsize
+                )
+                size = path.stat().st_size if path.is_file() else None
+                if size != needed:
+                    raise ValueError(
+                        f"{path} has {'no' if size is None else size} bytes, {needed} were "
+                        "expected: it is damaged, "
+                        "or belongs to another checkpoint"
+                    )
+    for rank in range(found["ranks"]):
+        if not (folder / f"rank-{rank}.pt").is_file():
+            raise FileNotFoundError(
+                f"{folder} lacks rank-{rank}.pt; copy the files of all {found['ranks']} ranks into "
+                "it"
+            )
+
+
+def _check_small(folder: Path, layers: dict[str, dict], small: list[dict]) -> None:
+    """Raise unless what each rank wrote per row is there for every row."""
+    for name, sizes in layers.items():
+        needed = ["Amult", "origin"] + [
+            f"{role}_{piece}"
+            for role in ("A", "B")
+            for piece in ("scale", "shift")
+            if sizes[role]["dtype"] == torch.int8
+        ]
+        if any(MOMENTUM in held.get(name, ()) for held in small):
+            needed.append(MOMENTUM)
+        for rank, held in enumerate(small):
+            expected = len(range(rank, sizes["rows"], len(small)))
+            for key in needed:
+                value = held.get(name, {}).get(key)
+                shape = list(value.shape) if isinstance(value, Tensor) else None
+                if shape != [expected]:
+                    raise ValueError(
+                        f"{folder / f'rank-{rank}.pt'} holds {'no' if shape is None else shape} "
+                        f"{key} of '{name}', "
+                        f"{[expected]} were expected: it is damaged, or belongs to another "
+                        "checkpoint"
+                    )

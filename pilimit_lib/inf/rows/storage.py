@@ -1,0 +1,165 @@
+"""How the rows of a layer are stored and what a state dict holds of them.
+
+A state dict has `A` [m o], `Amult` [m], `B` [m r] and `origin` [m]. Rows in eight bits are `A` int8
+with `A_scale` and `A_shift` [m], and so for B. Amult that was scaled lazily (weight decay) comes
+with `Amult_raw` [m] and `Amult_factors` [blocks], from which training goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...core import UNKNOWN, Blocks
+from .autograd import accumulator
+from .parameter import ROWS
+from .quantized import QuantizedBlocks, codes_to_rows
+
+if TYPE_CHECKING:
+    from ..layers import InfPiLinearReLU
+
+SUFFIXES = {"A": ("_scale", "_shift"), "Amult": ("_raw", "_factors"), "B": ("_scale", "_shift")}
+EXTRAS = tuple(name + suffix for name, suffixes in SUFFIXES.items() for suffix in suffixes)
+STORAGE = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
+
+
+_elsewhere: ContextVar[bool] = ContextVar("pilimit_rows_elsewhere", default=False)
+
+
+@contextmanager
+def rows_elsewhere() -> Iterator[None]:
+    """Inside the `with`, state dicts leave rows out and loading leaves them alone: they are kept in
+    other files."""
+    token = _elsewhere.set(True)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def elsewhere() -> bool:
+    return _elsewhere.get()
+
+
+def new_blocks(
+    name: str, tail: tuple[int, ...], row_dtype: torch.dtype, device: torch.device | str | None
+) -> Blocks:
+    """Storage for A, Amult or B; Amult is never kept below float32, or small steps would vanish."""
+    if row_dtype not in STORAGE:
+        raise ValueError(
+            f"row_dtype is {row_dtype}; rows can be kept in {', '.join(map(str, STORAGE))}"
+        )
+    if name == "Amult":
+        return Blocks(tail, dtype=accumulator(row_dtype), device=device)
+    if row_dtype == torch.int8:
+        return QuantizedBlocks(tail, device=device)
+    return Blocks(tail, dtype=row_dtype, device=device)
+
+
+def require_whole(layer: InfPiLinearReLU, what: str) -> None:
+    """Raise where some of the layer's rows are on other ranks."""
+    if layer.shard is not None:
+        raise RuntimeError(
+            f"{what} needs all rows of a layer, and these are sharded over {layer.shard.size} "
+            "processes; call "
+            "gather_rows(model) on every rank first, or write a checkpoint with row_files.save_rows"
+        )
+
+
+def put_rows(layer: InfPiLinearReLU, destination: dict, prefix: str) -> None:
+    """Put copies of the rows into a state dict."""
+    if elsewhere():
+        return
+    require_whole(layer, "state_dict")
+    for name in ROWS:
+        for suffix, value in layer.row_storage(name).state().items():
+            destination[prefix + name + suffix] = value
+    destination[prefix + "origin"] = layer.origin
+
+
+def pop_rows(state: dict, prefix: str) -> dict[str, dict[str, Tensor]]:
+    """Take all that concerns rows out of a state dict: by name, what `Blocks.load_state` reads.
+    Absent names are left out."""
+    found = {}
+    for name in ROWS:
+        pieces = {
+            suffix: state.pop(prefix + name + suffix, None) for suffix in ("", *SUFFIXES[name])
+        }
+        if pieces[""] is not None:
+            found[name] = {
+                suffix: piece.detach() for suffix, piece in pieces.items() if piece is not None
+            }
+    return found
+
+
+def codes_misfit(pieces: Mapping[str, Tensor], name: str) -> str | None:
+    """What keeps rows in eight bits from being read: their scales and shifts are not there, or of
+    another number."""
+    value = pieces[""]
+    shapes = {
+        suffix: list(pieces[suffix].shape) if suffix in pieces else None for suffix in SUFFIXES["A"]
+    }
+    if value.dtype == torch.int8 and any(shape != [len(value)] for shape in shapes.values()):
+        return (
+            f"{name} has {len(value)} rows in eight bits, but scales and shifts of shapes {shapes}"
+        )
+    return None
+
+
+def storage_misfit(rows: Tensor, storage: torch.dtype, name: str) -> str | None:
+    """What keeps `rows` from being stored so: numbers that would become Inf."""
+    if (
+        rows.dtype == storage
+        or not storage.is_floating_point
+        or not bool((rows.isfinite() & rows.to(storage).isinf()).any())
+    ):
+        return None
+    return (
+        f"{name} has numbers up to {float(rows[rows.isfinite()].abs().max()):g}, rows in {storage} "
+        "hold at most "
+        f"{torch.finfo(storage).max:g}; keep rows in bfloat16 or float32"
+    )
+
+
+def as_rows(pieces: dict[str, Tensor], name: str) -> Tensor:
+    """The rows [m, …] that the pieces of a state dict stand for; ValueError where they do not
+    belong together."""
+    misfit = codes_misfit(pieces, name)
+    if misfit:
+        raise ValueError(misfit)
+    return codes_to_rows(pieces)
+
+
+def check_storage(layer: InfPiLinearReLU, given: Mapping[str, Tensor]) -> None:
+    """Raise where A or B, among the tensors `given` by name, has numbers that the layer's storage
+    can't hold."""
+    for name in ("A", "B"):
+        misfit = storage_misfit(given[name], layer.row_storage(name).storage, name)
+        if misfit:
+            raise ValueError(misfit)
+
+
+def take_rows(
+    layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origin: Tensor | None
+) -> None:
+    """Hold the rows that `pop_rows` found; nothing is changed where they do not fit."""
+    require_whole(layer, "load_state_dict")
+    rows = {name: as_rows(pieces, name) for name, pieces in found.items()}
+    lengths = {name: len(values) for name, values in rows.items()}
+    origin = torch.full((lengths["A"],), UNKNOWN) if origin is None else origin
+    for name, pieces in found.items():
+        layer.row_storage(name).check(pieces[""], name)
+    check_storage(layer, rows)
+    layer.row_storage("origin").check(origin, "origin")
+    if len(set(lengths.values())) != 1 or len(origin) != lengths["A"]:
+        raise ValueError(f"rows of different number: {lengths | {'origin': len(origin)}}")
+    for name, pieces in found.items():
+        if pieces[""].dtype == torch.int8 and layer.row_storage(name).storage != torch.int8:
+            pieces = {"": rows[name]}
+        layer.row_storage(name).load_state(pieces)
+    layer.row_storage("origin").set(origin)

@@ -1,0 +1,1 @@
+"""The sums over rows: the formulas, and faster implementations that may refuse."""

@@ -1,0 +1,1 @@
+"""Edits of a living network: plans, surgery, history and the way back."""

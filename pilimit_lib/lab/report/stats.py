@@ -1,0 +1,119 @@
+"""Neuron statistics as a frame and as the documented text, and pictures of the samples worth
+looking at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..neurons.counters import COUNTERS
+
+if TYPE_CHECKING:
+    from ..watch import Lab
+
+SIDE = 32  # thumbnails are stored at most this large
+
+
+def neuron_frame(lab: Lab) -> pd.DataFrame:
+    """One row per neuron, in the order of the layers."""
+    paths = {module: path for path, module in lab.module.named_modules()}
+    return neuron_rows(
+        [
+            (paths[layer], lab.neurons[layer].state_dict(), not layer.weight.requires_grad)
+            for layer in lab.ops.layer_modules()
+        ]
+    )
+
+
+def neuron_rows(layers: list[tuple[str, dict[str, Tensor], bool]]) -> pd.DataFrame:
+    """The same from stored counters: path, tensors and whether frozen, per layer."""
+    parts = []
+    for index, (path, state, frozen) in enumerate(layers):
+        columns = {name: state[name].cpu().numpy() for name in COUNTERS}
+        with np.errstate(invalid="ignore"):  # no samples seen: the rate is NaN
+            rates = {
+                f"{name}_rate": columns[f"{name}_triggers"] / columns[f"{name}_seen"]
+                for name in ("train", "eval")
+            }
+        parts.append(
+            pd.DataFrame(
+                {
+                    "layer_index": index,
+                    "layer": path,
+                    "neuron": np.arange(len(state["rate"])),
+                    **columns,
+                    **rates,
+                    "learning_rate": state["rate"].cpu().numpy(),
+                    "frozen": frozen,
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def text(lab: Lab) -> str:
+    """Trigger rates in the documented form: triggers / samples, two lines a neuron."""
+    lines = ["trigger_rate (triggers_count / number_of_seen_samples)"]
+    frame = neuron_frame(lab)
+    for (index, path), rows in (
+        frame.groupby(["layer_index", "layer"], sort=False) if len(frame) else []
+    ):
+        lines.append(f"Layer {index} ({path}){'  frozen' if rows['frozen'].iloc[0] else ''}")
+        for row in rows.itertuples():
+            for title, name in ((f"Neuron {row.neuron:05d}", "train"), ("            ", "eval ")):
+                triggers, seen = (
+                    getattr(row, f"{name.strip()}_triggers"),
+                    getattr(row, f"{name.strip()}_seen"),
+                )
+                lines.append(
+                    f"{title}:  {name}: {triggers / seen if seen else 0.0:8.4f} ({triggers:10d} / "
+                    f"{seen:10d})"
+                )
+    return "\n".join(lines)
+
+
+def most_forgotten(frame: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The samples forgotten most often; between equals, those whose true class got the least
+    probability."""
+    return frame.sort_values(
+        ["forgotten", "confidence"], ascending=[False, True], kind="stable"
+    ).head(count)
+
+
+def thumbnails(lab: Lab, count: int = 24) -> dict[str, Any]:
+    """Pictures of the most forgotten training samples, small, as uint8 [h w] or [h w 3] by sample
+    id; none if not images."""
+    if lab.loader is None:
+        return {"ids": [], "images": []}
+    ids = most_forgotten(lab.loader.dataset.get_dataframe(), count).index.tolist()
+    from ..neurons.undisturbed import undisturbed
+
+    with undisturbed(lab.module):  # transforms may draw random numbers
+        images = [_thumbnail(lab, sample) for sample in ids]
+    kept = [(sample, image) for sample, image in zip(ids, images) if image is not None]
+    return {"ids": [sample for sample, _ in kept], "images": [image for _, image in kept]}
+
+
+def _thumbnail(lab: Lab, sample: int) -> Tensor | None:
+    item = lab.loader.dataset[sample]
+    image = item[0] if isinstance(item, list | tuple) else item
+    if (
+        not isinstance(image, Tensor)
+        or image.ndim not in (2, 3)
+        or (image.ndim == 3 and image.shape[0] not in (1, 3))
+    ):
+        return None
+    image = image.detach().float().cpu()
+    image = image.unsqueeze(0) if image.ndim == 2 else image
+    if max(image.shape[1:]) > SIDE:
+        scale = SIDE / max(image.shape[1:])
+        image = torch.nn.functional.interpolate(image[None], scale_factor=scale, mode="area")[0]
+    low, high = float(image.min()), float(image.max())
+    image = (
+        ((image - low) / (high - low) * 255 if high > low else image * 0).round().to(torch.uint8)
+    )
+    return image[0].contiguous() if image.shape[0] == 1 else image.permute(1, 2, 0).contiguous()

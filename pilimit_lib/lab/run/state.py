@@ -1,0 +1,175 @@
+"""Everything that going on bit for bit depends on, as plain tensors and builtins."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ...core import follow, restore, rng_state, set_rng_state, snapshot
+from ..network import NetworkWithOps
+from .structure import check_fits, digest, resize, sizes
+
+if TYPE_CHECKING:
+    from ..watch import Lab
+
+FORMAT = 1
+
+
+def network_state(lab: Lab) -> dict[str, Any]:
+    """Model and optimiser with their sizes, counters, rates, frozen parameters and age."""
+    paths = {module: path for path, module in lab.module.named_modules()}
+    return {
+        "snapshot": snapshot(lab.module, lab.optimizer),
+        "sizes": sizes(lab.module),
+        "neurons": {
+            paths[layer]: {name: value.clone() for name, value in neurons.state_dict().items()}
+            for layer, neurons in lab.neurons.items()
+        },
+        "frozen": [
+            name for name, parameter in lab.module.named_parameters() if not parameter.requires_grad
+        ],
+        "age": lab.age,
+        "steps": lab.steps,
+    }
+
+
+def full_state(lab: Lab) -> dict[str, Any]:
+    """`network_state`, the ledgers, the position in the epoch, every random generator, and what the
+    user asked to keep."""
+    loaders = {"train": lab.loader, "eval": lab.eval_loader}
+    return {
+        "lab": FORMAT,
+        "network": network_state(lab),
+        "ledgers": {
+            name: loader.dataset.ledger.state()
+            for name, loader in loaders.items()
+            if loader is not None
+        },
+        "loaders": {name: loader.state() for name, loader in loaders.items() if loader is not None},
+        "rng": {"core": rng_state(), "numpy": _numpy_state()},
+        "settings": lab.settings(),
+        "window": list(lab.window),
+        "also": _plain({name: thing.state_dict() for name, thing in lab.also.items()}),
+    }
+
+
+def hashes(state: dict[str, Any]) -> dict[str, str]:
+    """What a checkpoint is of, in three short hashes."""
+    served = {
+        name: [
+            digest(part["columns"]["denied"].nonzero().flatten().tolist()),
+            {tag: digest(mask.nonzero().flatten().tolist()) for tag, mask in part["tags"].items()},
+        ]
+        for name, part in state["ledgers"].items()
+    }
+    where = {
+        name: [entry["epoch"], entry["position"], entry["seed"]]
+        for name, entry in state["loaders"].items()
+    }
+    structure = [state["network"]["sizes"], state["network"]["snapshot"]["structure"]]
+    return {
+        "structure": digest(structure),
+        "data": digest([served, where]),
+        "settings": digest(state["settings"]),
+    }
+
+
+def set_network_state(lab: Lab, state: dict[str, Any]) -> None:
+    """Go back to a `network_state`. If it does not fit, nothing changes."""
+    check_fits(lab.module, state["sizes"])
+    before = network_state(lab)
+    try:
+        _set_network(lab, state)
+    except Exception:
+        _set_network(lab, before)
+        raise
+
+
+def _set_network(lab: Lab, state: dict[str, Any]) -> None:
+    change = resize(lab.module, state["sizes"])
+    if lab.optimizer is not None:
+        follow(lab.optimizer, change)
+    restore(lab.module, state["snapshot"], lab.optimizer)
+    for name, parameter in lab.module.named_parameters():
+        parameter.requires_grad_(name not in state["frozen"]).grad = None
+    modules = dict(lab.module.named_modules())
+    for path, values in state["neurons"].items():
+        lab.neurons[modules[path]].load(values)
+    lab.age, lab.steps = state["age"], state["steps"]
+    if isinstance(lab.module, NetworkWithOps):
+        lab.module.__dict__["_age"] = state["age"]
+    lab.forget_plans()
+
+
+def set_full_state(lab: Lab, state: dict[str, Any]) -> None:
+    """Go back to a `full_state`. Whatever does not fit is found before anything changes."""
+    if not isinstance(state, dict) or state.get("lab") != FORMAT:
+        raise ValueError(
+            "not a checkpoint of the lab (format "
+            f"{state.get('lab') if isinstance(state, dict) else None!r}, "
+            f"this version reads {FORMAT})"
+        )
+    loaders = {"train": lab.loader, "eval": lab.eval_loader}
+    for name, part in state["ledgers"].items():
+        if loaders.get(name) is None:
+            raise ValueError(
+                f"the checkpoint keeps a ledger of the {name} set, but no such loader is watched "
+                "here"
+            )
+        loaders[name].dataset.ledger.check_state(part)
+    missing = sorted(set(state["also"]) ^ set(lab.also))
+    if missing:
+        raise ValueError(
+            f"{missing} is in `also=` on one side only, here or in the checkpoint; watch the same "
+            "things"
+        )
+    check_fits(lab.module, state["network"]["sizes"])
+    before = full_state(lab)
+    try:
+        _set_full(lab, state)
+    except Exception:
+        _set_full(lab, before)
+        raise
+
+
+def _set_full(lab: Lab, state: dict[str, Any]) -> None:
+    loaders = {"train": lab.loader, "eval": lab.eval_loader}
+    _set_network(lab, state["network"])
+    for name, part in state["ledgers"].items():
+        loaders[name].dataset.ledger.load_state(part)
+        loaders[name].load_state(state["loaders"][name])
+    for name, part in state["also"].items():
+        lab.also[name].load_state_dict(part)
+    lab.window[:] = [list(entry) for entry in state["window"]]
+    set_rng_state(state["rng"]["core"])
+    _set_numpy_state(state["rng"]["numpy"])
+
+
+def _numpy_state() -> list[Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss]
+
+
+def _set_numpy_state(state: list[Any]) -> None:
+    kind, keys, position, has_gauss, gauss = state
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+
+
+def _plain(also: dict[str, Any]) -> dict[str, Any]:
+    """Refuse now what could not be loaded later without executing code."""
+    for name, value in also.items():
+        buffer = io.BytesIO()
+        torch.save(value, buffer)
+        buffer.seek(0)
+        try:
+            torch.load(buffer, weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"the state_dict of also['{name}'] holds more than plain tensors and builtins, so "
+                "it could not be "
+                f"loaded safely: {error}"
+            ) from error
+    return also
