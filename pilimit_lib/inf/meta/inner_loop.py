@@ -5,7 +5,7 @@
     loss.backward()                                                     # the meta-gradient, of second order
     clip_grad_norm_(net, 0.1); optimizer.step()                         # as for any other loss
 
-An inner step of a task appends *fast rows* beside the network (see `meta_layers`), which the next
+An inner step of a task appends *fast rows* beside the network (see `meta.layers`), which the next
 task never sees: nothing is copied per task and nothing has to be rewound. A step on moments V − η
 ∂L/∂V, or on the weights of a finite network, is the same rows. Fast rows are on the tape, so second
 order is plain autograd. Index legend: t tasks, b samples, m fast rows, r rank in, o outputs.
