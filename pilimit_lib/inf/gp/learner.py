@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...core import UNKNOWN, Axis, Blocks
 from ..rows.autograd import Rows
 from ..rows.parameter import ROWS, InfPiParameter, Pending, convert_rows
+from ..summary import summary
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
@@ -130,6 +131,9 @@ class KernelMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers[0](x)
+
+    def __repr__(self) -> str:
+        return summary(self, {"d_in": self.d_in, "d_out": self.d_out, "kernel": self.kernel})
 
     @property
     def rows(self) -> list[int]:
