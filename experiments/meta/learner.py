@@ -30,7 +30,7 @@ from pilimit_lib.inf.meta.inner_loop import (
     readout_kernel,
     smooth_l1,
 )
-from pilimit_lib.inf.rows.autograd import direction
+from pilimit_lib.inf.numerics import direction
 
 
 def tasks(

@@ -14,8 +14,8 @@ from .checkpoints.fits import ALPHAS, architecture_of, misfits
 from .checkpoints.original import build, load
 from .layers import FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
 from .moments.layer import InfPiLinear
-from .rows.autograd import direction
-from .rows.merge import Report
+from .numerics import direction
+from .rows.report import Report
 
 
 class InfMLP(nn.Module):

@@ -12,7 +12,7 @@ from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, para
 from pilimit_lib.inf.gp.learner import KernelMLP
 from pilimit_lib.inf.gp.regression import ReLUKernel
 from pilimit_lib.inf.meta.inner_loop import adapt, cross_entropy, mse
-from pilimit_lib.inf.rows.autograd import direction, length
+from pilimit_lib.inf.numerics import direction, length
 from pilimit_orig.inf.meta import adapt_readout, meta_backward
 from tests.pilimit_orig import small
 
