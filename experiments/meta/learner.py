@@ -29,7 +29,7 @@ from pilimit_lib.inf.meta import (
     readout_kernel,
     smooth_l1,
 )
-from pilimit_lib.inf.rows.autograd import direction
+from pilimit_lib.inf.numerics import direction
 
 
 def tasks(

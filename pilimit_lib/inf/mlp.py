@@ -16,8 +16,8 @@ from .checkpoints.original import build, load
 from .finite.mlp import FinPiMLPSample, hidden
 from .layers import InfPiInputLinearReLU, InfPiLinearReLU
 from .moments.layer import InfPiLinear
-from .rows.autograd import direction
-from .rows.merge import Report
+from .numerics import direction
+from .rows.report import Report
 from .summary import summary
 
 __all__ = ["FinPiMLPSample", "InfMLP"]

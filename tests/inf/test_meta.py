@@ -11,7 +11,7 @@ from torch.func import functional_call
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.gp import KernelMLP, ReLUKernel
 from pilimit_lib.inf.meta import adapt, cross_entropy, mse
-from pilimit_lib.inf.rows.autograd import direction, length
+from pilimit_lib.inf.numerics import direction, length
 from pilimit_orig.inf.meta import adapt_readout, meta_backward
 from tests.pilimit_orig import small
 

@@ -17,8 +17,8 @@ from pilimit_lib.inf import (
     hermite_series,
     param_groups,
 )
-from pilimit_lib.inf.rows.autograd import direction
-from pilimit_lib.inf.rows.merge import K1
+from pilimit_lib.inf.numerics import direction
+from pilimit_lib.inf.rows.report import K1
 
 
 class PolynomialRows:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..bias import bias_misfit
 from ..moments.layer import series_misfit
+from ..rows.layer import RowLayer
 from ..rows.parameter import ROWS
 from ..rows.storage import EXTRAS, SUFFIXES, as_rows, codes_misfit, elsewhere, storage_misfit
 from .architecture import ALPHAS
@@ -65,7 +66,7 @@ def _entries(
 ) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     """What a checkpoint of `layer` must hold, with shapes, and what else it may hold."""
     expected = {name: list(parameter.shape) for name, parameter in layer.named_parameters()}
-    if hasattr(layer, "pending"):
+    if isinstance(layer, RowLayer):
         if elsewhere():
             expected = {name: shape for name, shape in expected.items() if name not in ROWS}
         return expected, OF_ROWS
@@ -121,7 +122,7 @@ def _rows_misfits(layer: nn.Module, state: Mapping[str, Any], prefix: str) -> It
         if "" not in pieces:
             continue
         misfit = codes_misfit(pieces, prefix + name)
-        if misfit is None and hasattr(layer, "pending"):
+        if misfit is None and isinstance(layer, RowLayer):
             storage = layer.row_storage(name).storage
             misfit = storage_misfit(as_rows(pieces, name), storage, prefix + name)
         if misfit:

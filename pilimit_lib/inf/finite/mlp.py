@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..rows.autograd import direction
+from ..numerics import direction
 from ..summary import summary
 from .layers import FinPiLinearReLU
 

@@ -6,8 +6,8 @@
     clip_grad_norm_(net, 0.1)
     optimizer.step()
 
-x [t b d] and y [t b] are t tasks of b samples; `backward` leaves the meta-gradient, of second order,
-where any other loss leaves its own.
+x [t b d] and y [t b] are t tasks of b samples; `backward` leaves the meta-gradient, of second
+order, where any other loss leaves its own.
 
 An inner step of a task appends *fast rows* beside the network (see `meta.layers`), which the next
 task never sees: nothing is copied per task and nothing has to be rewound. A step on moments V − η

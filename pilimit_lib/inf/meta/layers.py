@@ -29,7 +29,7 @@ from ..finite.layers import FinPiInputLinearReLU, FinPiLinearReLU
 from ..gp.learner import KernelReadout
 from ..layers import InfPiInputLinearReLU, InfPiLinearReLU
 from ..moments.layer import InfPiLinear
-from ..rows.autograd import accumulator, direction
+from ..numerics import accumulator, direction
 
 
 @dataclass(frozen=True)
