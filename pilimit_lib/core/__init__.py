@@ -1,5 +1,6 @@
 """A dimension that changes size while training: what the four rooms share. Imports torch only."""
 
+from .archive import read_archive
 from .axis import Axis, Mark, Member
 from .batch import UNKNOWN, batch, current_ids
 from .blocks import BLOCK_ROWS, Blocks
@@ -31,6 +32,7 @@ __all__ = [
     "in_memory",
     "load",
     "parameters_of",
+    "read_archive",
     "replacing",
     "restore",
     "rng_state",
