@@ -6,7 +6,7 @@ from .batch import UNKNOWN, batch, current_ids
 from .blocks import BLOCK_ROWS, Blocks
 from .change import Change, Edit, Source
 from .checkpoint import Growable, load, restore, save, snapshot
-from .files import replacing, write_bytes, write_json, write_text
+from .files import full_disk, replacing, write_bytes, write_json, write_text
 from .follow import follow, parameters_of
 from .memory import free_memory
 from .part import Allocate, StoredRows, in_memory
@@ -29,6 +29,7 @@ __all__ = [
     "current_ids",
     "follow",
     "free_memory",
+    "full_disk",
     "in_memory",
     "load",
     "parameters_of",
