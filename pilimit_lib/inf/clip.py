@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .moments.sums import FactoredParameter
+from .moments.parameter import FactoredParameter
 from .rows.parameter import InfPiParameter, Pending
 
 

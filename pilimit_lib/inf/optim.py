@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .moments.sums import FactoredParameter, update_
+from .moments.parameter import FactoredParameter
+from .moments.sums import update_
 from .rows.parameter import InfPiParameter
 
 
