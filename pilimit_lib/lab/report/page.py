@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ...core import write_text
+from ..run.session import Session
 from . import figures
 from .data import RunView
 from .stats import most_forgotten
@@ -39,6 +42,22 @@ code { font: 12.5px ui-monospace, "DejaVu Sans Mono", monospace; }
 .kind.edit { background: #dcebf3; } .kind.undo, .kind.deny { background: #f7e2dc; } .kind.checkpoint { background: #e3efd9; }
 footer { color: #5d6b78; font-size: 12.5px; margin-top: 20px; }
 """
+
+
+def write_report(session: Session, path: str | Path) -> Path:
+    """The page about a run as it stands now."""
+    write_text(Path(path), page(RunView.of(session)))
+    return Path(path)
+
+
+def write_folder_report(
+    folder: str | Path, path: str | Path | None = None, checkpoint_id: int | None = None
+) -> Path:
+    """The page about a run's folder, with ledger and neurons of one checkpoint (default: the
+    newest)."""
+    target = Path(folder) / "report.html" if path is None else Path(path)
+    write_text(target, page(RunView.of_folder(Path(folder), checkpoint_id)))
+    return target
 
 
 def page(view: RunView) -> str:
