@@ -252,7 +252,8 @@ class _Sums:
     """Running loss and hits, kept on the device until asked for."""
 
     def __init__(self) -> None:
-        self.loss, self.hits, self.judged, self.samples = 0.0, 0.0, 0, 0
+        self.loss = self.hits = 0.0
+        self.judged = self.samples = 0
 
     def add(self, loss: Tensor, judged: dict[str, Tensor]) -> None:
         self.loss = self.loss + loss.detach().double().sum()
