@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dual.features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
+from ..implementation import chosen, triton_kernels  # noqa: F401 (its older place)
 from ..numerics import accumulator, direction
 
 ROWS_AT_ONCE = 8192  # rows that are summed into moments at a time
@@ -29,32 +28,10 @@ LOWER_ELEMENTS = 1 << 22
 # of V updated at a time: BLAS decays and adds in two passes, the second then from cache
 BLOCK_ELEMENTS = 1 << 18
 
-_triton: ContextVar[bool] = ContextVar("pilimit_triton_features", default=False)
-
-
-@contextmanager
-def triton_kernels(enabled: bool = True) -> Iterator[None]:
-    """Inside the `with`, forward passes and fused steps of degree at most 2 run as Triton kernels
-    where they can.
-
-    Off by default: the kernels agree with this module under Triton's interpreter, but have not been
-    run on a GPU yet.
-    """
-    token = _triton.set(enabled)
-    try:
-        yield
-    finally:
-        _triton.reset(token)
-
-
-def triton_wanted() -> bool:
-    """Whether a `with triton_kernels()` surrounds the caller."""
-    return _triton.get()
-
 
 def _twin(features: PolynomialFeatures, u: Tensor, V: Tensor) -> ModuleType | None:
     """The Triton implementation, where it was asked for and does not refuse."""
-    if not triton_wanted():
+    if chosen().moments != "triton":
         return None
     from . import triton_kernels as triton_features
 
@@ -175,6 +152,43 @@ class Factors:
     delta: Tensor
 
 
+class PendingFactors:
+    """The gradient of a `FactoredParameter` while it is in factors; see
+    `inf.pending.PendingGradient`."""
+
+    def __init__(self, parameter: FactoredParameter) -> None:
+        self.parameter = parameter
+
+    def __bool__(self) -> bool:
+        return self.parameter.in_factors
+
+    def norm(self) -> Tensor:
+        """Frobenius norm of ∂V, without forming it."""
+        factors = self.parameter.factors()
+        return factored_norm(self.parameter.features, factors.unit, factors.delta)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        factors = self.parameter.factors()
+        return factors.delta, factors.unit
+
+    def scale_(self, factor: Tensor) -> None:
+        for part in self.parameter.parts:
+            part.delta = part.delta * factor.to(part.delta)
+
+    def check(self, momentum: float, velocity: Tensor | None) -> None:
+        """Factors can always be applied."""
+
+    def apply(self, lr: float, decay: float, velocity: Callable[[int], Tensor] | None) -> None:
+        """In place; with momentum the gradient is formed, and left to torch's SGD."""
+        if velocity is None:
+            V, factors = self.parameter, self.parameter.factors()
+            update_(V.features, V, factors.unit, factors.delta, -lr, 1 - lr * decay)
+            self.clear()
+
+    def clear(self) -> None:
+        self.parameter.parts = []
+
+
 class FactoredParameter(nn.Parameter):
     """V of a fused layer: its gradient stays in factors until someone asks for `.grad`.
 
@@ -186,45 +200,31 @@ class FactoredParameter(nn.Parameter):
     """
 
     features: PolynomialFeatures
-    pending: list[Factors]
+    parts: list[Factors]
 
     def __new__(
         cls, data: Tensor, features: PolynomialFeatures, requires_grad: bool = True
     ) -> FactoredParameter:
         self = super().__new__(cls, data, requires_grad)
-        self.features, self.pending = features, []
+        self.features, self.parts = features, []
         return self
 
     def factors(self) -> Factors | None:
         """All pending factors as one pair, or None."""
-        if len(self.pending) > 1:
-            self.pending = [
-                Factors(
-                    torch.cat([f.unit for f in self.pending]),
-                    torch.cat([f.delta for f in self.pending]),
-                )
-            ]
-        return self.pending[0] if self.pending else None
+        if len(self.parts) > 1:
+            unit = torch.cat([part.unit for part in self.parts])
+            self.parts = [Factors(unit, torch.cat([part.delta for part in self.parts]))]
+        return self.parts[0] if self.parts else None
 
-    def scale_(self, factor: Tensor) -> None:
-        """Multiply the pending gradient by `factor`, whether it is in factors or formed."""
-        for part in self.pending:
-            part.delta = part.delta * factor.to(part.delta)
-        formed = nn.Parameter.grad.__get__(self)
-        if formed is not None:
-            formed.mul_(factor.to(formed))
-
-    def gradient_norm(self) -> Tensor:
-        """Frobenius norm of the pending gradient, without forming it where it is in factors."""
-        if self.in_factors:
-            factors = self.factors()
-            return factored_norm(self.features, factors.unit, factors.delta)
-        return torch.linalg.vector_norm(self.grad)
+    @property
+    def pending(self) -> PendingFactors:
+        """The gradient as long as it is in factors."""
+        return PendingFactors(self)
 
     @property
     def in_factors(self) -> bool:
         """Whether the whole gradient is still in factors."""
-        return bool(self.pending) and nn.Parameter.grad.__get__(self) is None
+        return bool(self.parts) and nn.Parameter.grad.__get__(self) is None
 
     @property
     def grad(self) -> Tensor | None:
@@ -233,12 +233,12 @@ class FactoredParameter(nn.Parameter):
         if parts is not None:
             gradient = backward(self.features, parts.unit, self, parts.delta, False, True)[1]
             nn.Parameter.grad.__set__(self, gradient if formed is None else formed.add_(gradient))
-            self.pending = []
+            self.parts = []
         return nn.Parameter.grad.__get__(self)
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        self.pending = []
+        self.parts = []
         nn.Parameter.grad.__set__(self, value)
 
     def __deepcopy__(self, memo: dict) -> FactoredParameter:
@@ -285,7 +285,7 @@ class FeatureLinear(torch.autograd.Function):
             if torch.is_grad_enabled():
                 return _taped_backward(ctx, u, V, grad)
             if need_V and ctx.parameter is not None:
-                ctx.parameter.pending.append(Factors(u.detach(), grad))
+                ctx.parameter.parts.append(Factors(u.detach(), grad))
                 need_V = False
             return *backward(ctx.features, u, V, grad, need_u, need_V), None
 
