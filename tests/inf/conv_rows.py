@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pilimit_lib.inf.conv.layers import InfPiConv2d, check_map, convolve
+from pilimit_lib.inf.conv.geometry import check_map, convolve
+from pilimit_lib.inf.conv.layers import InfPiConv2d
 from pilimit_lib.inf.dual.hermite import Series
 from pilimit_lib.inf.dual.relu import relu_k
 from pilimit_lib.inf.numerics import direction
