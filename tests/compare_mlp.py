@@ -1,7 +1,7 @@
 """The library against pilimit_orig, a second implementation that shares no code with it: 100 steps
 on random data.
 
-    python -m tests.compare_mlp            # a table; exit status 1 if any case differs by more than the tolerance
+    python -m tests.compare_mlp            # a table; exit status 1 if any case differs
     pytest tests/compare_mlp.py            # the same cases as tests
 
 Every case trains both networks from the same start on the same batches and compares losses and test

@@ -2,7 +2,9 @@
 hyperparameters among others.
 
     python -m tests.compare_mlp_cifar10 [--data DIR]     # a table; DIR holds cifar-10-batches-py
-    pytest tests/compare_mlp_cifar10.py -m slow          # the same as tests; skipped where ../shared/data lacks the images
+    pytest tests/compare_mlp_cifar10.py -m slow          # the same as tests
+
+Skipped where ../shared/data lacks the images.
 
 Compared as in tests.compare_mlp: after every step, relative to the largest output.
 """

@@ -39,7 +39,7 @@ from experiments.imagenet.imagenet32 import load_imagenet32
 from experiments.training.images import ImageSet, load_images
 from experiments.training.process import curves, milestones, parse, pick_device
 from pilimit_lib.core import save, write_text
-from pilimit_lib.inf.gp.regression import (
+from pilimit_lib.inf.gp import (
     ReLUKernel,
     embed,
     features_of,

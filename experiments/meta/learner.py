@@ -19,9 +19,8 @@ from experiments.meta.omniglot import load_omniglot
 from experiments.meta.settings import DTYPES, Settings
 from experiments.training.process import milestones, seed_everything
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
-from pilimit_lib.inf.gp.learner import KernelMLP
-from pilimit_lib.inf.gp.regression import ReLUKernel
-from pilimit_lib.inf.meta.inner_loop import (
+from pilimit_lib.inf.gp import KernelMLP, ReLUKernel
+from pilimit_lib.inf.meta import (
     Adapted,
     TaskLoss,
     adapt,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...core import UNKNOWN
 from ..rows.layer import RowLayer
 from ..rows.pending import Rows
+from ..summary import summary
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,7 +34,9 @@ class KernelReadout(RowLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(d, o, dtype, device)
-        self.d, self.kernel, self.bias = d, kernel, None
+        self.d = d
+        self.kernel = kernel
+        self.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d:
@@ -84,12 +87,17 @@ class KernelMLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.d_in, self.d_out, self.kernel = d_in, d_out, kernel
+        self.d_in = d_in
+        self.d_out = d_out
+        self.kernel = kernel
         self.first_layer_alpha = self.last_layer_alpha = 1.0
         self.layers = nn.ModuleList([KernelReadout(d_in, d_out, kernel, device, dtype)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers[0](x)
+
+    def __repr__(self) -> str:
+        return summary(self, {"d_in": self.d_in, "d_out": self.d_out, "kernel": self.kernel})
 
     @property
     def rows(self) -> list[int]:
@@ -99,5 +107,4 @@ class KernelMLP(nn.Module):
     @property
     def row_bytes(self) -> int:
         """Memory of the rows in bytes."""
-        layer = self.layers[0]
-        return len(layer) * (layer.d + layer.r_out) * layer.A.element_size()
+        return self.layers[0].row_bytes

@@ -1,7 +1,7 @@
 """The sums of `plain` in C++ compiled on the machine where they run, for rows on a CPU.
 
-It is asked for by name (`implementation(rows="native")`), needs a C++ compiler (GCC 12 or Clang, as `c++` or
-what CXX says), and refuses where there is none. The first use compiles `native.cpp` in some
+It is asked for by `implementation(rows="native")`, needs a C++ compiler (GCC 12 or Clang, as `c++`
+or what CXX says), and refuses where there is none. The first use compiles `native.cpp` in some
 seconds into the user's cache folder; later ones load that. Rows in two or one byte are widened in
 registers or in the first level of cache, which no sequence of torch operations does.
 """
@@ -46,8 +46,8 @@ def refuses(layer: RowLayer, unit: Tensor) -> str | None:
     storage = layer.A.blocks.storage
     if unit.device.type != "cpu" or layer.A.blocks.device.type != "cpu":
         return (
-            f"rows lie on {layer.A.blocks.device}, pre-activations on {unit.device}; it runs on the "
-            "CPU"
+            f"rows lie on {layer.A.blocks.device}, pre-activations on {unit.device}; it runs on "
+            "the CPU"
         )
     if storage not in KINDS or unit.dtype != torch.float32:
         return (

@@ -39,8 +39,8 @@ def refuses(layer: RowLayer, unit: Tensor) -> str | None:
         return f"rows lie on {A.device}, pre-activations on {unit.device}"
     if A.storage not in DTYPES or unit.dtype != torch.float32:
         return (
-            f"rows in {A.storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 "
-            "rows in float32"
+            f"rows in {A.storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or "
+            "int8 rows in float32"
         )
     if max(layer.r, layer.r_out) > LARGEST_RANK:
         return f"ranks {layer.r} and {layer.r_out}; at most {LARGEST_RANK} fit into one tile"
