@@ -1,9 +1,12 @@
 """A full training step on exact rows, against the same step with rows appended by `torch.cat`
 (pilimit_orig).
 
-    python -m experiments.bench.rows --save-dir output/bench_rows                     # about 15 minutes on one core
-    python -m experiments.bench.rows --sizes 20000 --ranks 100 --batches 8            # one cell
-    python -m experiments.bench.rows --variants chunked:float32 native:bfloat16       # twin:storage of rows
+    # about 15 minutes on one core
+    python -m experiments.bench.rows --save-dir output/bench_rows
+    # one cell
+    python -m experiments.bench.rows --sizes 20000 --ranks 100 --batches 8
+    # twin:storage of rows
+    python -m experiments.bench.rows --variants chunked:float32 native:bfloat16
 
 Every cell is measured in a process of its own: memory that an allocator kept from earlier work
 makes the baseline up to twice as fast as it is in a training run. There the networks hold the same
@@ -39,7 +42,8 @@ from pilimit_lib.inf.dual.relu import relu_k, relu_k_prime
 from pilimit_lib.inf.implementation import implementation
 from pilimit_orig.inf.pimlp import InfPiMLP
 
-LR, DECAY, CLIP, CLASSES = 1e-3, 1e-5, 0.4, 10
+LR, DECAY, CLIP = 1e-3, 1e-5, 0.4
+CLASSES = 10
 VARIANTS = (
     "plain:float32",
     "chunked:float32",
