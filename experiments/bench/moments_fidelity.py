@@ -31,9 +31,9 @@ from torch import Tensor
 from experiments.cifar10.cifar10mlp import Settings, train
 from pilimit_lib.core import write_text
 from pilimit_lib.inf.dual.hermite import Series, hermite_series
+from pilimit_lib.inf.implementation import implementation
 from pilimit_lib.inf.rows import pending
 from pilimit_lib.inf.rows.sums import plain
-from pilimit_lib.inf.rows.sums.choice import row_twin
 
 KINDS = {
     "rows": {},
@@ -79,7 +79,7 @@ def rows_with_kernel(series: Series) -> Iterator[None]:
     exact = pending.relu_k, plain.relu_k_parts
     pending.relu_k, plain.relu_k_parts = relu_k, relu_k_parts
     try:
-        with row_twin("plain"):  # the faster twins have ReLU's kernel built in
+        with implementation(rows="plain"):  # the faster ones have ReLU's kernel built in
             yield
     finally:
         pending.relu_k, plain.relu_k_parts = exact

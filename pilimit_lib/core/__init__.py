@@ -2,7 +2,7 @@
 
 from .archive import read_archive
 from .axis import Axis, Mark, Member
-from .batch import UNKNOWN, batch, current_ids
+from .batch import UNKNOWN, batch, current_ids, sample_ids
 from .blocks import BLOCK_ROWS, Blocks
 from .change import Change, Edit, Source
 from .checkpoint import Growable, load, restore, save, snapshot
@@ -37,6 +37,7 @@ __all__ = [
     "replacing",
     "restore",
     "rng_state",
+    "sample_ids",
     "save",
     "set_rng_state",
     "snapshot",
