@@ -7,8 +7,11 @@ gradients.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def basis_of(omega: Tensor) -> Tensor:
@@ -30,3 +33,25 @@ class ProjectGradient(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (basis,) = ctx.saved_tensors
         return basis @ (basis.T @ grad), None
+
+
+def projections(net: nn.Module) -> list[bool]:
+    """Which of the layers of a finite network project their gradients, for its checkpoints."""
+    return [layer.project for layer in net.layers]
+
+
+def projection_misfits(net: nn.Module, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Why the layers of `net` can't project as a checkpoint's settings say."""
+    found = settings.get("project")
+    fits = isinstance(found, list | tuple) and len(found) == len(net.layers)
+    if not fits or any(
+        not isinstance(project, bool) or (project and layer.basis is None)
+        for project, layer in zip(found, net.layers)
+    ):
+        yield f"project is {found!r:.80} in the checkpoint; a flag for each layer was expected"
+
+
+def set_projections(net: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Let the layers of `net` project as a checkpoint's settings say."""
+    for layer, project in zip(net.layers, settings["project"]):
+        layer.project = project
