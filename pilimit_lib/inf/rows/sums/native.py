@@ -9,11 +9,6 @@ registers or in the first level of cache, which no sequence of torch operations 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -22,8 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ....core import StoredRows, replacing
+from ....core import StoredRows
 from ...dual.relu import TWO_PI
+from ...extension import library
 
 if TYPE_CHECKING:
     from ...layers import InfPiLinearReLU
@@ -48,57 +44,22 @@ def refuses(layer: InfPiLinearReLU, unit: Tensor) -> str | None:
     """Why this twin can't run, or None."""
     storage = layer.A.blocks.storage
     if unit.device.type != "cpu" or layer.A.blocks.device.type != "cpu":
-        return f"rows lie on {layer.A.blocks.device}, pre-activations on {unit.device}; it runs on the CPU"
+        return (
+            f"rows lie on {layer.A.blocks.device}, pre-activations on {unit.device}; "
+            "it runs on the CPU"
+        )
     if storage not in KINDS or unit.dtype != torch.float32:
-        return f"rows in {storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 rows in float32"
+        return (
+            f"rows in {storage}, sums in {unit.dtype}; "
+            "it sums float32, float16, bfloat16 or int8 rows in float32"
+        )
     found = _library()
     return found if isinstance(found, str) else None
 
 
-def cache_folder() -> Path:
-    """Where compiled files are kept: XDG_CACHE_HOME or ~/.cache, in a folder of their own."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pilimit"
-
-
 @cache
 def _library() -> ctypes.CDLL | str:
-    """The compiled functions, or why there are none."""
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
-        return (
-            f"there is no C++ compiler {os.environ.get('CXX') or 'c++'!r}; install one or set CXX"
-        )
-    try:
-        version = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=60
-        ).stdout
-        made_of = repr((SOURCE.read_text(), FLAGS, version, platform.machine(), _processor()))
-        path = cache_folder() / f"rows-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-        if not path.is_file():
-            with replacing(path) as beside:
-                subprocess.run(
-                    [compiler, *FLAGS, str(SOURCE), "-o", str(beside)],
-                    capture_output=True,
-                    text=True,
-                    timeout=300,
-                    check=True,
-                )
-        return ctypes.CDLL(str(path))
-    except subprocess.CalledProcessError as error:
-        return f"{compiler} failed: {error.stderr.strip()[-500:]}"
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{compiler} could not be used: {error}"
-
-
-def _processor() -> str:
-    """What distinguishes processors for which code was compiled: the flags that Linux reports."""
-    info = Path("/proc/cpuinfo")
-    flags = (
-        [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))]
-        if info.is_file()
-        else []
-    )
-    return flags[0] if flags else platform.processor()
+    return library(SOURCE, FLAGS)
 
 
 class _Tiles:
