@@ -20,6 +20,20 @@ from ..core import replacing, write_text
 
 logger = logging.getLogger(__name__)
 
+# What this processor has, and sums in any order; NaN and Inf keep their meaning.
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fassociative-math",
+    "-fno-signed-zeros",
+)
+
 
 def library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | str:
     """The compiled functions of `source`, or why there are none.

@@ -19,24 +19,12 @@ from torch import Tensor
 
 from ....core import StoredRows
 from ...dual.relu import TWO_PI
-from ...extension import library
+from ...extension import FLAGS, library
 
 if TYPE_CHECKING:
     from ...layers import InfPiLinearReLU
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-std=c++17",
-    "-shared",
-    "-fPIC",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-    "-fassociative-math",
-    "-fno-signed-zeros",
-)
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
