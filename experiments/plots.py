@@ -2,16 +2,18 @@
 and its spread over seeds.
 
     python -m experiments.plots output/run1 output/run2 --against epoch --out epochs.png
-    python -m experiments.plots output/* --against width --out width.png     # mean and deviation over seeds; infinite: a line
+    # mean and deviation over seeds; infinite: a line
+    python -m experiments.plots output/* --against width --out width.png
     python -m experiments.plots output/* --against r
-    python -m experiments.plots output/* --by run                            # a line for each run, named after its folder
-    python -m experiments.plots output/* --against seed                      # distribution over seeds, one per kind of network
+    # a line for each run, named after its folder
+    python -m experiments.plots output/* --by run
+    # distribution over seeds, one per kind of network
+    python -m experiments.plots output/* --against seed
 
 A run is a folder of `cifar10mlp`, `transfer_imagenet` or `experiments.meta.train`; folders without
-results are named and refused.
-A figure shows one kind of accuracy, the first of these that all runs have: of transfer to CIFAR-10
-(kernel regression, the best ridge), on test data (without --nilmax and with the inner steps of
-training), on validation tasks.
+results are named and refused. A figure shows one kind of accuracy, the first of these that all runs
+have: of transfer to CIFAR-10 (kernel regression, the best ridge), on test data (without --nilmax
+and with the inner steps of training), on validation tasks.
 """
 
 from __future__ import annotations
@@ -132,9 +134,11 @@ def _about(settings: dict[str, Any]) -> dict[str, Any]:
     width = settings["hidden_size"] if meta else settings["width"]
     infinite = width in (-1, 0)
     mu = settings.get("mu_init") or settings.get("gaussian_init")
-    kind = "infinite π" if infinite else "finite μ" if mu else "finite π"
+    kind = "infinite π" if infinite else "finite π"
     if infinite and settings.get("memory") == "moments":
         kind = "infinite π, moments"
+    elif mu and not infinite:
+        kind = "finite μ"
     about = {
         "network": kind,
         "width": float("inf") if infinite else width,

@@ -1,11 +1,14 @@
 """Test a saved network, its feature kernel, or the NNGP and NTK of a ReLU network, on images. No
 training.
 
-    python -m experiments.cifar10.cifar10test --load-model-path PATH                            # a checkpoint of this library
-    python -m experiments.cifar10.cifar10test --load-model-path PATH --load-from-pilimit-orig   # one of the paper's code
-    python -m experiments.cifar10.cifar10test --load-model-path PATH --width 4096               # a finite sample of it
-    python -m experiments.cifar10.cifar10test --load-model-path PATH --test-kernel              # regression on its features
-    python -m experiments.cifar10.cifar10test --gp --depth 2 --train-subset-size 10000          # NNGP; --ntk for the NTK
+    # a checkpoint of this library, and one of the paper's code
+    python -m experiments.cifar10.cifar10test --load-model-path PATH
+    python -m experiments.cifar10.cifar10test --load-model-path PATH --load-from-pilimit-orig
+    # a finite sample of it, and regression on its features
+    python -m experiments.cifar10.cifar10test --load-model-path PATH --width 4096
+    python -m experiments.cifar10.cifar10test --load-model-path PATH --test-kernel
+    # NNGP; --ntk for the NTK
+    python -m experiments.cifar10.cifar10test --gp --depth 2 --train-subset-size 10000
 
 Kernel regression says what memory it needs before it starts. --save-kernel keeps the kernel matrix
 in --save-dir; the same command line then goes on where it was interrupted. Results go to
@@ -17,22 +20,32 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiments.cifar10.cifar10mlp import evaluate
+from experiments.cifar10.mlp_networks import evaluate
 from experiments.cifar10.results import draw, prepare
 from experiments.cifar10.saved_networks import ALPHAS, load_network
 from experiments.cifar10.settings import Settings as TrainSettings
+from experiments.training.flags import (
+    add_switches,
+    command_line,
+    dated_folder,
+    errors_of,
+    flag_of,
+    picked,
+    require_none,
+    settings_of,
+)
 from experiments.training.images import DATASETS, ImageSet, load_images
 from experiments.training.process import human_bytes, pick_device
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP
-from pilimit_lib.inf.gp.regression import (
+from pilimit_lib.inf.gp import (
     ReLUKernel,
     embed,
     features_of,
@@ -100,8 +113,7 @@ class Settings:
             ):
                 if getattr(self, name):
                     problems.append(
-                        f"--{name.replace('_', '-')} belongs to a network: give its "
-                        "--load-model-path"
+                        f"{flag_of(name)} belongs to a network: give its --load-model-path"
                     )
         if self.load_model_path or self.gp:
             for name in (
@@ -112,7 +124,7 @@ class Settings:
             ):
                 if getattr(self, name) != getattr(type(self), name):
                     problems.append(
-                        f"--{name.replace('_', '-')} is part of the tangent kernel: it needs --ntk"
+                        f"{flag_of(name)} is part of the tangent kernel: it needs --ntk"
                     )
         if self.width is not None and self.width < 1:
             problems.append(
@@ -121,8 +133,7 @@ class Settings:
             )
         if self.kernel_reg < 0:
             problems.append(f"--kernel-reg must not be negative, got {self.kernel_reg}")
-        if problems:
-            raise ValueError("; ".join(problems))
+        require_none(problems)
 
     @property
     def regs(self) -> list[float]:
@@ -316,75 +327,49 @@ def run(
     return records
 
 
+CHOICES = {
+    "dataset": DATASETS,
+    "loss": ("xent", "mse"),
+    "method": ("auto", "cholesky", "eigen"),
+}
+HELPS = {
+    "depth": "hidden layers: of the kernel (default 2); of a network, to check it",
+    "r": "to check the network",
+    "width": "test a finite sample of this width",
+    "bias_lr_mult": "default 1 where --varb is positive, else no biases",
+    "dataset": "default: what fits the network; cifar10 for --gp and --ntk",
+    "kernel_reg": "ridge, relative to the mean of the kernel's diagonal; default 1e-08",
+    "ntk_as_published": "the tangent kernel as the paper's code computes it",
+    "float": "float32 kernel and rows",
+}
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line: one flag per setting, and what concerns the output only."""
-    result = argparse.ArgumentParser(
-        prog="python -m experiments.cifar10.cifar10test",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    choices = {
-        "dataset": DATASETS,
-        "loss": ("xent", "mse"),
-        "method": ("auto", "cholesky", "eigen"),
-    }
-    helps = {
-        "depth": "hidden layers: of the kernel (default 2); of a network, to check it",
-        "r": "to check the network",
-        "width": "test a finite sample of this width",
-        "bias_lr_mult": "default 1 where --varb is positive, else no biases",
-        "dataset": "default: what fits the network; cifar10 for --gp and --ntk",
-        "kernel_reg": "ridge, relative to the mean of the kernel's diagonal; default 1e-08",
-        "ntk_as_published": "the tangent kernel as the paper's code computes it",
-        "float": "float32 kernel and rows",
-    }
-    for field in fields(Settings):
-        flag, text = f"--{field.name.replace('_', '-')}", helps.get(field.name)
-        if field.default is False:
-            result.add_argument(flag, action="store_true", help=text)
-        else:
-            kind = {"int | None": int, "float | None": float}.get(str(field.type), str)
-            kind = type(field.default) if field.default is not None else kind
-            result.add_argument(
-                flag,
-                type=kind,
-                default=field.default,
-                choices=choices.get(field.name),
-                help=text or f"default {field.default}",
-            )
+    result = command_line("cifar10.cifar10test", Settings, __doc__, choices=CHOICES, helps=HELPS)
     result.add_argument(
         "--save-dir", default="", help="output folder; default output/cifar10test/<date and time>"
     )
-    for flag, text in (
-        ("save-kernel", "keep the kernel matrix in --save-dir"),
-        ("overwrite", "replace the test in --save-dir"),
-        ("verbose", "print the network or kernel"),
-        ("quiet", "no progress bars"),
-        ("human", "round what is printed"),
-    ):
-        result.add_argument(f"--{flag}", action="store_true", help=text)
+    switches = {
+        "save-kernel": "keep the kernel matrix in --save-dir",
+        "overwrite": "replace the test in --save-dir",
+        "verbose": "print the network or kernel",
+        "quiet": "no progress bars",
+        "human": "round what is printed",
+    }
+    add_switches(result, switches)
     return result
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parser()
     args = arguments.parse_args(argv)
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     if args.save_kernel and not args.save_dir:
         arguments.error("--save-kernel needs a --save-dir, to be found there again")
-    save_dir = args.save_dir or Path("output") / "cifar10test" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    try:
-        records = run(
-            settings,
-            save_dir,
-            save_kernel=args.save_kernel,
-            overwrite=args.overwrite,
-            quiet=args.quiet,
-            verbose=args.verbose,
-        )
-    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        arguments.error(str(error))
+    save_dir = args.save_dir or dated_folder("cifar10test")
+    with errors_of(arguments):
+        how = picked(args, ("save_kernel", "overwrite", "quiet", "verbose"))
+        records = run(settings_of(args, Settings), save_dir, **how)
     for record in records:
         reg = f", ridge {record['reg']:g}" if "reg" in record else ""
         if "failed" in record:
@@ -393,8 +378,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             digits = 1 if args.human else 2
             print(
                 f"{record['what']}{reg}: {100 * record['test_acc']:.{digits}f} % of "
-                f"{record['test']} test images "
-                f"({record['dataset']}), loss {record['test_loss']:.4f}"
+                f"{record['test']} test images ({record['dataset']}), loss "
+                f"{record['test_loss']:.4f}"
             )
     print(f"results in {save_dir}")
     return records

@@ -1,8 +1,9 @@
 """ImageNet32, the downsampled set of Chrabaszcz, Loshchilov & Hutter 2017, from its pickle files
 without executing them.
 
-    DIR/train_data_batch_1 ... 10, DIR/val_data     dict: data uint8 [n 3072] (red, green, blue planes of 32 x 32), labels 1..1000
-                                                    (a list), mean float [3072] in training batches
+    DIR/train_data_batch_1 ... 10, DIR/val_data
+        dict: data uint8 [n 3072] (red, green, blue planes of 32 x 32), labels 1..1000 (a list),
+        mean float [3072] in training batches
 
 How to get the files: data/README.md. Images stay bytes; a batch is normalised when it is taken.
 """

@@ -15,8 +15,10 @@ import torch
 
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10mlp import Settings, Trainer, loss_of, main, parser, train
+from experiments.training.flags import milestones
 from experiments.training.images import Batches, load_images
-from experiments.training.process import RunFolder, human_bytes, milestones
+from experiments.training.process import human_bytes
+from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import load
 from pilimit_lib.inf import FinPiMLPSample, InfMLP
 

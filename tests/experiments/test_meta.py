@@ -27,11 +27,12 @@ from experiments.meta.stores import write_tables
 from pilimit_lib.core import load
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-SEED_COMMAND = """dataset --dataset omniglot --num-ways 5 --num-shots 1 --use-cuda --step-size 0.5 --batch-size 8 --num-workers 2
-    --num-epochs 2 --output-folder results --meta-lr .1  --grad-clip 0.1 --meta-momentum 0 --num-shots-test 1 --normalize None
-    --hidden-size -1 --bias-alpha 4 --infnet_r 200 --first-layer-alpha 2  --verbose --first-layer-lr-mult 0.2 --dtype float16
-    --num-batches 1000 --num-test-batches 500 --adapt-readout-only --Gproj-inner --Gproj-outer --last-layer-lr-mult 0
-    --scheduler cosine --readout-zero-init --depth 1""".split()
+SEED_COMMAND = """dataset --dataset omniglot --num-ways 5 --num-shots 1 --use-cuda --step-size 0.5
+    --batch-size 8 --num-workers 2 --num-epochs 2 --output-folder results --meta-lr .1
+    --grad-clip 0.1 --meta-momentum 0 --num-shots-test 1 --normalize None --hidden-size -1
+    --bias-alpha 4 --infnet_r 200 --first-layer-alpha 2  --verbose --first-layer-lr-mult 0.2
+    --dtype float16 --num-batches 1000 --num-test-batches 500 --adapt-readout-only --Gproj-inner
+    --Gproj-outer --last-layer-lr-mult 0 --scheduler cosine --readout-zero-init --depth 1""".split()
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_a_loader_of_torchmeta_takes_the_place_of_ours():
     )
     trainer = meta_train.Trainer(settings, torch.device("cpu"), quiet=True, loader=loader)
     before = {name: p.detach().clone() for name, p in trainer.net.named_parameters()}
-    assert trainer.run_epoch([], quiet=True) and np.isfinite(trainer.train_records[0]["loss"])
+    assert trainer.run_epoch([], quiet=True) and np.isfinite(trainer.records[0]["loss"])
     assert any(not torch.equal(before[name], p) for name, p in trainer.net.named_parameters())
     assert trainer.state()["extras"]["tasks"] is None  # where such a loader stands is not known
 
@@ -689,7 +690,8 @@ write_tables(folder, {{"val": rows, "train": []}}, cox=True)
 import cox.store
 store = cox.store.Store(str(folder), "cox", mode="r")
 frame = store["val"].df
-assert frame.note.tolist() == ["a", "b" * 500] and frame.acc.tolist() == [.5, 1.0] and frame.epoch.tolist() == [1, 2]
+assert frame.note.tolist() == ["a", "b" * 500] and frame.acc.tolist() == [.5, 1.0]
+assert frame.epoch.tolist() == [1, 2]
 assert frame["left"].tolist() == ["", "x"]
 store.close()
 from experiments.meta import test, train

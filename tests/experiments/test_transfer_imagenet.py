@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.imagenet import transfer_imagenet
+from experiments.imagenet import transfer_imagenet, transfers
 from experiments.imagenet.cost import cost
 from experiments.imagenet.imagenet32 import BATCHES, load_imagenet32, read_file
-from experiments.imagenet.transfer_imagenet import Settings, main
+from experiments.imagenet.images import pretraining_data, transfer_data
+from experiments.imagenet.settings import SOURCES, Settings
+from experiments.imagenet.transfer_imagenet import main
+from experiments.training.images import load_images
 from pilimit_lib.core import load
-from pilimit_lib.inf.gp.regression import ReLUKernel
+from pilimit_lib.inf.gp import ReLUKernel
 
-SEED_COMMAND = """--save-dir=./output/ --save-model --cuda --r 200 --lr=0.01 --batch-size=16 --gclip=0  --epochs=40 --human
-    --wd=0.0001 --bias-alpha=0.5 --first-layer-lr-mult=1.0 --last-layer-lr-mult=1.0 --gclip-per-param""".split()
+SEED_COMMAND = """--save-dir=./output/ --save-model --cuda --r 200 --lr=0.01 --batch-size=16
+    --gclip=0  --epochs=40 --human --wd=0.0001 --bias-alpha=0.5 --first-layer-lr-mult=1.0
+    --last-layer-lr-mult=1.0 --gclip-per-param""".split()
 
 
 def images(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -257,7 +261,7 @@ def test_the_features_that_are_regressed_are_those_of_the_network(imagenet, smal
     from pilimit_lib.inf import InfMLP
 
     net = InfMLP.from_state_dict(load(tmp_path / "model.th"))
-    data = transfer_imagenet.transfer_data(Settings(cifar_data=str(small_cifar)))
+    data = transfer_data(Settings(cifar_data=str(small_cifar)))
     with torch.no_grad():
         train, test = (
             net.embedding(part.flatten(1)).double() for part in (data.train_x, data.test_x)
@@ -291,10 +295,7 @@ def test_the_features_that_are_regressed_are_those_of_the_network(imagenet, smal
 
 def test_half_of_the_classes_are_pretrained_and_the_others_transferred_to(small_cifar):
     settings = Settings(dataset="cifar10-half", cifar_data=str(small_cifar), transfer_train_size=7)
-    source, target = (
-        transfer_imagenet.pretraining_data(settings),
-        transfer_imagenet.transfer_data(settings),
-    )
+    source, target = pretraining_data(settings), transfer_data(settings)
     assert source.classes == target.classes == 5
     assert (len(source.train_y), len(source.test_y), len(target.train_y), len(target.test_y)) == (
         50,
@@ -302,7 +303,7 @@ def test_half_of_the_classes_are_pretrained_and_the_others_transferred_to(small_
         7,
         10,
     )
-    whole = transfer_imagenet.load_images("cifar10", str(small_cifar))
+    whole = load_images("cifar10", str(small_cifar))
     assert torch.equal(target.train_x, whole.train_x[whole.train_y >= 5][:7])
     assert torch.equal(target.train_y, whole.train_y[whole.train_y >= 5][:7] - 5)
     assert torch.equal(source.test_x, whole.test_x[whole.test_y < 5])
@@ -389,9 +390,9 @@ def test_labels_of_validation_images_alone_and_of_later_training_images_are_clas
 def test_memory_for_the_regression_is_asked_for_before_training(
     imagenet, small_cifar, tmp_path, monkeypatch, capsys
 ):
-    from pilimit_lib.inf.gp import matrix as gp_matrix
+    from pilimit_lib.inf.gp import solve
 
-    monkeypatch.setattr(gp_matrix, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(solve, "free_memory", lambda device: 1000)
     with pytest.raises(SystemExit):
         main(
             [
@@ -487,15 +488,15 @@ def test_a_finite_twin_of_moments_is_loaded_with_its_own_activation(
     imagenet, small_cifar, tmp_path, monkeypatch
 ):
     seen = []
-    original = transfer_imagenet.Transfers.measure
+    original = transfers.Transfers.measure
     monkeypatch.setattr(
-        transfer_imagenet.Transfers,
+        transfers.Transfers,
         "measure",
         lambda self, net, *rest: seen.append(net) or original(self, net, *rest),
     )
     depths = []
     monkeypatch.setattr(
-        transfer_imagenet,
+        transfers,
         "ReLUKernel",
         lambda depth, **how: depths.append(depth) or ReLUKernel(depth, **how),
     )
@@ -586,9 +587,7 @@ def test_the_flag_of_missing_images_is_named(imagenet, tmp_path, monkeypatch, ca
 def test_the_printed_command_means_what_it_says_and_what_it_costs(capsys):
     from experiments.cifar10.settings import parser
 
-    args = parser(None, Settings, "x", {"dataset": transfer_imagenet.SOURCES}).parse_args(
-        SEED_COMMAND
-    )
+    args = parser(None, Settings, "x", {"dataset": SOURCES}).parse_args(SEED_COMMAND)
     assert (args.r, args.lr, args.batch_size, args.gclip, args.epochs, args.depth) == (
         200,
         0.01,

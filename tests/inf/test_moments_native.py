@@ -116,3 +116,27 @@ def test_it_refuses_under_transforms():
 
     torch.func.vmap(one)(torch.ones(2, 4))
     assert "torch.func" in said[0]
+
+
+def test_a_network_trains_as_with_the_plain_sums(built):
+    """Fused and not, with an input gradient: the same steps to what float32 lets drift."""
+    from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, implementation, param_groups
+
+    def trained(name: str, fused: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        net = InfMLP(12, 3, 9, 2, bias_alpha=0.5, memory="moments", fused=fused)
+        optimizer = PiSGD(param_groups(net, 0.3, 1e-3), lr=0.3)
+        x, y = torch.randn(40, 12), torch.randint(3, (40,))
+        with implementation(moments=name, debug=True) as said:
+            for step in range(10):
+                part = slice(4 * step, 4 * step + 4)
+                optimizer.zero_grad()
+                F.cross_entropy(net(x[part]), y[part]).backward()
+                clip_grad_norm_(net, 0.4, per_param=True)
+                optimizer.step()
+        assert said == (["native runs"] if name == "native" else [])
+        return net(x).detach()
+
+    for fused in (False, True):
+        plain, found = trained("plain", fused), trained("native", fused)
+        assert (plain - found).norm() / plain.norm() < 1e-5

@@ -4,14 +4,13 @@ appended as gradient."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core import Axis, Blocks
-from .autograd import Rows
+from ...core import Blocks
+from .pending import PendingRows
 
 ROWS = ("A", "Amult", "B")  # the parameters of a layer of rows
 
@@ -24,59 +23,11 @@ _REMEDY = (
 )
 
 
-class Pending:
-    """Rows that backward passes made and no step has appended yet; shared by A, Amult and B of one
-    layer."""
-
-    axis: Axis  # along which they will be appended; the layer sets it once its parameters exist
-
-    def __init__(self) -> None:
-        self.parts: list[Rows] = []
-        self.staged: list[Rows] = []
-
-    @property
-    def layer(self) -> nn.Module:
-        """The layer whose rows these will be."""
-        return self.axis.members[0].module
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles have no pending rows, as torch's have no `.grad`: else a copy would
-        step some layers only."""
-        return {**self.__dict__, "parts": [], "staged": []}
-
-    def add(self, rows: Rows) -> None:
-        self.parts.append(rows)
-
-    def clear(self) -> None:
-        self.parts.clear()
-
-    def rows(self) -> Rows | None:
-        """All pending rows in the order in which they were made, or None."""
-        if len(self.parts) > 1:
-            self.parts = [Rows.joined(self.parts)]
-        return self.parts[0] if self.parts else None
-
-    def scale_(self, factor: Tensor | float) -> None:
-        """Multiply the update that the rows stand for; directions keep their length 1."""
-        for rows in self.parts:
-            rows.A = rows.A * factor
-
-    def stage(self) -> None:
-        """Put the pending rows aside, where `zero_grad` does not reach them."""
-        self.staged += self.parts
-        self.parts = []
-
-    def unstage(self) -> None:
-        """Take the rows that were put aside back, before those made since."""
-        self.parts = self.staged + self.parts
-        self.staged = []
-
-
-class PendingGradient(Tensor):
+class RowGradient(Tensor):
     """`layer.A.grad`: the pending rows, to be read. Arithmetic in place would change a copy, so it
     is an error."""
 
-    pending: Pending
+    pending: PendingRows
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -101,11 +52,11 @@ class InfPiParameter(nn.Parameter):
     """
 
     blocks: Blocks
-    pending: Pending
+    pending: PendingRows
     role: str
 
     def __new__(
-        cls, blocks: Blocks, pending: Pending, role: str, requires_grad: bool = True
+        cls, blocks: Blocks, pending: PendingRows, role: str, requires_grad: bool = True
     ) -> InfPiParameter:
         self = super().__new__(cls, blocks.like(), requires_grad)
         self.blocks, self.pending, self.role = blocks, pending, role
@@ -121,7 +72,7 @@ class InfPiParameter(nn.Parameter):
             if self.role == "Amult"
             else getattr(rows, self.role)
         )
-        gradient = value.detach().clone().as_subclass(PendingGradient)
+        gradient = value.detach().clone().as_subclass(RowGradient)
         gradient.pending = self.pending
         return gradient
 
@@ -130,17 +81,6 @@ class InfPiParameter(nn.Parameter):
         if value is not None:
             raise RuntimeError(_REMEDY)
         self.pending.clear()
-
-    def pending_values(self) -> tuple[Tensor, ...]:
-        """What the next step would append: nothing, or A as it would be stored, and B."""
-        rows = self.pending.rows()
-        if rows is None:
-            return ()
-        # Under layer norm A = ∂out·(s > 0), so a pre-activation that is NaN shows in its direction
-        # only.
-        return rows.A.to(
-            torch.float16
-        ) if self.pending.layer.A.blocks.storage == torch.float16 else rows.A, rows.B
 
     def refresh(self) -> None:
         """Take over the dtype and device of the blocks after a conversion; the object stays the
@@ -164,7 +104,7 @@ class InfPiParameter(nn.Parameter):
             return cls(args[0].blocks, args[0].pending, args[0].role, requires_grad=False)
         if func == torch.Tensor.data.__set__:
             return args[0].blocks.write(args[1])
-        if any(issubclass(kind, PendingGradient) for kind in types):
+        if any(issubclass(kind, RowGradient) for kind in types):
             raise RuntimeError(_REMEDY)
         in_place = _in_place(getattr(func, "__name__", ""))
         if (
@@ -204,34 +144,8 @@ class InfPiParameter(nn.Parameter):
         return type(self), (self.blocks, self.pending, self.role, self.requires_grad)
 
     def __repr__(self, *, tensor_contents: str | None = None) -> str:
-        return f"InfPiParameter({self.role}, {list(self.blocks.shape)}, {self.blocks.dtype}, {self.blocks.device})"
-
-
-def convert_rows(layer: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool) -> nn.Module:
-    """`_apply` of a layer of rows: conversions block by block; Amult never below float32, or small
-    steps would vanish."""
-    order = list(layer._parameters)
-    fronts = {name: layer._parameters.pop(name) for name in ROWS}
-    try:
-        nn.Module._apply(layer, fn, recurse)
-    finally:
-        others = dict(layer._parameters)
-        layer._parameters.clear()
-        for name in order:
-            layer._parameters[name] = fronts[name] if name in fronts else others[name]
-    for name, front in fronts.items():
-        front.blocks.convert(_at_least_float32(fn) if name == "Amult" else fn)
-        front.refresh()
-    layer.origin_blocks.convert(fn)
-    return layer
-
-
-def _at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def convert(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
-
-    return convert
+        kind = f"{self.blocks.dtype}, {self.blocks.device}"
+        return f"InfPiParameter({self.role}, {list(self.blocks.shape)}, {kind})"
 
 
 def _in_place(name: str) -> bool:
