@@ -3,6 +3,7 @@ around each layer."""
 
 from . import functional, loss, managers, models, monitors, propagators, signals
 from .flow import Flow
+from .statistics import recalibrate
 from .wrapping import wrap
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "models",
     "monitors",
     "propagators",
+    "recalibrate",
     "signals",
     "wrap",
 ]

@@ -72,11 +72,15 @@ _ROWWISE = (
     nn.LSTM,
     nn.GRU,
 )
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def rowwise(module: nn.Module) -> bool:
     """Whether every part is known to treat rows one by one; a subclass is not known."""
-    return all(type(m) in _ROWWISE for m in module.modules())
+    return all(
+        type(m) in _ROWWISE or (type(m) in _INSTANCE_NORMS and not m.track_running_stats)
+        for m in module.modules()
+    )
 
 
 def run(module: nn.Module, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import runpy
 import sys
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -71,8 +72,9 @@ def test_accuracy_counts_right_answers():
 
 
 @pytest.mark.parametrize("method", training.METHODS)
-def test_an_interrupted_run_goes_on_bit_for_bit(method, digits, tmp_path):
-    settings = replace(TINY, loss="v14", epochs=3)
+@pytest.mark.parametrize("protocol", [{}, {"decay": True, "augment": True, "probe": 100}])
+def test_an_interrupted_run_goes_on_bit_for_bit(method, protocol, digits, tmp_path):
+    settings = replace(TINY, loss="v14", epochs=3, **protocol)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
     expected = training.run(settings, method, 0, digits, whole)
@@ -80,18 +82,18 @@ def test_an_interrupted_run_goes_on_bit_for_bit(method, digits, tmp_path):
     class Interrupt(Exception):
         pass
 
-    def stop_in_second_epoch(model, x, y, size=500, seen=[]):  # noqa: B006
+    def stop_in_second_epoch(*args, seen=[]):  # noqa: B006
         seen.append(1)
         if len(seen) == 2:
             raise Interrupt
-        return real(model, x, y, size)
+        return real(*args)
 
-    real, training.accuracy = training.accuracy, stop_in_second_epoch
+    real, training.examine = training.examine, stop_in_second_epoch
     try:
         with pytest.raises(Interrupt):
             training.run(settings, method, 0, digits, parts)
     finally:
-        training.accuracy = real
+        training.examine = real
     got = training.run(settings, method, 0, digits, parts)
     strip = lambda records: [{k: v for k, v in r.items() if k != "seconds"} for r in records]  # noqa: E731
     assert strip(got) == strip(expected) and [r["epoch"] for r in got] == [1, 2, 3]
@@ -117,12 +119,13 @@ def test_examples_run_and_write_their_results(example, tmp_path, monkeypatch, ca
         "summary.csv",
         "accuracy.png",
         "sigprop-0.pt",
-        "sigprop-0.jsonl",
+        "sigprop-0.csv",
     } <= set(path.name for path in tmp_path.iterdir())
     assert json.loads((tmp_path / "settings.json").read_text())["train"] == 200
     if example.startswith("ex4"):
-        record = json.loads((tmp_path / "sigprop-0.jsonl").read_text())
-        assert set(record["layers"]) == {"signal:Sequential", "0:Sequential", "1:Sequential"}
+        record = pd.read_csv(tmp_path / "sigprop-0.csv")
+        layers = {"signal:Sequential", "0:Sequential", "1:Sequential"}
+        assert {f"{layer} accuracy" for layer in layers} < set(record.columns)
         assert "1:Sequential: loss" in printed
 
 
