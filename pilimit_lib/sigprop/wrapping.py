@@ -24,6 +24,7 @@ def wrap(
     model: Callable[..., Model] = Forward,
     monitors=None,
     monitor: Callable | None = None,
+    nonfinite: str = "raise",
 ) -> Model:
     """The network as a model whose blocks learn locally: `net(x, y)` trains them, `net(x)` in
     evaluation predicts.
@@ -35,6 +36,7 @@ def wrap(
     `loss`: as in `sigprop.loss`. `output`: blocks from this one on are trained by the caller's loss
     on what `net` returns; None: there are none. `monitor`: class such as
     `monitors.loss.LabelMetrics` put around each loss, instances added to the group `monitors`.
+    `nonfinite`: whether batches that are not finite "raise", or are passed over ("skip").
     Blocks are wrapped, not copied: the given network shares its parameters with the result.
     """
     layers = _blocks(network, blocks)
@@ -70,7 +72,9 @@ def wrap(
         signal,
         f"signal:{type(signal).__name__}",
     )
-    return model(nn.Sequential(*wrapped), first, optimizer=optimizer)
+    made = model(nn.Sequential(*wrapped), first, optimizer=optimizer)
+    made.nonfinite = nonfinite
+    return made
 
 
 def _blocks(network, name: str | None) -> list[nn.Module]:

@@ -3,7 +3,8 @@ learns, trains it there and then."""
 
 from . import signals
 from .base import Propagator
+from .finite import NonFinite
 from .learn import Learn, Loss
 from .other import Fixed, Forward, Identity
 
-__all__ = ["Fixed", "Forward", "Identity", "Learn", "Loss", "Propagator", "signals"]
+__all__ = ["Fixed", "Forward", "Identity", "Learn", "Loss", "NonFinite", "Propagator", "signals"]
