@@ -16,7 +16,7 @@ from ..functional.contrast import (
     partners,
     similarity,
 )
-from .base import Loss, class_labels, class_rows
+from .base import Loss, class_labels, class_rows, class_shares
 
 
 class Contrast(Loss):
@@ -28,8 +28,10 @@ class Contrast(Loss):
     everyone most. "label" cannot drift, "cosine" less. `cosine`: similarities y as cosines (then a
     temperature near 0.1 is usual). `normalize`: partners weigh one in sum. `counts`: with one
     target row per class, weigh each class by its samples in the batch, so that the loss (for mode
-    "max_all") equals that of one target row per sample. Target rows may stand for samples or for
-    classes; see `class_rows`.
+    "max_all") equals that of one target row per sample.
+
+    Target rows may stand for samples or for classes; see `class_rows`. Soft labels [b classes]
+    share out the partners of class rows; among rows of samples their largest class counts.
     """
 
     def __init__(
@@ -74,28 +76,37 @@ class Contrast(Loss):
             labels_of(context, rows)
 
     def forward(self, sp_learn, h1, t1, h0, t0, y):
-        # [b r]
-        similar = similarity(h1, t1, normalize=self.cosine)
-        counts = None
+        similar = similarity(h1, t1, normalize=self.cosine)  # [b r]
         if class_rows(sp_learn, h1, t1):
-            labels = class_labels(h1, t1, y)
-            classes = torch.arange(len(t1), device=labels.device)
-            if self.by == "label" and not self.counts:
-                # each class is its only partner
-                return F.cross_entropy(similar / self.temperature, labels)
-            if self.counts:
-                counts = torch.bincount(labels, minlength=len(t1))
-                # as with repeated rows, a class that the batch lacks is nobody's partner
-                present = classes[counts > 0]
-                w = similar.new_zeros(len(t1), len(t1))
-                w[present[:, None], present] = self._partners(t0[present], present)
+            return self._among_classes(similar, class_labels(h1, t1, y), class_shares(t1, y), t0)
+        w = self._partners(t0, labels_of(y, len(h1)) if self.by == "label" else None)
+        return self._contrast(similar, w)
+
+    def _among_classes(
+        self, similar: Tensor, labels: Tensor, shares: Tensor | None, t0: Tensor
+    ) -> Tensor:
+        """The loss where target rows [classes ...] stand for classes; soft labels share out their
+        partners."""
+        shares = None if shares is None else shares.to(similar.dtype)
+        if self.by == "label" and not self.counts:
+            # each class is its only partner
+            return F.cross_entropy(similar / self.temperature, labels if shares is None else shares)
+        classes = torch.arange(len(t0), device=labels.device)
+        counts = None
+        if self.counts:
+            if shares is None:
+                counts = torch.bincount(labels, minlength=len(t0))
             else:
-                # [classes classes]
-                w = self._partners(t0, classes)
-            # [b classes]
-            w = w[labels]
+                counts = shares.sum(0)
+            # as with repeated rows, a class that the batch lacks is nobody's partner
+            present = classes[counts > 0]
+            w = similar.new_zeros(len(t0), len(t0))
+            w[present[:, None], present] = self._partners(t0[present], present)
         else:
-            w = self._partners(t0, labels_of(y, len(h1)) if self.by == "label" else None)
+            w = self._partners(t0, classes)  # [classes classes]
+        return self._contrast(similar, w[labels] if shares is None else shares @ w, counts)
+
+    def _contrast(self, similar: Tensor, w: Tensor, counts: Tensor | None = None) -> Tensor:
         return contrast(
             similar, w, temperature=self.temperature, normalize=self.normalize, counts=counts
         )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..functional.contrast import check_rows, not_ignored
 from ..propagators import Learn, NonFinite, Propagator
 from ..propagators.base import propagators_in
 from . import exits, local, nonfinite, trial
@@ -26,6 +27,9 @@ class Model(nn.Module):
     `nonfinite = "skip"` passes over such batches, counted in `skipped`: the output is then what
     inference makes of them, with zeros for what is not finite, and no gradient reaches a parameter.
     "allow" looks at nothing.
+
+    Samples with the label -100 (F.cross_entropy's ignored one) pass through the network, but no
+    layer learns from them.
 
     `parameters()` are those that the caller's global loss trains; `named_parameters()` and
     `state_dict()` cover everything.
@@ -91,25 +95,29 @@ class Model(nn.Module):
                     "training needs the context (labels): call model(x, y); for inference call "
                     "model.eval() before"
                 )
+            for _, propagator in propagators_in(self):
+                propagator.kept = None
             return
         if self.training and self.nonfinite != "allow":
             nonfinite.check_batch(x, context)
+        rows, kept = None, None
         if isinstance(x, Tensor) and isinstance(context, Tensor):
-            if context.ndim == 0 or len(context) != len(x):
-                raise ValueError(
-                    f"{len(x)} inputs but a context of shape {list(context.shape)}; each sample "
-                    "needs its own"
-                )
+            check_rows(x, context)
+            rows, kept = len(x), not_ignored(context)
         class_rows = any(
             getattr(m, "class_rows", False)
             for m in self.signal.modules()
             if not isinstance(m, Propagator)
         )
+        for _, propagator in propagators_in(self):
+            propagator.kept = kept
+        if kept is not None:
+            rows, context = int(kept.sum()), context[kept]
         for learner in self.learners().values():
             learner.class_rows = class_rows
             learner.refuses_nonfinite = self.nonfinite != "allow"
-            if isinstance(x, Tensor):
-                learner.check(len(x), context)
+            if rows:
+                learner.check(rows, context)
 
     def flow(self, x: Tensor, context: Tensor | None, target: Tensor | None = None) -> Tensor:
         """One pass; the target stream starts from `target`, or from the context itself."""

@@ -22,6 +22,8 @@ class Propagator(nn.Module):
 
     globally_trained = True
     fuse: bool | str = "auto"
+    # set by the model for each batch: which samples [b] have a label that is not ignored; None: all
+    kept: Tensor | None = None
 
     def __init__(
         self,
@@ -49,6 +51,10 @@ class Propagator(nn.Module):
         h1, t1 = run_both(self.module, h, t, self.fuse)
         return h1, t1, h, t
 
+    def targets(self, t: Tensor | None) -> Tensor | None:
+        """The target stream as it enters the block."""
+        return t
+
     def route(self, h: Tensor, t: Tensor | None, context) -> tuple:
         """What the next layer gets."""
         return Flow(h, t, context)
@@ -57,7 +63,7 @@ class Propagator(nn.Module):
         """Both streams through the block and on to the next layer, without learning."""
         check_flow(input)
         h, t, context = input
-        h1, t1, _, _ = self.propagate(h, t)
+        h1, t1, _, _ = self.propagate(h, self.targets(t))
         return self.route(h1, t1, context)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .base import Propagator, check_flow
 from .finite import NonFinite, finite, statistics_kept
+from .optimizers import check_dtypes, check_optimizer
 
 _NO_NUMBER = "the loss of a propagator must return one number as a tensor, got {}"
 
@@ -44,15 +45,8 @@ class Learn(Propagator):
         scaler: torch.amp.GradScaler | None = None,
     ):
         super().__init__(module, fuse=fuse)
-        if optimizer is not None and not (
-            hasattr(optimizer, "step") and hasattr(optimizer, "zero_grad")
-        ):
-            raise TypeError(
-                "optimizer must be a built optimiser like Adam(module.parameters()), got "
-                f"{type(optimizer).__name__}"
-                "; functions that build one go to sigprop.wrap, managers.Preset or Model(..., "
-                "optimizer=)"
-            )
+        if optimizer is not None:
+            check_optimizer(optimizer)
         if loss is not None and not callable(loss):
             raise TypeError(
                 "loss must be callable as loss(propagator, h1, t1, h0, t0, context), got "
@@ -71,15 +65,15 @@ class Learn(Propagator):
     def forward(self, input):
         check_flow(input)
         h, t, context = input
+        t = self.targets(t)
         h, t = h.detach(), None if t is None else t.detach()
         compare = t is not None and context is not None
         training = self.training and compare and torch.is_grad_enabled()
         with nullcontext() if training and self.needs_graph() else torch.no_grad():
             h1, t1, h0, t0 = self._finite_streams(h, t) if training else self.propagate(h, t)
             if compare:
-                self.last_loss = (self.train_ if training else self.eval_)(h1, t1, h0, t0, context)[
-                    0
-                ]
+                learn = self.train_ if training else self.eval_
+                self.last_loss = learn(*self._not_ignored(h1, t1, h0, t0, context))[0]
         return self.route(h1.detach(), None if t1 is None else t1.detach(), context)
 
     def _finite_streams(self, h: Tensor, t: Tensor) -> tuple:
@@ -94,6 +88,13 @@ class Learn(Propagator):
                     self,
                 )
         return streams
+
+    def _not_ignored(self, h1, t1, h0, t0, context) -> tuple:
+        """Streams as a loss gets them; the target stream lacks ignored samples from the signal
+        on."""
+        if self.kept is None:
+            return h1, t1, h0, t0, context
+        return h1[self.kept], t1, h0[self.kept], t0, context[self.kept]
 
     def loss_(self, h1, t1, h0, t0, context) -> Tensor:
         if self.loss is None:
@@ -165,6 +166,8 @@ class Learn(Propagator):
 
     def check(self, rows: int, context: Tensor) -> None:
         """Refuse a batch that the loss cannot work with, before any layer has learnt from it."""
+        if self.optimizer is not None:
+            check_dtypes(self.optimizer)
         check = getattr(self.loss, "check", None)
         if check is not None:
             check(self, rows, context)

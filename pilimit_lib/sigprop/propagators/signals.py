@@ -29,6 +29,13 @@ def _propagate(self: Propagator, h: Tensor, t: Tensor | None) -> tuple:
     return tuple(made)
 
 
+def _targets(self: Propagator, t: Tensor | None) -> Tensor | None:
+    """The context without samples whose label is ignored: nobody is compared with them."""
+    if t is None or self.kept is None or len(t) != len(self.kept):
+        return t
+    return t[self.kept] if self.kept.any() else None
+
+
 def _route(self: Propagator, h: Tensor, t: Tensor | None, context) -> tuple:
     """The context goes no further."""
     return h, t
@@ -37,21 +44,21 @@ def _route(self: Propagator, h: Tensor, t: Tensor | None, context) -> tuple:
 class Learn(learn.Learn):
     """As propagators.Learn, for the signal."""
 
-    propagate, route = _propagate, _route
+    targets, propagate, route = _targets, _propagate, _route
 
 
 class Loss(learn.Learn):
     """As propagators.Loss, for the signal: its projections learn."""
 
     loss_required = True
-    propagate, route = _propagate, _route
+    targets, propagate, route = _targets, _propagate, _route
 
 
 class Fixed(Propagator):
     """As propagators.Fixed, for a signal that is constructed rather than learnt."""
 
     globally_trained = False
-    propagate, route = _propagate, _route
+    targets, propagate, route = _targets, _propagate, _route
 
     def forward(self, input):
         with torch.no_grad():
