@@ -1,7 +1,7 @@
 """Signal propagation: networks that learn in the forward pass. A signal in front, a propagator
 around each layer."""
 
-from . import functional, loss, managers, models, monitors, propagators, signals
+from . import functional, loss, managers, models, monitors, propagators, signals, utils
 from .flow import Flow
 from .statistics import recalibrate
 from .wrapping import wrap
@@ -16,5 +16,6 @@ __all__ = [
     "propagators",
     "recalibrate",
     "signals",
+    "utils",
     "wrap",
 ]

@@ -71,19 +71,21 @@ class Contrast(Loss):
 
     def check(self, sp_learn, rows, context):
         if self.mode == "topk" and not getattr(sp_learn, "class_rows", False):
-            check_k(self.k, rows)
+            check_k(self._k(sp_learn, rows), rows)
         if self.by == "label":
             labels_of(context, rows)
 
     def forward(self, sp_learn, h1, t1, h0, t0, y):
         similar = similarity(h1, t1, normalize=self.cosine)  # [b r]
+        k = self._k(sp_learn, len(t0))
         if class_rows(sp_learn, h1, t1):
-            return self._among_classes(similar, class_labels(h1, t1, y), class_shares(t1, y), t0)
-        w = self._partners(t0, labels_of(y, len(h1)) if self.by == "label" else None)
+            labels, shares = class_labels(h1, t1, y), class_shares(t1, y)
+            return self._among_classes(similar, labels, shares, t0, k)
+        w = self._partners(t0, labels_of(y, len(h1)) if self.by == "label" else None, k)
         return self._contrast(similar, w)
 
     def _among_classes(
-        self, similar: Tensor, labels: Tensor, shares: Tensor | None, t0: Tensor
+        self, similar: Tensor, labels: Tensor, shares: Tensor | None, t0: Tensor, k: int | None
     ) -> Tensor:
         """The loss where target rows [classes ...] stand for classes; soft labels share out their
         partners."""
@@ -101,9 +103,9 @@ class Contrast(Loss):
             # as with repeated rows, a class that the batch lacks is nobody's partner
             present = classes[counts > 0]
             w = similar.new_zeros(len(t0), len(t0))
-            w[present[:, None], present] = self._partners(t0[present], present)
+            w[present[:, None], present] = self._partners(t0[present], present, k)
         else:
-            w = self._partners(t0, classes)  # [classes classes]
+            w = self._partners(t0, classes, k)  # [classes classes]
         return self._contrast(similar, w[labels] if shares is None else shares @ w, counts)
 
     def _contrast(self, similar: Tensor, w: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -111,10 +113,13 @@ class Contrast(Loss):
             similar, w, temperature=self.temperature, normalize=self.normalize, counts=counts
         )
 
-    def _partners(self, t0: Tensor, labels: Tensor | None) -> Tensor:
-        return partners(
-            t0, self.mode, k=self.k, by=self.by, labels=labels, generator=self.generator
-        )
+    def _k(self, sp_learn, rows: int) -> int | None:
+        """How many partners: a short last batch can be evaluated, though not learnt from."""
+        evaluating = not self.training or not getattr(sp_learn, "training", True)
+        return min(self.k, rows) if evaluating and self.k is not None else self.k
+
+    def _partners(self, t0: Tensor, labels: Tensor | None, k: int | None) -> Tensor:
+        return partners(t0, self.mode, k=k, by=self.by, labels=labels, generator=self.generator)
 
     def extra_repr(self) -> str:
         return (

@@ -48,7 +48,9 @@ def v14_input_target_max_rand(
     return _MAX_RAND(sp_learn, h1, t1, h0, t0, y)
 
 
-def v15_input_target_topk(k: int) -> Contrast:
-    """The loss whose partners are the `k` closest targets before the layer; batches need at least k
-    samples."""
-    return Contrast("topk", k=k)
+def v15_input_target_topk(k: int | None = None, *, topk: int | None = None) -> Contrast:
+    """The loss whose partners are the `k` closest targets before the layer (`topk` is the same);
+    training batches need at least k samples."""
+    if (k is None) == (topk is None):
+        raise ValueError(f"say once how many partners: k or topk, got k={k!r} and topk={topk!r}")
+    return Contrast("topk", k=topk if k is None else k)

@@ -44,6 +44,11 @@ class Propagator(nn.Module):
                 )
             self.module = module
 
+    @classmethod
+    def manage(cls, manager, module: nn.Module, **options) -> Propagator:
+        """Let `manager` wrap `module` in a propagator of this class."""
+        return manager.add_propagator(module, cls, **options)
+
     def propagate(
         self, h: Tensor, t: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:

@@ -4,7 +4,7 @@ layers get the pair (h, t)."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import learn
 from .base import Propagator
@@ -36,6 +36,11 @@ def _targets(self: Propagator, t: Tensor | None) -> Tensor | None:
     return t[self.kept] if self.kept.any() else None
 
 
+def _manage(cls: type, manager, module: nn.Module, **options) -> Propagator:
+    """Let `manager` wrap the signal `module` in a propagator of this class."""
+    return manager.set_signal(module, cls, **options)
+
+
 def _route(self: Propagator, h: Tensor, t: Tensor | None, context) -> tuple:
     """The context goes no further."""
     return h, t
@@ -44,6 +49,7 @@ def _route(self: Propagator, h: Tensor, t: Tensor | None, context) -> tuple:
 class Learn(learn.Learn):
     """As propagators.Learn, for the signal."""
 
+    manage = classmethod(_manage)
     targets, propagate, route = _targets, _propagate, _route
 
 
@@ -51,6 +57,7 @@ class Loss(learn.Learn):
     """As propagators.Loss, for the signal: its projections learn."""
 
     loss_required = True
+    manage = classmethod(_manage)
     targets, propagate, route = _targets, _propagate, _route
 
 
@@ -58,6 +65,7 @@ class Fixed(Propagator):
     """As propagators.Fixed, for a signal that is constructed rather than learnt."""
 
     globally_trained = False
+    manage = classmethod(_manage)
     targets, propagate, route = _targets, _propagate, _route
 
     def forward(self, input):
