@@ -14,7 +14,7 @@ running statistics and output layer stay behind hidden layers that move.
 from __future__ import annotations
 
 from .cli import main
-from .training import Settings
+from .methods import Settings
 
 PROTOCOL = Settings(
     dataset="cifar10",

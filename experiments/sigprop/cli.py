@@ -9,8 +9,9 @@ from pathlib import Path
 from experiments.training.images import DATASETS, load_images
 
 from . import networks
+from .methods import METHODS, Settings
 from .report import summarise, write_settings
-from .training import METHODS, Settings, run
+from .training import run
 
 
 def parser(

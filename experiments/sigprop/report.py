@@ -10,7 +10,7 @@ import pandas as pd
 
 from pilimit_lib.core import write_text
 
-from .training import Settings
+from .methods import Settings
 
 
 def write_settings(folder: Path, settings: Settings, **more) -> None:

@@ -22,7 +22,7 @@ class Plain(nn.Module):
         self.out = nn.Linear(5, 3)
 
     def forward(self, x, scale=2.0):
-        x = F.max_pool2d(F.relu(self.norm(self.conv1(x))), 2)
+        x = F.max_pool2d(F.relu(self.norm(self.conv1(x / 2))), 2)
         x = F.relu(self.conv2(x) * scale)
         x = x.view(x.size(0), -1)
         return self.out(torch.tanh(self.fc(x)))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.sigprop import cifar10, evaluation, networks, training
-from experiments.sigprop.training import Settings
+from experiments.sigprop import cifar10, evaluation, methods, networks, training
+from experiments.sigprop.methods import Settings
 from experiments.training.images import load_images
 
 TINY = Settings(width=4, epochs=2, batch=50)
@@ -24,7 +24,7 @@ def test_rates_fall_to_zero_in_every_layer(digits):
     progress = training.Progress(settings, "sigprop", 0, digits, None)
     steps = settings.epochs * (len(digits.train_x) // settings.batch)
     for _ in range(steps):
-        training.step(progress.model, progress.optimizer, digits.train_x[:50], digits.train_y[:50])
+        methods.step(progress.model, progress.optimizer, digits.train_x[:50], digits.train_y[:50])
         for one in progress.schedules:
             one.step()
     optimizers = [progress.optimizer, *progress.model.local_optimizers().values()]
@@ -48,9 +48,9 @@ def test_the_probe_reads_what_is_linear_in_the_features():
     assert evaluation.probe((x[:400], shuffled), test, 3) < 0.6
 
 
-@pytest.mark.parametrize("method", training.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_features_are_what_the_output_layer_gets(method, digits):
-    model, _ = training.make(TINY, method, (1, 8, 8))
+    model, _ = methods.make(TINY, method, (1, 8, 8))
     found = evaluation.features(model, digits.test_x[:30], size=20)
     output = model.model[-1].module if method != "backprop" else model[-1]
     assert torch.allclose(output(found), model(digits.test_x[:30]), atol=1e-6)

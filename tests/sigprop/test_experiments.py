@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.sigprop import memory, networks, timing, training
-from experiments.sigprop.training import Settings
+from experiments.sigprop import evaluation, memory, methods, networks, timing, training
+from experiments.sigprop.methods import Settings
 from experiments.training.images import load_images
 from pilimit_lib import core
 
@@ -44,7 +44,7 @@ def test_networks_take_images_of_any_size(name, image):
 def test_methods_share_layers_and_initial_values(digits):
     def hidden(method):
         torch.manual_seed(3)
-        model, optimizer = training.make(TINY, method, (1, 8, 8))
+        model, optimizer = methods.make(TINY, method, (1, 8, 8))
         return (
             model,
             optimizer,
@@ -57,7 +57,7 @@ def test_methods_share_layers_and_initial_values(digits):
     assert a == b == c and len(net.local_optimizers()) == 3 and not frozen.local_optimizers()
     assert len(outer.param_groups[0]["params"]) == 2
     before = {n: p.clone() for n, p in frozen.named_parameters()}
-    training.step(
+    methods.step(
         frozen, torch.optim.SGD(frozen.parameters(), 0.1), digits.train_x[:50], digits.train_y[:50]
     )
     moved = {n for n, p in frozen.named_parameters() if not torch.equal(p, before[n])}
@@ -66,12 +66,12 @@ def test_methods_share_layers_and_initial_values(digits):
 
 def test_accuracy_counts_right_answers():
     x = torch.eye(4)[[0, 1, 2, 3, 0]]
-    assert training.accuracy(
+    assert evaluation.accuracy(
         nn.Identity(), x, torch.tensor([0, 1, 2, 0, 1]), size=2
     ) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("method", training.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 @pytest.mark.parametrize("protocol", [{}, {"decay": True, "augment": True, "probe": 100}])
 def test_an_interrupted_run_goes_on_bit_for_bit(method, protocol, digits, tmp_path):
     settings = replace(TINY, loss="v14", epochs=3, **protocol)
@@ -112,7 +112,7 @@ def test_examples_run_and_write_their_results(example, tmp_path, monkeypatch, ca
     )
     runpy.run_module(f"experiments.sigprop.{example}", run_name="__main__")
     printed = "".join(capsys.readouterr())
-    assert all(method in printed for method in training.METHODS)
+    assert all(method in printed for method in methods.METHODS)
     assert {
         "settings.json",
         "metrics.csv",
