@@ -45,7 +45,7 @@ from experiments.training.images import DATASETS, ImageSet, load_images
 from experiments.training.process import human_bytes, pick_device
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP
-from pilimit_lib.inf.gp.regression import (
+from pilimit_lib.inf.gp import (
     ReLUKernel,
     embed,
     features_of,

@@ -20,7 +20,7 @@ from experiments.imagenet.settings import Settings
 from experiments.training.images import ImageSet
 from experiments.training.plots import curves
 from pilimit_lib.core import save, write_text
-from pilimit_lib.inf.gp.regression import (
+from pilimit_lib.inf.gp import (
     ReLUKernel,
     embed,
     features_of,

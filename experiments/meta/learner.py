@@ -20,9 +20,8 @@ from experiments.meta.settings import DTYPES, Settings
 from experiments.training.flags import milestones
 from experiments.training.process import seed_everything
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
-from pilimit_lib.inf.gp.learner import KernelMLP
-from pilimit_lib.inf.gp.regression import ReLUKernel
-from pilimit_lib.inf.meta.inner_loop import (
+from pilimit_lib.inf.gp import KernelMLP, ReLUKernel
+from pilimit_lib.inf.meta import (
     Adapted,
     TaskLoss,
     adapt,
@@ -31,7 +30,7 @@ from pilimit_lib.inf.meta.inner_loop import (
     readout_kernel,
     smooth_l1,
 )
-from pilimit_lib.inf.rows.autograd import direction
+from pilimit_lib.inf.numerics import direction
 
 
 def tasks(

@@ -1,10 +1,11 @@
-"""Example 2: each input is compared with the closest target, one drawn at random among equally
+r"""Example 2: each input is compared with the closest target, one drawn at random among equally
 close ones.
 
     python -m experiments.sigprop.ex2_input_target_max_rand
-    python -m experiments.sigprop.ex2_input_target_max_rand --network mlp --width 32 --loss v9
-    --epochs 25 --seeds 0 1 2 3 python -m experiments.sigprop.ex2_input_target_max_rand --dataset
-    cifar10 --data FOLDER --network vgg --width 16
+    python -m experiments.sigprop.ex2_input_target_max_rand --network mlp --width 32 --loss v9 \
+        --epochs 25 --seeds 0 1 2 3
+    python -m experiments.sigprop.ex2_input_target_max_rand --dataset cifar10 --data FOLDER \
+        --network vgg --width 16
 
 Backprop and frozen hidden layers run beside it as controls, on the same layers with the same
 initial values.

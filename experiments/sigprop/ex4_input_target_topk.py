@@ -1,9 +1,9 @@
-"""Example 4: each input is compared with the k closest targets; a monitor shows loss and accuracy
+r"""Example 4: each input is compared with the k closest targets; a monitor shows loss and accuracy
 of each layer.
 
     python -m experiments.sigprop.ex4_input_target_topk
-    python -m experiments.sigprop.ex4_input_target_topk --k 10 --dataset fashion_mnist --data FOLDER
-    --network vgg --width 16
+    python -m experiments.sigprop.ex4_input_target_topk --k 10 --dataset fashion_mnist \
+        --data FOLDER --network vgg --width 16
 
 Backprop and frozen hidden layers run beside it as controls.
 """

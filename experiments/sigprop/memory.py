@@ -97,10 +97,9 @@ def measure(way: str, depth: int, width: int, batch: int, device: str) -> dict:
         step(model, optimizer, x, y)
     found["saved kB"] = saved.peak / 1000
     optimizer.zero_grad()
-    optimizers = [
-        optimizer,
-        *(model.local_optimizers().values() if isinstance(model, sigprop.models.Model) else []),
-    ]
+    optimizers = [optimizer]
+    if isinstance(model, sigprop.models.Model):
+        optimizers.extend(model.local_optimizers().values())
     live = Live()
     live.existing([x, y, *model.state_dict().values()])
     live.existing(

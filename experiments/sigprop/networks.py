@@ -34,12 +34,14 @@ def build(name: str, image: tuple[int, int, int], classes: int, width: int, dept
 
 
 def conv(inputs: int, outputs: int, stride: int = 1, pool: bool = False) -> nn.Sequential:
-    layers = [
+    layers = nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
-    ]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+    )
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    return layers
 
 
 def readme_conv(image: tuple[int, int, int], classes: int, width: int) -> Parts:

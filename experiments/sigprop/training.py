@@ -135,7 +135,8 @@ def run(
     monitors = sigprop.monitors.Group() if watch and method == "sigprop" else None
     model, optimizer = make(settings, method, tuple(images.train_x.shape[1:]), monitors)
     order = Batches(images.train_x, images.train_y, settings.batch, seed)
-    checkpoint, records, done = folder / f"{method}-{seed}.pt", [], 0
+    checkpoint = folder / f"{method}-{seed}.pt"
+    records, done = [], 0
     if checkpoint.exists():
         extras = core.restore(model, core.load(checkpoint), optimizer)
         if extras["settings"] != asdict(settings):

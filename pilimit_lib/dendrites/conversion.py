@@ -2,11 +2,13 @@
 
 import copy
 import difflib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
+from ..core import save
 from .config import DendriteConfig
 from .layers.exported import PlainDendritic
 from .layers.initial import is_norm
@@ -28,7 +30,7 @@ class PAISequential(nn.Sequential):
 
 
 @dataclass(frozen=True)
-class Report:
+class ConversionReport:
     """What the conversion did: module names that were wrapped and tracked, parameters in neither,
     and norm layers outside of blocks."""
 
@@ -37,6 +39,9 @@ class Report:
     untracked_parameters: tuple[str, ...]
     unwrapped_parameters: tuple[str, ...]
     bare_norms: tuple[str, ...]
+
+
+Report = ConversionReport
 
 
 def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Module:
@@ -182,7 +187,7 @@ def dendritic_layers(model: nn.Module) -> Iterator[tuple[str, DendriticLayer]]:
     )
 
 
-def report(model: nn.Module) -> Report:
+def report(model: nn.Module) -> ConversionReport:
     """What is wrapped, what is tracked, and what is neither."""
     wrapped = tuple(name for name, _ in dendritic_layers(model))
     tracked = tuple(
@@ -198,7 +203,7 @@ def report(model: nn.Module) -> Report:
 
     names = [name for name, _ in model.named_parameters()]
     unwrapped = tuple(n for n in names if not inside(n, wrapped))
-    return Report(
+    return ConversionReport(
         wrapped,
         tracked,
         tuple(n for n in unwrapped if not inside(n, tracked)),
@@ -221,3 +226,8 @@ def finalize(model: nn.Module) -> nn.Module:
             if isinstance(child, DendriticLayer):
                 parent._modules[key] = done.setdefault(id(child), PlainDendritic.of(child))
     return model
+
+
+def save_plain(model: nn.Module, path: str | os.PathLike) -> None:
+    """Write the network alone, without dendrite machinery, as a plain state_dict."""
+    save({k: v.detach().clone() for k, v in finalize(model).state_dict().items()}, path)

@@ -10,6 +10,12 @@ import torch
 from torch import nn
 
 
+def check_sizes(r: int, r_out: int) -> None:
+    """Raise where a layer would map from or to nothing."""
+    if r < 1 or r_out < 1:
+        raise ValueError(f"a layer needs positive sizes, got r={r}, r_out={r_out}")
+
+
 def bias_parameter(alpha: float, size: int, device, dtype) -> nn.Parameter | None:
     """No multiplier, no bias: one that is never used would still be trained and count in gradient
     norms."""

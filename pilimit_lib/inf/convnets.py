@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints.fits import fixed_misfits, recorded_architecture
+from .checkpoints.architecture import recorded_architecture
+from .checkpoints.fits import fixed_misfits
 from .conv.layers import InfPiConv2d, InfPiInputConv2d, check_size
+from .summary import summary
 
 
 class InfPiConvNet(nn.Module):
@@ -219,8 +221,8 @@ class InfPiConvNet(nn.Module):
         for name in ("first_layer_alpha", "last_layer_alpha", "bias_alpha"):
             setattr(self, name, state[name])
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.architecture().items())
+    def __repr__(self) -> str:
+        return summary(self, self.architecture())
 
 
 def InfPiResNet(
@@ -288,8 +290,8 @@ class FinPiConvNetSample(nn.Module):
         """Pre-activations [b n h w] that feed the readout."""
         return _hidden(self, x)
 
-    def extra_repr(self) -> str:
-        return f"n={self.n}, shortcuts={self.shortcuts}"
+    def __repr__(self) -> str:
+        return summary(self, {"n": self.n, "shortcuts": self.shortcuts})
 
 
 _READOUT = {"kernel_size": 1, "output_layer": True}

@@ -103,8 +103,8 @@ def run_both(
     is known to be rowwise.
 
     With batch norms inside one call is right as well, since they are kept apart, but joining and
-    parting at each of them
-    costs more than it saves on large feature maps: "auto" then makes two calls.
+    parting at each of them costs more than it saves on large feature maps: "auto" then makes two
+    calls.
     """
     if t is None:
         return run(module, h), None

@@ -8,7 +8,7 @@ from pilimit_lib.dendrites import (
     DendriteConfig,
     DendriticLayer,
     Growth,
-    History,
+    Patience,
     dendritic,
     dendritic_layers,
 )
@@ -80,7 +80,7 @@ class Xor:
     def __init__(self, **settings):
         torch.manual_seed(0)
         self.config = DendriteConfig(
-            switch=History(patience=3),
+            switch=Patience(patience=3),
             mode="correlation",
             activation="tanh",
             init_scale=0.5,

@@ -61,9 +61,6 @@ def dendrites(model):
     return [len(layer.dendrites) for layer in UPA.get_pai_modules(model)]
 
 
-# --- settings
-# -----------------------------------------------------------------------------------------------------------------
-
 DEFAULTS = {
     "switch_mode": 1,
     "n_epochs_to_switch": 10,
@@ -246,10 +243,6 @@ def test_the_tracker_says_what_to_call_first_and_what_it_lacks():
         GPA.pai_tracker.add_validation_score(1.0, mlp())
     with pytest.raises(AttributeError, match="did you mean 'add_validation_score'"):
         GPA.pai_tracker.add_validaton_scores(1.0)
-
-
-# --- the documented flows
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_capacity_test_is_the_default_and_adds_three_dendrites():
@@ -449,10 +442,6 @@ def test_block_by_pai_sequential_on_pc():
     assert isinstance(model[0], DendriticLayer) and dendrites(run(model, [1.0, 2.0])[0]) == [2]
 
 
-# --- saving and loading
-# ---------------------------------------------------------------------------------------------------------
-
-
 def test_load_system_latest_and_best_model_continue():
     GPA.pc.set_testing_dendrite_capacity(False)
     GPA.pc.set_n_epochs_to_switch(2)
@@ -539,9 +528,6 @@ def test_tracker_settings_for_data_parallel(tmp_path):
     wrapped = nn.DataParallel(net)
     model, restructured, _ = GPA.pai_tracker.add_validation_score(1.0, wrapped)
     assert restructured and isinstance(model, nn.DataParallel) and model.module is net
-
-
-# --- what the original does not do
 
 
 def test_nothing_prompts_exits_or_touches_other_globals():

@@ -19,7 +19,7 @@ from experiments.imagenet.settings import SOURCES, Settings
 from experiments.imagenet.transfer_imagenet import main
 from experiments.training.images import load_images
 from pilimit_lib.core import load
-from pilimit_lib.inf.gp.regression import ReLUKernel
+from pilimit_lib.inf.gp import ReLUKernel
 
 SEED_COMMAND = """--save-dir=./output/ --save-model --cuda --r 200 --lr=0.01 --batch-size=16
     --gclip=0  --epochs=40 --human --wd=0.0001 --bias-alpha=0.5 --first-layer-lr-mult=1.0
@@ -390,9 +390,9 @@ def test_labels_of_validation_images_alone_and_of_later_training_images_are_clas
 def test_memory_for_the_regression_is_asked_for_before_training(
     imagenet, small_cifar, tmp_path, monkeypatch, capsys
 ):
-    from pilimit_lib.inf.gp import matrix as gp_matrix
+    from pilimit_lib.inf.gp import solve
 
-    monkeypatch.setattr(gp_matrix, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(solve, "free_memory", lambda device: 1000)
     with pytest.raises(SystemExit):
         main(
             [

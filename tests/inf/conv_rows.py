@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pilimit_lib.inf.conv.layers import InfPiConv2d, check_map, convolve
 from pilimit_lib.inf.dual.hermite import Series
 from pilimit_lib.inf.dual.relu import relu_k
-from pilimit_lib.inf.rows.autograd import direction
+from pilimit_lib.inf.numerics import direction
 
 
 class InfPiConv2dRows(nn.Module):

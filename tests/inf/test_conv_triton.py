@@ -15,8 +15,8 @@ from pilimit_lib.inf.moments.sums import triton_kernels
 
 SCRIPT = """
 import torch
-from pilimit_lib.inf import conv_operator
-from pilimit_lib.inf import conv_triton as kernels
+from pilimit_lib.inf.conv import sums as conv_operator
+from pilimit_lib.inf.conv import triton_kernels as kernels
 from pilimit_lib.inf.conv.geometry import Geometry
 from pilimit_lib.inf.moments.sums import triton_kernels
 from pilimit_lib.inf.dual.features import PolynomialFeatures

@@ -14,8 +14,8 @@ from pilimit_lib.inf.moments.sums import triton_kernels
 
 SCRIPT = """
 import torch
-from pilimit_lib.inf import feature_linear
-from pilimit_lib.inf import triton_features as kernels
+from pilimit_lib.inf.moments import sums as feature_linear
+from pilimit_lib.inf.moments import triton_kernels as kernels
 from pilimit_lib.inf.dual.features import PolynomialFeatures
 
 torch.manual_seed(0)

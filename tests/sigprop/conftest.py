@@ -32,9 +32,10 @@ def make():
         **options,
     ):
         def block(width):
-            return nn.Sequential(
-                nn.Linear(width, 8), *([nn.BatchNorm1d(8)] if norm else []), nn.ReLU()
-            )
+            layers = nn.Sequential(nn.Linear(width, 8))
+            if norm:
+                layers.append(nn.BatchNorm1d(8))
+            return layers.append(nn.ReLU())
 
         layers = nn.Sequential(*[block(8) for _ in range(depth - 1)], nn.Linear(8, 3))
         if signal is None:

@@ -4,7 +4,9 @@ Our reading of Fahlman & Lebiere 1990 ("The cascade-correlation learning archite
 abstract of arXiv 2501.18018; the authors of the latter may do otherwise in detail. With E_in =
 ∂L/∂y_in, the error that reaches neuron i at sample or position n,
 
-    S_i = |Σ_n (a_in − ā_i)(E_in − Ē_i)|          ∂S_i/∂a_in ≈ s_i (E_in − Ē_i),    s_i the sign of the covariance
+    S_i = |Σ_n (a_in − ā_i)(E_in − Ē_i)|       ∂S_i/∂a_in ≈ s_i (E_in − Ē_i)
+
+with s_i the sign of the covariance.
 
 A candidate maximises Σ_i S_i: `tap` lets y pass unchanged and, in the backward pass, gives the
 candidate's activation the gradient of −S. Means and signs are running averages over batches.

@@ -1,5 +1,7 @@
 """Where a layer's neurons are in its output, and errors that say how to put it right."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from .initial import is_norm
@@ -83,11 +85,12 @@ def check_output(layer, y) -> bool:
     """Whether y can be combined with dendrites; sets dims and neurons on the first forward, raises
     on a mismatch."""
     if not isinstance(y, Tensor):
+        kind = type(layer.neuron).__name__
         raise TypeError(
-            f"layer '{layer.name}' ({type(layer.neuron).__name__}) returned a {type(y).__name__}, "
-            "but dendrites need one tensor. "
-            f'Give it a processor: DendriteConfig(processors={{"{type(layer.neuron).__name__}": MultiOutputProcessor}}), or '
-            f"GPA.pc.append_module_names_with_processing(['{type(layer.neuron).__name__}']) and "
+            f"layer '{layer.name}' ({kind}) returned a {type(y).__name__}, but dendrites need one "
+            "tensor. Give it a processor: "
+            f'DendriteConfig(processors={{"{kind}": MultiOutputProcessor}}), or '
+            f"GPA.pc.append_module_names_with_processing(['{kind}']) and "
             "GPA.pc.append_module_by_name_processing_classes([PBM.MultiOutputProcessor]) before "
             "the conversion"
         )
@@ -104,18 +107,36 @@ def check_output(layer, y) -> bool:
     return False
 
 
+def raise_dimension_errors(layers: Iterable) -> None:
+    """Raise what debugging mode (``debug_dims``) has collected, all layers at once."""
+    wrong = [layer for layer in layers if layer.dimension_error is not None]
+    if not wrong:
+        return
+    problems = "\n".join(f"  {layer.dimension_error}" for layer in wrong)
+    for layer in wrong:
+        layer.dimension_error = None
+    raise DimensionError(f"{len(wrong)} layers have wrong dimensions:\n{problems}")
+
+
 def _problem(layer, y: Tensor) -> str | None:
     dims, shape = layer.dims, list(y.shape)
     who = f"layer '{layer.name}' ({type(layer.neuron).__name__}) returned a tensor of shape {shape}"
     axis = _likely_axis(layer.neuron, y)
-    call = f"model{layer.path}.set_this_input_dimensions({[0 if d == axis else -1 for d in range(y.dim())]})"
+    likely = [0 if d == axis else -1 for d in range(y.dim())]
+    call = f"model{layer.path}.set_this_input_dimensions({likely})"
     remedy = f"call {call} after the conversion, with the 0 where its neurons are"
     if dims is None:
         return f"{who}, and nothing says which dimension its neurons are; {remedy}"
     if len(dims) != y.dim():
-        return f"{who} ({y.dim()} dimensions), but its dimensions are set to {list(dims)} ({len(dims)}); {remedy}"
+        return (
+            f"{who} ({y.dim()} dimensions), but its dimensions are set to {list(dims)} "
+            f"({len(dims)}); {remedy}"
+        )
     if layer.neurons is not None and layer.neurons != y.shape[dims.index(0)]:
-        return f"{who}, but {layer.neurons} neurons were expected in dimension {dims.index(0)} (dimensions {list(dims)}); {remedy}"
+        return (
+            f"{who}, but {layer.neurons} neurons were expected in dimension {dims.index(0)} "
+            f"(dimensions {list(dims)}); {remedy}"
+        )
     return None
 
 

@@ -1,9 +1,19 @@
 """How a dendrite begins: the neurons' architecture with fresh weights."""
 
 import copy
+import hashlib
 
 import torch
 from torch import Tensor, nn
+
+
+def generator_for(seed: int, layer: str, generation: int, attempt: int) -> torch.Generator:
+    """Random numbers that depend on nothing else: not on the device, the rank, or what was drawn
+    before."""
+    digest = hashlib.blake2b(
+        f"{seed}|{layer}|{generation}|{attempt}".encode(), digest_size=8
+    ).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def reference_parameter(neuron: nn.Module, name: str) -> Tensor:

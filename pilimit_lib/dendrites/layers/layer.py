@@ -14,66 +14,10 @@ from torch import Tensor, nn
 from ...core import Change
 from .. import spelling
 from ..config import DendriteConfig, check_dims
-from .correlation import CorrelationStats, tap
+from .correlation import tap
+from .dendrite import Dendrite
 from .dimensions import along, check_output, known_dims, known_neurons
 from .initial import fresh_copy, reference_parameter
-
-
-class Dendrite(nn.Module):
-    """One dendrite d_k with its weights w_k [n] and, from the second on, v_k [k n] from the earlier
-    ones.
-
-    A candidate is a dendrite in its correlation phase: it sees the layer's input, learns from the
-    error, and adds nothing yet.
-    """
-
-    def __init__(
-        self,
-        body: nn.Module,
-        neurons: int,
-        earlier: int,
-        like: Tensor,
-        processor=None,
-        candidate: bool = False,
-    ):
-        super().__init__()
-        self.body = body
-        self.processor = processor
-        self.w = nn.Parameter(like.new_zeros(neurons))
-        self.register_parameter(
-            "v", nn.Parameter(like.new_zeros(earlier, neurons)) if earlier else None
-        )
-        self.stats = CorrelationStats(neurons, like) if candidate else None
-
-    @property
-    def candidate(self) -> bool:
-        return self.stats is not None
-
-    def inner(
-        self, args: tuple, kwargs: dict, activations: list[Tensor], axis: int, perforated: bool
-    ) -> Tensor:
-        """The pre-activation z_k for inputs of the layer and the earlier dendrites' activations."""
-        if self.processor is not None:
-            args, kwargs = self.processor.pre_d(*args, **kwargs)
-        if perforated:
-            args, kwargs = _detached(args), _detached(kwargs)
-        z = self.body(*args, **kwargs)
-        if self.processor is not None:
-            z = self.processor.post_d(z)
-        for j, a in enumerate(activations):
-            z = z + along(self.v[j], z, axis) * (a.detach() if self.candidate else a)
-        return z
-
-
-def _detached(value):
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, (tuple, list)):
-        items = [_detached(v) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, dict):
-        return {k: _detached(v) for k, v in value.items()}
-    return value
 
 
 class DendriticLayer(nn.Module):
@@ -130,10 +74,8 @@ class DendriticLayer(nn.Module):
         return self.__dict__
 
     def extra_repr(self) -> str:
-        return f"dendrites={len(self.dendrites)}, dims={None if self.dims is None else list(self.dims)}"
-
-    # --- where the neurons are
-    # ------------------------------------------------------------------------------------------------
+        dims = None if self.dims is None else list(self.dims)
+        return f"dendrites={len(self.dendrites)}, dims={dims}"
 
     def set_this_input_dimensions(self, dims) -> None:
         """Say where the neurons are in this layer's OUTPUT: one 0 at their axis, -1 elsewhere."""
@@ -156,9 +98,6 @@ class DendriticLayer(nn.Module):
                 f"or call model{self.path}.set_this_input_dimensions([...])"
             )
         return self.dims.index(0)
-
-    # --- forward
-    # --------------------------------------------------------------------------------------------------------------
 
     def forward(self, *args, **kwargs):
         output = self.neuron(*args, **kwargs)
@@ -202,9 +141,6 @@ class DendriticLayer(nn.Module):
         for processor in (self.__dict__["processor"], *(d.processor for d in modules["dendrites"])):
             if processor is not None:
                 processor.clear_processor()
-
-    # --- growth
-    # ---------------------------------------------------------------------------------------------------------------
 
     def grow(self, generator: torch.Generator, candidate: bool = False) -> Dendrite:
         """Add a dendrite with fresh weights from ``generator``; the function of the layer does not

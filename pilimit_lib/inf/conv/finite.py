@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..finite.activation import TruncatedActivation
 from ..finite.layers import ProjectGradient
-from ..rows.autograd import accumulator, direction
+from ..numerics import accumulator, direction
 from .layers import InfPiConv2d, InfPiInputConv2d, check_map, convolve, describe
 
 

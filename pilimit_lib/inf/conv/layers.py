@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..bias import BiasedLayer, bias_parameter
+from ..bias import BiasedLayer, bias_parameter, check_sizes
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import hermite_series
 from ..finite.activation import finite_moments
-from ..layers import check_sizes
 from ..moments.layer import MomentsLayer, check_memory
 from ..moments.sums import moments_of
 from .geometry import Geometry, Pair, pair, same_padding

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from ..dual.features import PolynomialFeatures
 from ..moments.sums import triton_wanted
-from ..rows.autograd import accumulator, direction
+from ..numerics import accumulator, direction
 from .chunks import Chunk, chunks
 from .geometry import Geometry, Phase
 from .positions import Positions, weights

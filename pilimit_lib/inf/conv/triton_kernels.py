@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..dual.features import PolynomialFeatures
 from ..moments.triton_kernels import block_sizes, column_numbers, phi_tile
-from ..rows.autograd import direction
+from ..numerics import direction
 from .geometry import Geometry
 
 

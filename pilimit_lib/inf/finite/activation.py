@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dual.features import PolynomialFeatures, column_indices
-from ..rows.autograd import accumulator, length
+from ..numerics import accumulator, length
 
 _COLUMNS = 4096  # columns of Ψ made at a time
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..rows.autograd import accumulator, direction
+from ..numerics import accumulator, direction
 
 if TYPE_CHECKING:
     from ..layers import InfPiInputLinearReLU, InfPiLinearReLU

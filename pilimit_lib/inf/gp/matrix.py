@@ -14,40 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...core import free_memory, write_text
+from ...core import write_text
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
-
-
-def memory_needed(
-    samples: int, dtype: torch.dtype = torch.float64, method: str = "auto", ridges: int = 1
-) -> int:
-    """Bytes for the kernel matrix of `samples` samples and the regression on it (see
-    `kernel_ridge`).
-
-    50,000 samples are 10 GB in float32 and 20 GB in float64 with method "cholesky", which works in
-    the matrix itself.
-    """
-    from .solve import CHOLESKY_PANEL, resolved
-
-    matrix = samples * samples * torch.empty(0, dtype=dtype).element_size()
-    if resolved(method, ridges) == "eigen":
-        # float64 copy, eigenvectors, and the workspace of the divide-and-conquer driver: two more
-        # of the same size.
-        return matrix + 4 * samples * samples * 8
-    return matrix + 3 * samples * CHOLESKY_PANEL * 8
-
-
-def require_memory(needed: int, fewer: str = "--train-subset-size") -> None:
-    """Raise MemoryError where `needed` bytes are not available now. `fewer`: what takes fewer
-    samples."""
-    available = free_memory("cpu")
-    if available is not None and needed > available:
-        raise MemoryError(
-            f"the kernel regression needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
-            "available. "
-            f"Use fewer samples ({fewer}), float32, or method 'cholesky'"
-        )
 
 
 def kernel_matrix(

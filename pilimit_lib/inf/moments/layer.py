@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...core import free_memory
-from ..bias import BiasedLayer, bias_parameter
+from ..bias import BiasedLayer, bias_parameter, check_sizes
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import Series, hermite_series
 from ..finite.activation import TruncatedActivation, finite_moments
 from ..finite.layers import FinPiLinearReLU
-from ..layers import check_sizes
-from ..rows.autograd import accumulator
+from ..numerics import accumulator
+from ..rows.layer import RowLayer
 from ..rows.storage import as_rows, pop_rows
 from .sums import FactoredParameter, moments_of, moments_output
-
-if TYPE_CHECKING:
-    from ..layers import InfPiLinearReLU
 
 
 class MomentsLayer(BiasedLayer):
@@ -305,7 +302,7 @@ def check_memory(
 
 
 def to_moments(
-    layer: InfPiLinearReLU, degree: int | None = None, fit: str | None = None, fused: bool = False
+    layer: RowLayer, degree: int | None = None, fit: str | None = None, fused: bool = False
 ) -> InfPiLinear:
     """The moments of all rows of `layer`, as a new layer: the same function up to the truncation of
     the kernel."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dual.features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
-from ..rows.autograd import accumulator, direction
+from ..numerics import accumulator, direction
 
 ROWS_AT_ONCE = 8192  # rows that are summed into moments at a time
 # 16 MiB of float32: what monomials of lower degrees may take however small V is

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...core import Blocks, load, restore, save, snapshot
-from ..layers import InfPiLinearReLU, row_layers
+from .layer import RowLayer, row_layers
 from .storage import as_rows, rows_elsewhere
 
 FORMAT = 1
@@ -169,7 +169,7 @@ class _Group:
         self.shard = shards[0]
         self.rank, self.size = (0, 1) if self.shard is None else (self.shard.rank, self.shard.size)
 
-    def total(self, layer: InfPiLinearReLU) -> int:
+    def total(self, layer: RowLayer) -> int:
         return len(layer) if layer.shard is None else layer.shard.total
 
     def wait(self) -> None:
@@ -189,7 +189,7 @@ def _kind(blocks: Blocks) -> dict[str, Any]:
     return {"dtype": blocks.storage, "width": blocks.tail[0]}
 
 
-def _small(layer: InfPiLinearReLU) -> dict[str, Tensor]:
+def _small(layer: RowLayer) -> dict[str, Tensor]:
     """Of a layer, all that has a few bytes per row."""
     found = {"Amult" + suffix: value for suffix, value in layer.Amult.blocks.state().items()} | {
         "origin": layer.origin
@@ -247,7 +247,7 @@ def _read(
     return {"": values}
 
 
-def _check(folder: Path, found: dict, layers: dict[str, InfPiLinearReLU]) -> None:
+def _check(folder: Path, found: dict, layers: dict[str, RowLayer]) -> None:
     """Raise unless the files are as long as they should be and fit the layers."""
     if set(found["layers"]) != set(layers):
         raise ValueError(

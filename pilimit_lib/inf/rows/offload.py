@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import in_memory
-from ..layers import row_layers
+from .layer import row_layers
 
 
 class HostMemory:

@@ -4,14 +4,13 @@ appended as gradient."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core import Axis, Blocks
-from .autograd import Rows
+from ...core import Blocks
+from .pending import Pending
 
 ROWS = ("A", "Amult", "B")  # the parameters of a layer of rows
 
@@ -22,54 +21,6 @@ _REMEDY = (
     "with zero_grad(); "
     "for arithmetic take a free copy: grad.clone().as_subclass(torch.Tensor)"
 )
-
-
-class Pending:
-    """Rows that backward passes made and no step has appended yet; shared by A, Amult and B of one
-    layer."""
-
-    axis: Axis  # along which they will be appended; the layer sets it once its parameters exist
-
-    def __init__(self) -> None:
-        self.parts: list[Rows] = []
-        self.staged: list[Rows] = []
-
-    @property
-    def layer(self) -> nn.Module:
-        """The layer whose rows these will be."""
-        return self.axis.members[0].module
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles have no pending rows, as torch's have no `.grad`: else a copy would
-        step some layers only."""
-        return {**self.__dict__, "parts": [], "staged": []}
-
-    def add(self, rows: Rows) -> None:
-        self.parts.append(rows)
-
-    def clear(self) -> None:
-        self.parts.clear()
-
-    def rows(self) -> Rows | None:
-        """All pending rows in the order in which they were made, or None."""
-        if len(self.parts) > 1:
-            self.parts = [Rows.joined(self.parts)]
-        return self.parts[0] if self.parts else None
-
-    def scale_(self, factor: Tensor | float) -> None:
-        """Multiply the update that the rows stand for; directions keep their length 1."""
-        for rows in self.parts:
-            rows.A = rows.A * factor
-
-    def stage(self) -> None:
-        """Put the pending rows aside, where `zero_grad` does not reach them."""
-        self.staged += self.parts
-        self.parts = []
-
-    def unstage(self) -> None:
-        """Take the rows that were put aside back, before those made since."""
-        self.parts = self.staged + self.parts
-        self.staged = []
 
 
 class PendingGradient(Tensor):
@@ -205,33 +156,6 @@ class InfPiParameter(nn.Parameter):
 
     def __repr__(self, *, tensor_contents: str | None = None) -> str:
         return f"InfPiParameter({self.role}, {list(self.blocks.shape)}, {self.blocks.dtype}, {self.blocks.device})"
-
-
-def convert_rows(layer: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool) -> nn.Module:
-    """`_apply` of a layer of rows: conversions block by block; Amult never below float32, or small
-    steps would vanish."""
-    order = list(layer._parameters)
-    fronts = {name: layer._parameters.pop(name) for name in ROWS}
-    try:
-        nn.Module._apply(layer, fn, recurse)
-    finally:
-        others = dict(layer._parameters)
-        layer._parameters.clear()
-        for name in order:
-            layer._parameters[name] = fronts[name] if name in fronts else others[name]
-    for name, front in fronts.items():
-        front.blocks.convert(_at_least_float32(fn) if name == "Amult" else fn)
-        front.refresh()
-    layer.origin_blocks.convert(fn)
-    return layer
-
-
-def _at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def convert(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
-
-    return convert
 
 
 def _in_place(name: str) -> bool:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...core import follow
-from ..layers import row_layers
-from .autograd import Rows
+from .layer import row_layers
 from .parameter import ROWS
+from .pending import Rows
 
 
 @dataclass(eq=False)
@@ -53,7 +53,7 @@ class Shard:
         """Those of the rows about to be appended that belong here."""
         numbers = torch.arange(self.total, self.total + len(rows), device=rows.A.device)
         mine = (numbers % self.size == self.rank).nonzero().squeeze(1)
-        return Rows(rows.A[mine], rows.B[mine], rows.origin[mine])
+        return rows[mine]
 
     def check(self, rows: Rows, held: int) -> None:
         """Raise unless all ranks are about to append these `rows`; `held` is how many are here now.

@@ -10,18 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...core import UNKNOWN, Blocks
-from .autograd import accumulator
+from ...core import Blocks
+from ..numerics import accumulator
 from .parameter import ROWS
 from .quantized import QuantizedBlocks, codes_to_rows
-
-if TYPE_CHECKING:
-    from ..layers import InfPiLinearReLU
 
 SUFFIXES = {"A": ("_scale", "_shift"), "Amult": ("_raw", "_factors"), "B": ("_scale", "_shift")}
 EXTRAS = tuple(name + suffix for name, suffixes in SUFFIXES.items() for suffix in suffixes)
@@ -59,27 +55,6 @@ def new_blocks(
     if row_dtype == torch.int8:
         return QuantizedBlocks(tail, device=device)
     return Blocks(tail, dtype=row_dtype, device=device)
-
-
-def require_whole(layer: InfPiLinearReLU, what: str) -> None:
-    """Raise where some of the layer's rows are on other ranks."""
-    if layer.shard is not None:
-        raise RuntimeError(
-            f"{what} needs all rows of a layer, and these are sharded over {layer.shard.size} "
-            "processes; call "
-            "gather_rows(model) on every rank first, or write a checkpoint with row_files.save_rows"
-        )
-
-
-def put_rows(layer: InfPiLinearReLU, destination: dict, prefix: str) -> None:
-    """Put copies of the rows into a state dict."""
-    if elsewhere():
-        return
-    require_whole(layer, "state_dict")
-    for name in ROWS:
-        for suffix, value in layer.row_storage(name).state().items():
-            destination[prefix + name + suffix] = value
-    destination[prefix + "origin"] = layer.origin
 
 
 def pop_rows(state: dict, prefix: str) -> dict[str, dict[str, Tensor]]:
@@ -133,33 +108,3 @@ def as_rows(pieces: dict[str, Tensor], name: str) -> Tensor:
     if misfit:
         raise ValueError(misfit)
     return codes_to_rows(pieces)
-
-
-def check_storage(layer: InfPiLinearReLU, given: Mapping[str, Tensor]) -> None:
-    """Raise where A or B, among the tensors `given` by name, has numbers that the layer's storage
-    can't hold."""
-    for name in ("A", "B"):
-        misfit = storage_misfit(given[name], layer.row_storage(name).storage, name)
-        if misfit:
-            raise ValueError(misfit)
-
-
-def take_rows(
-    layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origin: Tensor | None
-) -> None:
-    """Hold the rows that `pop_rows` found; nothing is changed where they do not fit."""
-    require_whole(layer, "load_state_dict")
-    rows = {name: as_rows(pieces, name) for name, pieces in found.items()}
-    lengths = {name: len(values) for name, values in rows.items()}
-    origin = torch.full((lengths["A"],), UNKNOWN) if origin is None else origin
-    for name, pieces in found.items():
-        layer.row_storage(name).check(pieces[""], name)
-    check_storage(layer, rows)
-    layer.row_storage("origin").check(origin, "origin")
-    if len(set(lengths.values())) != 1 or len(origin) != lengths["A"]:
-        raise ValueError(f"rows of different number: {lengths | {'origin': len(origin)}}")
-    for name, pieces in found.items():
-        if pieces[""].dtype == torch.int8 and layer.row_storage(name).storage != torch.int8:
-            pieces = {"": rows[name]}
-        layer.row_storage(name).load_state(pieces)
-    layer.row_storage("origin").set(origin)

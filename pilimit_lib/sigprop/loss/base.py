@@ -11,9 +11,8 @@ class Loss(nn.Module):
     """Base of losses written as classes: `forward(sp_learn, h1, t1, h0, t0, y)` returns one number.
 
     `sp_learn` is the propagator that asks; h1 [b ...] and t1 [r ...] are its streams after the
-    block, h0 and t0 before it (in a
-    signal: the raw input and the formatted context); y is the context as given to the model. A
-    plain function serves as well.
+    block, h0 and t0 before it (in a signal: the raw input and the formatted context); y is the
+    context as given to the model. A plain function serves as well.
     """
 
     def check(self, sp_learn, rows: int, context: Tensor) -> None:

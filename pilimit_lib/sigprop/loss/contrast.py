@@ -24,12 +24,12 @@ class Contrast(Loss):
     partners w from before it.
 
     `mode`, `k`, `by`: how partners are chosen, see `functional.partners`. The default "product" is
-    the paper's code, in which
-    deep layers drift to wrong partners: a target of large norm resembles everyone most. "label"
-    cannot drift, "cosine" less. `cosine`: similarities y as cosines (then a temperature near 0.1 is
-    usual). `normalize`: partners weigh one in sum. `counts`: with one target row per class, weigh
-    each class by its samples in the batch, so that the loss (for mode "max_all") equals that of one
-    target row per sample. Target rows may stand for samples or for classes; see `class_rows`.
+    the paper's code, in which deep layers drift to wrong partners: a target of large norm resembles
+    everyone most. "label" cannot drift, "cosine" less. `cosine`: similarities y as cosines (then a
+    temperature near 0.1 is usual). `normalize`: partners weigh one in sum. `counts`: with one
+    target row per class, weigh each class by its samples in the batch, so that the loss (for mode
+    "max_all") equals that of one target row per sample. Target rows may stand for samples or for
+    classes; see `class_rows`.
     """
 
     def __init__(
@@ -62,13 +62,10 @@ class Contrast(Loss):
                 "counts stands for repeated rows that are all partners: mode 'max_all', got "
                 f"{mode!r}"
             )
-        self.mode, self.k, self.by, self.cosine = mode, k, by, cosine
-        self.temperature, self.normalize, self.counts, self.generator = (
-            temperature,
-            normalize,
-            counts,
-            generator,
-        )
+        self.mode, self.k, self.by = mode, k, by
+        self.cosine, self.temperature = cosine, temperature
+        self.normalize, self.counts = normalize, counts
+        self.generator = generator
 
     def check(self, sp_learn, rows, context):
         if self.mode == "topk" and not getattr(sp_learn, "class_rows", False):
@@ -109,4 +106,7 @@ class Contrast(Loss):
         )
 
     def extra_repr(self) -> str:
-        return f"mode={self.mode!r}, k={self.k}, by={self.by!r}, cosine={self.cosine}, temperature={self.temperature}"
+        return (
+            f"mode={self.mode!r}, k={self.k}, by={self.by!r}, cosine={self.cosine}, "
+            f"temperature={self.temperature}"
+        )

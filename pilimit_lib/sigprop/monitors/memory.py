@@ -43,7 +43,10 @@ class Memory:
 
     def metrics(self) -> str:
         """One line for the terminal."""
-        return f"{self.name}: {self.peak / 2**20:.2f} MiB saved for backward at most, {self.total / 2**20:.2f} MiB in all"
+        return (
+            f"{self.name}: {self.peak / 2**20:.2f} MiB saved for backward at most, "
+            f"{self.total / 2**20:.2f} MiB in all"
+        )
 
     def _take(self, key: int, size: int) -> None:
         self._uses[key] = self._uses.get(key, 0) + 1

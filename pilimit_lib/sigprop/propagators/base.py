@@ -15,14 +15,26 @@ class Propagator(nn.Module):
     and returns such a triple.
 
     Parameters of a propagator are trained by the caller's global loss unless the class says
-    otherwise (`globally_trained`).
+    otherwise (`globally_trained`). `optimizer` and `loss` are taken so that every propagator can be
+    built alike; only those that learn keep them. `fuse`: run both streams through the block in one
+    call: True, False, or "auto" (where the block is known to treat rows one by one).
     """
 
     globally_trained = True
     fuse: bool | str = "auto"
 
-    def __init__(self, module: nn.Module | None = None):
+    def __init__(
+        self,
+        module: nn.Module | None = None,
+        optimizer=None,
+        loss=None,
+        *,
+        fuse: bool | str = "auto",
+    ):
         super().__init__()
+        if fuse not in (True, False, "auto"):
+            raise ValueError(f"fuse is True, False or 'auto', got {fuse!r}")
+        self.fuse = fuse
         if module is not None:
             if not isinstance(module, nn.Module):
                 raise TypeError(
@@ -40,6 +52,13 @@ class Propagator(nn.Module):
     def route(self, h: Tensor, t: Tensor | None, context) -> tuple:
         """What the next layer gets."""
         return Flow(h, t, context)
+
+    def carry(self, input) -> tuple:
+        """Both streams through the block and on to the next layer, without learning."""
+        check_flow(input)
+        h, t, context = input
+        h1, t1, _, _ = self.propagate(h, t)
+        return self.route(h1, t1, context)
 
 
 def propagators_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Propagator]]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .base import Propagator, check_flow
 
+_NO_NUMBER = "the loss of a propagator must return one number as a tensor, got {}"
+
 
 class Learn(Propagator):
     """Trains its block locally: nothing flows back to earlier blocks, and later ones see the
@@ -17,14 +19,14 @@ class Learn(Propagator):
 
     A subclass defines `loss_(h1, t1, h0, t0, context)`, or `train_` and `eval_`, each of which
     returns (loss, None, None). `train_` runs in training (unless gradients are switched off),
-    `eval_` in evaluation, both only if there is a context.
+    `eval_` in evaluation, both only if there is a context. Without such a method it is `loss` that
+    is called, as `loss(propagator, h1, t1, h0, t0, context)`.
 
-    `fuse`: run both streams through the block in one call: True, False, or "auto" (where the block
-    is known to treat rows one by one). `scaler`: a torch.amp.GradScaler of its own, for float16
-    autocast.
+    `scaler`: a torch.amp.GradScaler of its own, for float16 autocast.
     """
 
     globally_trained = False
+    loss_required = False  # whether the constructor insists on a loss
     class_rows = False  # set by the model when the signal sends one target row per class
 
     def __init__(
@@ -36,7 +38,7 @@ class Learn(Propagator):
         fuse: bool | str = "auto",
         scaler: torch.amp.GradScaler | None = None,
     ):
-        super().__init__(module)
+        super().__init__(module, fuse=fuse)
         if optimizer is not None and not (
             hasattr(optimizer, "step") and hasattr(optimizer, "zero_grad")
         ):
@@ -51,9 +53,13 @@ class Learn(Propagator):
                 "loss must be callable as loss(propagator, h1, t1, h0, t0, context), got "
                 f"{type(loss).__name__}"
             )
-        if fuse not in (True, False, "auto"):
-            raise ValueError(f"fuse is True, False or 'auto', got {fuse!r}")
-        self.optimizer, self.loss, self.fuse, self.scaler = optimizer, loss, fuse, scaler
+        if loss is None and self.loss_required:
+            raise ValueError(
+                f"{type(self).__name__} needs a loss, for instance "
+                "sigprop.loss.v9_input_target_max_all; "
+                "a block that shall not learn goes into Fixed"
+            )
+        self.optimizer, self.loss, self.scaler = optimizer, loss, scaler
         self.deferred = False
         self.last_loss: Tensor | float | None = None
 
@@ -72,9 +78,16 @@ class Learn(Propagator):
         return self.route(h1.detach(), None if t1 is None else t1.detach(), context)
 
     def loss_(self, h1, t1, h0, t0, context) -> Tensor:
-        raise NotImplementedError(
-            f"{type(self).__name__} defines neither loss_ nor train_ and eval_"
-        )
+        if self.loss is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no loss and defines neither loss_ nor train_ and eval_"
+            )
+        loss = self.loss(self, h1, t1, h0, t0, context)
+        if not isinstance(loss, Tensor):
+            raise TypeError(_NO_NUMBER.format(type(loss).__name__))
+        if loss.numel() != 1:
+            raise TypeError(_NO_NUMBER.format(f"a tensor of shape {list(loss.shape)}"))
+        return loss
 
     def train_(self, h1, t1, h0, t0, context):
         loss = self.loss_(h1, t1, h0, t0, context)
@@ -85,9 +98,9 @@ class Learn(Propagator):
         return self.loss_(h1, t1, h0, t0, context).detach(), None, None
 
     def needs_graph(self) -> bool:
-        """Whether `train_` differentiates; it may also update by other rules, so a subclass does
-        unless it says otherwise."""
-        return True
+        """Whether `train_` differentiates: this one only with an optimiser; that of a subclass,
+        which may update by other rules, unless it says otherwise."""
+        return self.optimizer is not None or type(self).train_ is not Learn.train_
 
     def update(self, loss: Tensor) -> None:
         """One step of the local optimiser on `loss`, or only its gradient inside
@@ -123,35 +136,4 @@ class Loss(Learn):
     """Trains its block by any `loss(propagator, h1, t1, h0, t0, context)`; without an optimiser the
     block stays as it is."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
-        loss: Callable | None = None,
-        *,
-        fuse: bool | str = "auto",
-        scaler: torch.amp.GradScaler | None = None,
-    ):
-        super().__init__(module, optimizer, loss, fuse=fuse, scaler=scaler)
-        if loss is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a loss, for instance "
-                "sigprop.loss.v9_input_target_max_all; "
-                "a block that shall not learn goes into Fixed"
-            )
-
-    def needs_graph(self) -> bool:
-        return self.optimizer is not None
-
-    def loss_(self, h1, t1, h0, t0, context):
-        loss = self.loss(self, h1, t1, h0, t0, context)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = (
-                f"a tensor of shape {list(loss.shape)}"
-                if isinstance(loss, Tensor)
-                else type(loss).__name__
-            )
-            raise TypeError(
-                f"the loss of a propagator must return one number as a tensor, got {found}"
-            )
-        return loss
+    loss_required = True

@@ -3,46 +3,56 @@ layers get the pair (h, t)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from . import learn, other
+from . import learn
+from .base import Propagator
 
 
-class _SignalRouter:
-    """The signal is called with the pair (h, t) and answers (h1, t1, h0, t0); the context goes no
-    further."""
-
-    def propagate(self, h: Tensor, t: Tensor | None):
-        made = self.module((h, t))
-        if not isinstance(made, tuple | list) or len(made) != 4:
-            found = (
-                f"{len(made)} entries" if isinstance(made, tuple | list) else type(made).__name__
-            )
-            raise TypeError(
-                f"a signal returns (h1, t1, h0, t0), got {found}; after the formatters there must "
-                "come a generator, such as sigprop.signals.ProjectionContext"
-            )
-        h1, t1, _, _ = made
-        if t1 is not None and h1.shape[1:] != t1.shape[1:]:
-            raise ValueError(
-                f"the signal gives input rows of shape {list(h1.shape[1:])} and target rows of "
-                f"{list(t1.shape[1:])}"
-                "; both enter the same layers, so output_shape must equal the shape of the input "
-                "as it enters them"
-            )
-        return tuple(made)
-
-    def route(self, h: Tensor, t: Tensor | None, context) -> tuple:
-        return h, t
+def _propagate(self: Propagator, h: Tensor, t: Tensor | None) -> tuple:
+    """The signal is called with the pair (h, t) and answers (h1, t1, h0, t0)."""
+    made = self.module((h, t))
+    if not isinstance(made, tuple | list) or len(made) != 4:
+        found = f"{len(made)} entries" if isinstance(made, tuple | list) else type(made).__name__
+        raise TypeError(
+            f"a signal returns (h1, t1, h0, t0), got {found}; after the formatters there must "
+            "come a generator, such as sigprop.signals.ProjectionContext"
+        )
+    h1, t1, _, _ = made
+    if t1 is not None and h1.shape[1:] != t1.shape[1:]:
+        raise ValueError(
+            f"the signal gives input rows of shape {list(h1.shape[1:])} and target rows of "
+            f"{list(t1.shape[1:])}; both enter the same layers, so output_shape must equal the "
+            "shape of the input as it enters them"
+        )
+    return tuple(made)
 
 
-class Learn(_SignalRouter, learn.Learn):
+def _route(self: Propagator, h: Tensor, t: Tensor | None, context) -> tuple:
+    """The context goes no further."""
+    return h, t
+
+
+class Learn(learn.Learn):
     """As propagators.Learn, for the signal."""
 
+    propagate, route = _propagate, _route
 
-class Loss(_SignalRouter, learn.Loss):
+
+class Loss(learn.Learn):
     """As propagators.Loss, for the signal: its projections learn."""
 
+    loss_required = True
+    propagate, route = _propagate, _route
 
-class Fixed(_SignalRouter, other.Fixed):
+
+class Fixed(Propagator):
     """As propagators.Fixed, for a signal that is constructed rather than learnt."""
+
+    globally_trained = False
+    propagate, route = _propagate, _route
+
+    def forward(self, input):
+        with torch.no_grad():
+            return self.carry(input)

@@ -35,7 +35,7 @@ def project_labels(
         if module_input is None
         else ProjectionContextInput(module_context, module_input, *shapes)
     )
-    formatters = [LabelNumberToOnehot(num_classes)] + (
-        [DistinctBatchLabelsOnehot()] if per_class else []
-    )
-    return nn.Sequential(*formatters, generator)
+    signal = nn.Sequential(LabelNumberToOnehot(num_classes))
+    if per_class:
+        signal.append(DistinctBatchLabelsOnehot())
+    return signal.append(generator)

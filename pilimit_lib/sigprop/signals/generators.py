@@ -28,11 +28,7 @@ class ProjectionContext(Generator):
         fixed: bool = False,
     ):
         super().__init__()
-        self.module = module
-        self.input_shape, self.output_shape = tuple(input_shape), tuple(output_shape)
-        self.fixed = fixed
-        if fixed:
-            self.requires_grad_(False)
+        _keep(self, input_shape, output_shape, fixed, module=module)
 
     def forward(self, input):
         h0, t0 = input
@@ -58,16 +54,29 @@ class ProjectionContextInput(Generator):
         fixed: bool = False,
     ):
         super().__init__()
-        self.module_context, self.module_input = module_context, module_input
-        self.input_shape, self.output_shape = tuple(input_shape), tuple(output_shape)
-        self.fixed = fixed
-        if fixed:
-            self.requires_grad_(False)
+        modules = {"module_context": module_context, "module_input": module_input}
+        _keep(self, input_shape, output_shape, fixed, **modules)
 
     def forward(self, input):
         h0, t0 = input
         t1 = project(self.module_context, t0, self.input_shape, self.output_shape)
         return self.module_input(h0), t1, h0, t0
+
+
+def _keep(
+    generator: Generator,
+    input_shape: Sequence[int],
+    output_shape: Sequence[int],
+    fixed: bool,
+    **modules: nn.Module,
+) -> None:
+    """What both projections hold: their modules under these names, the shapes, and `fixed`."""
+    for name, module in modules.items():
+        setattr(generator, name, module)
+    generator.input_shape, generator.output_shape = tuple(input_shape), tuple(output_shape)
+    generator.fixed = fixed
+    if fixed:
+        generator.requires_grad_(False)
 
 
 def project(

@@ -17,14 +17,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..layer import RowLayer
 from . import chunked, native, triton_launch
-
-if TYPE_CHECKING:
-    from ...layers import InfPiLinearReLU
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +63,7 @@ def row_twin(name: str = "chunked", debug: bool = False) -> Iterator[list[str]]:
         _choice.reset(token)
 
 
-def pick(layer: InfPiLinearReLU, unit: Tensor) -> ModuleType | None:
+def pick(layer: RowLayer, unit: Tensor) -> ModuleType | None:
     """The twin to run for directions `unit` [b r]; None stands for the plain functions."""
     choice = _choice.get() or _Choice()
     for name in FALLBACK[choice.name]:

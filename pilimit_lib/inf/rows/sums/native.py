@@ -17,16 +17,13 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ....core import StoredRows, replacing
 from ...dual.relu import TWO_PI
-
-if TYPE_CHECKING:
-    from ...layers import InfPiLinearReLU
+from ..layer import RowLayer
 
 SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = (
@@ -44,7 +41,7 @@ FLAGS = (
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
-def refuses(layer: InfPiLinearReLU, unit: Tensor) -> str | None:
+def refuses(layer: RowLayer, unit: Tensor) -> str | None:
     """Why this twin can't run, or None."""
     storage = layer.A.blocks.storage
     if unit.device.type != "cpu" or layer.A.blocks.device.type != "cpu":
@@ -140,7 +137,7 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 def _run(
     name: str,
-    layer: InfPiLinearReLU,
+    layer: RowLayer,
     rows: int,
     tiles: _Tiles,
     given: list[Tensor],
@@ -171,7 +168,7 @@ def _run(
             )
         return totals
 
-    blocks = list(zip(*(getattr(layer, role).blocks.parts(rows) for role in ("A", "Amult", "B"))))
+    blocks = list(layer.parts(rows))
     threads = max(1, min(torch.get_num_threads(), len(blocks)))
     if threads == 1:
         return stretch(blocks)
@@ -183,9 +180,7 @@ def _run(
     return [sum(totals[1:], start=totals[0]) for totals in zip(*found)]
 
 
-def forward(
-    layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bool
-) -> tuple[Tensor, list[Tensor]]:
+def forward(layer: RowLayer, rows: int, unit: Tensor, save: bool) -> tuple[Tensor, list[Tensor]]:
     """Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) for directions `unit` [b r]: [b o]; cosines are recomputed, never
     saved."""
     tiles = _Tiles(len(unit))
@@ -194,7 +189,7 @@ def forward(
 
 
 def backward(
-    layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: Tensor, saved: list[Tensor]
+    layer: RowLayer, rows: int, grad: Tensor, unit: Tensor, saved: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """For ∂out `grad` [b o]: Σ_m dγ k'(q) B [b r] and Σ_m dγ (k - q k')(q) [b 1]."""
     tiles = _Tiles(len(unit))

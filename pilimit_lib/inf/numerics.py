@@ -1,0 +1,34 @@
+"""Numbers that every layer needs: the precision of sums, length and direction of pre-activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The precision in which rows of `dtype` are summed."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def length(g: Tensor) -> Tensor:
+    """s [b 1], the length of each pre-activation; where it is 0 all its derivatives are 0."""
+    with torch.no_grad():
+        s = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
+    if not (torch.is_grad_enabled() and g.requires_grad):
+        return s
+    # torch's second derivative of a norm at 0 is NaN: take it elsewhere, and mask the result.
+    return torch.linalg.vector_norm(g + (s == 0), dim=-1, keepdim=True) * (s != 0)
+
+
+def direction(g: Tensor) -> tuple[Tensor, Tensor]:
+    """(ĝ [b r], s [b 1]): unit vector and length of each pre-activation; zero vectors have
+    direction zero."""
+    s = length(g)
+    return g / torch.where(s > 0, s, 1), s
+
+
+def output_scale(s: Tensor, layernorm: bool) -> Tensor:
+    """What a sum over directions is multiplied with, for lengths s: s itself; under layer norm 1,
+    but 0 where s is 0."""
+    return (s > 0).to(s.dtype) if layernorm else s
