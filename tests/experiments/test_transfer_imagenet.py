@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -337,8 +338,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit_and_transfers_once(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "step", step)
-    for resume in ([], ["--resume"], ["--resume"]):
-        main([*flags, *resume, "--save-dir", str(tmp_path / "parts"), "--save-model"])
+    for how, code in ((flags, 130), (["--resume"], 130), (["--resume"], None)):
+        with pytest.raises(SystemExit) if code else nullcontext() as stopped:
+            main([*how, "--quiet", "--save-dir", str(tmp_path / "parts"), "--save-model"])
+        assert code is None or stopped.value.code == code
     a, b = (load(tmp_path / name / "model.th") for name in ("whole", "parts"))
     assert count[0] == 24 and all(
         torch.equal(a[name], b[name]) for name in a if isinstance(a[name], torch.Tensor)
