@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .checkpoints.architecture import recorded_architecture
 from .checkpoints.fits import fixed_misfits
-from .conv.layers import InfPiConv2d, InfPiInputConv2d, check_size
+from .conv.geometry import check_size
+from .conv.layers import InfPiConv2d, InfPiInputConv2d
 from .summary import summary
 
 
@@ -73,30 +74,16 @@ class InfPiConvNet(nn.Module):
         pools = (1,) * hidden if pools is None else tuple(pools)
         shortcuts = tuple((int(i), int(j)) for i, j in shortcuts)
         _check_plan(ranks, pools, shortcuts, kernel_size)
-        self.channels, self.classes, self.ranks, self.pools, self.shortcuts = (
-            channels,
-            classes,
-            ranks,
-            pools,
-            shortcuts,
-        )
+        self.channels, self.classes = channels, classes
+        self.ranks, self.pools, self.shortcuts = ranks, pools, shortcuts
         self.kernel_size, self.input_stride = kernel_size, input_stride
-        self.first_layer_alpha, self.last_layer_alpha = (
-            float(first_layer_alpha),
-            float(last_layer_alpha),
-        )
-        self.bias_alpha, self.degree, self.fit, self.layernorm = (
-            float(bias_alpha or 0),
-            degree,
-            fit,
-            layernorm,
-        )
+        self.first_layer_alpha = float(first_layer_alpha)
+        self.last_layer_alpha = float(last_layer_alpha)
+        self.bias_alpha, self.layernorm = float(bias_alpha or 0), layernorm
         self.activation = activation if isinstance(activation, str) else "custom"
-        self.gain, self.branch_gain, self.chunk_elements = (
-            float(gain),
-            float(branch_gain),
-            chunk_elements,
-        )
+        self.degree, self.fit = degree, fit
+        self.gain, self.branch_gain = float(gain), float(branch_gain)
+        self.chunk_elements = chunk_elements
         common = {"bias_alpha": bias_alpha, "device": device, "dtype": dtype}
         padding = kernel_size // 2
         self.layers = nn.ModuleList(
@@ -270,10 +257,8 @@ class FinPiConvNetSample(nn.Module):
     def __init__(self, infnet: InfPiConvNet, n: int) -> None:
         super().__init__()
         self.n, self.shortcuts = n, infnet.shortcuts
-        self.first_layer_alpha, self.last_layer_alpha = (
-            infnet.first_layer_alpha,
-            infnet.last_layer_alpha,
-        )
+        self.first_layer_alpha = infnet.first_layer_alpha
+        self.last_layer_alpha = infnet.last_layer_alpha
         sources = {j: i for i, j in infnet.shortcuts}
         self.layers = nn.ModuleList()
         for number, layer in enumerate(infnet.layers):

@@ -2,7 +2,8 @@
 that receives them.
 
     input layer    g = x A + bias_alpha · bias                                     A [d r]
-    π-layer        g_out = s · Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) + bias_alpha · bias     A [m o], Amult [m], B [m r]
+    π-layer        g_out = s · Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) + bias_alpha · bias
+                   A [m o], Amult [m], B [m r]
 
 Training appends one row per sample and step: see `PiSGD`. Source: Yang, Santacroce & Hu 2022.
 """
@@ -10,18 +11,17 @@ Training appends one row per sample and step: see `PiSGD`. Source: Yang, Santacr
 from __future__ import annotations
 
 import torch
-from opt_einsum import contract
 from torch import Tensor, nn
 
 from .bias import BiasedLayer, bias_parameter, check_sizes, take_bias_alpha
-from .finite.layers import FinPiInputLinearReLU, FinPiLinearReLU
+from .finite.layers import FinPiInputLinearReLU, FinPiLinearReLU, relu_weight
+from .moments.autograd import moments_output
 from .moments.folded import FoldedRows
 from .moments.layer import InfPiLinear, to_moments
-from .moments.sums import moments_output
 from .numerics import accumulator
 from .rows.autograd import inf_linear
 from .rows.compress import compress
-from .rows.initial import initial_rows
+from .rows.initial import initial_columns_, initial_rows
 from .rows.layer import RowLayer
 from .rows.limits import RowLimits
 from .rows.merge import merge
@@ -64,8 +64,7 @@ class InfPiInputLinearReLU(BiasedLayer):
     @torch.no_grad()
     def initialize(self) -> None:
         """Columns of A uniform on the unit sphere, bias 0."""
-        self.A.normal_()
-        self.A /= torch.linalg.vector_norm(self.A, dim=0)
+        initial_columns_(self.A)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -77,6 +76,18 @@ class InfPiInputLinearReLU(BiasedLayer):
             )
         g = x @ self.A
         return g if self.bias is None else g + self.bias_alpha * self.bias
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.A.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.A.device
+
+    def finite_weight(self, omega: Tensor | None) -> Tensor:
+        """[r_out d] on data, before a finite layer's ω and scaling."""
+        return self.A.T
 
     def sample(self, n_in: int | None = None, n_out: int = 1024) -> FinPiInputLinearReLU:
         """A finite layer of width `n_out` that computes the same function as n_out → ∞. `n_in` is
@@ -115,6 +126,8 @@ class InfPiLinearReLU(RowLayer):
             must run inside `with batch(ids)`. Both happen in `PiSGD.step`, and `limits` keeps the
             tally.
     """
+
+    shardable = True
 
     def __init__(
         self,
@@ -175,7 +188,7 @@ class InfPiLinearReLU(RowLayer):
         )
         for A, Amult, B in self.row_blocks():
             A, Amult, B = (tensor.to(total) for tensor in (A, Amult, B))
-            total += contract("mo,m,mn->on", A, Amult, torch.relu(B @ omega.to(total).T))
+            total += relu_weight(A, Amult, B, omega.to(total))
         return total if self.folded is None else total + self.folded.finite_weight(omega)
 
     def sample(

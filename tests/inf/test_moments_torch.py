@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pilimit_lib.core import load, restore, save, snapshot
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.moments import sums as feature_linear
-from pilimit_lib.inf.moments.sums import FactoredParameter
+from pilimit_lib.inf.moments.parameter import FactoredParameter
 
 
 def network(fused=False, **options):

@@ -19,14 +19,16 @@ from pilimit_lib.inf.moments import triton_kernels as kernels
 from pilimit_lib.inf.dual.features import PolynomialFeatures
 
 torch.manual_seed(0)
-for r, b, o, kappa in ((7, 5, 3, [.16, .25, .08]), (8, 17, 20, [.16, .25, .08]), (5, 3, 2, [0, .3]), (6, 1, 4, [0, 0, .2]),
+for r, b, o, kappa in ((7, 5, 3, [.16, .25, .08]),
+                       (8, 17, 20, [.16, .25, .08]), (5, 3, 2, [0, .3]), (6, 1, 4, [0, 0, .2]),
                        (1, 2, 1, [.1, .2, .3]), (33, 20, 70, [.16, 0, .08])):
     features = PolynomialFeatures(r, kappa)
     u = torch.nn.functional.normalize(torch.randn(b, r), dim=1)
     for dtype in (torch.float32, torch.bfloat16):
         V, delta = torch.randn(features.P, o).to(dtype), torch.randn(b, o)
         assert kernels.usable(features, u, V)
-        torch.testing.assert_close(kernels.forward(features, u, V), feature_linear.forward(features, u, V), rtol=1e-5, atol=1e-5)
+        plain = feature_linear.forward(features, u, V)
+        torch.testing.assert_close(kernels.forward(features, u, V), plain, rtol=1e-5, atol=1e-5)
         mine, theirs = V.clone(), V.clone()
         kernels.update_(features, mine, u, delta, -.3, .9, block_p=32)
         feature_linear.update_(features, theirs, u, delta, -.3, .9)

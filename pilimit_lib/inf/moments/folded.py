@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import Series, hermite_series
 from ..dual.relu import relu_k_prime
-from ..finite.activation import finite_moments
 from ..numerics import accumulator
+from .finite_weight import finite_moments
 from .sums import update_
 
 

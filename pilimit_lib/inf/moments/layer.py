@@ -10,29 +10,34 @@ that clipping uses. Index legend as in `features`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core import free_memory
-from ..bias import BiasedLayer, bias_parameter, check_sizes
+from ..bias import bias_parameter, check_sizes, take_bias_alpha
+from ..checks import check_memory
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import Series, hermite_series
-from ..finite.activation import TruncatedActivation, finite_moments
+from ..finite.activation import TruncatedActivation
 from ..finite.layers import FinPiLinearReLU
 from ..numerics import accumulator
+from ..rows.initial import initial_rows
 from ..rows.layer import RowLayer
 from ..rows.storage import as_rows, pop_rows
-from .sums import FactoredParameter, moments_of, moments_output
+from .autograd import moments_output
+from .finite_weight import finite_moments
+from .parameter import FactoredParameter
+from .sums import moments_of
 
 
-class MomentsLayer(BiasedLayer):
-    """What layers of moments have in common: V [P ...], and the series of the kernel and the
-    features that it belongs to."""
+class MomentsLayer(nn.Module):
+    """What layers of moments have in common: V [P ...], the series of the kernel and the features
+    that it belongs to, and the multiplier of the bias."""
 
     V: nn.Parameter
+    bias_alpha: float
     series: Series
     features: PolynomialFeatures
 
@@ -52,6 +57,14 @@ class MomentsLayer(BiasedLayer):
         """Memory of V in bytes: what takes the place of the rows."""
         return self.V.numel() * self.V.element_size()
 
+    def describe_memory(self) -> str:
+        """Kernel, number of features and bytes, for `repr`."""
+        series = self.series
+        return (
+            f"activation={series.activation}, degree={series.degree}, fit={series.fit}, "
+            f"truncation={self.truncation:.2g}, P={self.P:,}, {self.row_bytes:,} bytes"
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         return self.V.dtype
@@ -62,6 +75,7 @@ class MomentsLayer(BiasedLayer):
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
         destination[prefix + "kappa"] = torch.tensor(self.series.kappa, dtype=torch.float64)
 
     def _load_from_state_dict(
@@ -78,6 +92,7 @@ class MomentsLayer(BiasedLayer):
         if problem:
             errors.append(f"{prefix}V: {problem}")
             return  # these moments would mean another function here
+        take_bias_alpha(self, state, prefix, errors)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
 
@@ -120,13 +135,9 @@ class InfPiLinear(MomentsLayer):
         V_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.r, self.r_out, self.bias_alpha, self.layernorm = (
-            r,
-            r if r_out is None else r_out,
-            float(bias_alpha or 0),
-            layernorm,
-        )
+        self.r, self.r_out = r, r if r_out is None else r_out
         check_sizes(r, self.r_out)
+        self.bias_alpha, self.layernorm = float(bias_alpha or 0), layernorm
         self.output_layer, self.fused = output_layer, fused
         self.series = hermite_series(activation, degree, fit)
         self.features = PolynomialFeatures(r, self.series.kappa)
@@ -144,16 +155,12 @@ class InfPiLinear(MomentsLayer):
         if self.output_layer:
             self.V.zero_()
         else:
-            B = torch.randn(self.r, self.r)
-            A = torch.randn(self.r, self.r_out) / math.sqrt(self.r_out)
-            self.set_rows(
-                [(A, torch.ones(self.r), B / torch.linalg.vector_norm(B, dim=1, keepdim=True))]
-            )
+            self.set_rows([initial_rows(self.r, self.r_out)])
         if self.bias is not None:
             self.bias.zero_()
 
     @torch.no_grad()
-    def set_rows(self, blocks) -> None:
+    def set_rows(self, blocks: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Hold the moments of exactly these rows: an iterable of blocks (A [m o], Amult [m], B [m
         r] of unit rows)."""
         self.V.copy_(moments_of(self.features, blocks, self.r_out, self.V))
@@ -203,11 +210,9 @@ class InfPiLinear(MomentsLayer):
 
     def extra_repr(self) -> str:
         return (
-            f"r={self.r}, o={self.r_out}, P={self.P}, activation={self.series.activation}, "
-            f"degree={self.series.degree}, "
-            f"fit={self.series.fit}, truncation={self.truncation:.2g}, "
-            f"bias_alpha={self.bias_alpha}, "
-            f"output_layer={self.output_layer}, layernorm={self.layernorm}, fused={self.fused}"
+            f"moments, {self.r} -> {self.r_out}, {self.describe_memory()}, "
+            f"bias_alpha={self.bias_alpha}, output_layer={self.output_layer}, "
+            f"layernorm={self.layernorm}, fused={self.fused}"
         )
 
     def _load_from_state_dict(
@@ -228,7 +233,7 @@ class InfPiLinear(MomentsLayer):
                 errors.append(f"{prefix}V: {error}")
                 state[prefix + "V"] = self.V.detach()
         if isinstance(self.V, FactoredParameter):
-            self.V.pending = []
+            self.V.parts = []
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
     def _moments_of_state(self, state: dict, prefix: str) -> Tensor:
@@ -280,27 +285,6 @@ def series_misfit(series: Series, kappa: Tensor | None) -> str | None:
     )
 
 
-def check_memory(
-    P: int,
-    r_out: int,
-    dtype: torch.dtype,
-    device: torch.device | str | None,
-    r: int,
-    degree: int,
-    else_do: str = "",
-) -> None:
-    """Raise MemoryError where V [P o] alone would not fit, before anything is allocated. `else_do`:
-    one more remedy."""
-    need, free = P * r_out * torch.empty((), dtype=dtype).element_size(), free_memory(device)
-    if free is not None and need > free:
-        raise MemoryError(
-            f"moments of degree {degree} at r={r} are a matrix of P={P:,} x {r_out}: "
-            f"{need / 2**30:,.1f} GiB, and "
-            f"{free / 2**30:,.1f} GiB are free. Lower the degree or r, or use "
-            f"V_dtype=torch.bfloat16{else_do}"
-        )
-
-
 def to_moments(
     layer: RowLayer, degree: int | None = None, fit: str | None = None, fused: bool = False
 ) -> InfPiLinear:
@@ -312,8 +296,9 @@ def to_moments(
             "zero_grad() first"
         )
     folded = layer.folded
-    degree = degree if degree is not None else folded.series.degree if folded is not None else 2
-    fit = fit if fit is not None else folded.series.fit if folded is not None else "hermite"
+    usual = (2, "hermite") if folded is None else (folded.series.degree, folded.series.fit)
+    degree = usual[0] if degree is None else degree
+    fit = usual[1] if fit is None else fit
     bias = layer.bias
     moments = InfPiLinear(
         layer.r,

@@ -1,4 +1,4 @@
-"""The rows that a π-layer begins with."""
+"""What infinitely wide layers, and finite ones sampled from them, begin with."""
 
 from __future__ import annotations
 
@@ -18,3 +18,10 @@ def initial_rows(r: int, r_out: int, readout: bool = False) -> tuple[Tensor, Ten
     B = torch.randn(r, r)
     A = torch.zeros(r, r_out) if readout else torch.randn(r, r_out) / math.sqrt(r_out)
     return A, torch.ones(r), B / torch.linalg.vector_norm(B, dim=1, keepdim=True)
+
+
+def initial_columns_(A: Tensor) -> Tensor:
+    """Make the columns of an input layer's A [d r] uniform on the unit sphere."""
+    A.normal_()
+    A /= torch.linalg.vector_norm(A, dim=0)
+    return A

@@ -1,0 +1,32 @@
+"""Gradients that have an infinitely wide counterpart: G ← Ω (ΩᵀΩ)^-1 Ωᵀ G, their part along the
+range of Ω.
+
+That happens inside the backward pass, so that any optimiser and any clipping sees projected
+gradients.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def basis_of(omega: Tensor) -> Tensor:
+    """Orthonormal columns with the range of Ω [n r]: the projection without an inverse, for n < r
+    too."""
+    return torch.linalg.qr(omega.double()).Q.to(omega)
+
+
+class ProjectGradient(torch.autograd.Function):
+    """The identity whose gradient is projected onto the columns of `basis` [n k] (orthonormal),
+    along dimension 0."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, basis: Tensor) -> Tensor:
+        ctx.save_for_backward(basis)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (basis,) = ctx.saved_tensors
+        return basis @ (basis.T @ grad), None
