@@ -42,6 +42,7 @@ from experiments.training.flags import (
     settings_of,
 )
 from experiments.training.images import DATASETS, ImageSet, load_images
+from experiments.training.lock import only_process
 from experiments.training.process import human_bytes, pick_device, shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP
@@ -319,17 +320,22 @@ def run(
     device = pick_device(settings.cuda)
     net = network(settings, device) if settings.load_model_path else None
     data = images_for(settings, net)
-    folder = prepare(Path(save_dir), asdict(settings), overwrite)
-    if verbose:
-        print(net if net is not None else kernel_of(settings))
-    if net is not None and not settings.test_kernel:
-        records = test_network(settings, net, data)
-    else:
-        records = test_kernel(settings, net, data, folder, save_kernel, quiet, device)
-    for record in records:
-        record |= {"dataset": data.name, "train": len(data.train_y), "test": len(data.test_y)}
-    write_text(folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    draw(records, folder)
+    folder = Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_process(folder):
+        prepare(folder, asdict(settings), overwrite)
+        if verbose:
+            print(net if net is not None else kernel_of(settings))
+        if net is not None and not settings.test_kernel:
+            records = test_network(settings, net, data)
+        else:
+            records = test_kernel(settings, net, data, folder, save_kernel, quiet, device)
+        for record in records:
+            record |= {"dataset": data.name, "train": len(data.train_y), "test": len(data.test_y)}
+        write_text(
+            folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records)
+        )
+        draw(records, folder)
     return records
 
 

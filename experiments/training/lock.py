@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ except ImportError:  # a system without such locks: two runs in one folder are n
     fcntl = None
 
 NAME = ".lock"
+TORN = re.compile(r"\..+\.[0-9a-f]{32}\.part(\.\w+)?")  # as pilimit_lib.core.replacing names them
 
 
 @contextmanager
 def only_process(folder: Path, flag: str = "--save-dir") -> Iterator[None]:
-    """Inside the `with`, no other process gets into this `with` for the same folder.
+    """Inside the `with`, no other process gets into this `with` for the same folder; files that a
+    killed one had not finished are removed.
 
     The lock file says who holds it. The system takes the lock from a process that ends in whatever
     way, so one that a killed run left behind holds nobody up. Raises FileExistsError where another
@@ -31,6 +34,9 @@ def only_process(folder: Path, flag: str = "--save-dir") -> Iterator[None]:
     try:
         os.truncate(lock, 0)
         os.write(lock, f"{os.getpid()}\n".encode())
+        for torn in folder.glob(".*.part*"):
+            if TORN.fullmatch(torn.name):
+                torn.unlink()
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held: nobody else's can have that name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import shutil
 from contextlib import ExitStack
@@ -19,7 +18,6 @@ from experiments.training.plots import LOSS_AND_ACCURACY, curves
 from pilimit_lib.core import load, save, write_text
 
 Records = list[dict[str, Any]]
-TORN = re.compile(r"\..+\.[0-9a-f]{32}\.part(\.\w+)?")  # as `replacing` names them
 ENDS = ("total_steps", "T_max", "total_iters")  # how torch's schedulers name their last step
 
 
@@ -89,7 +87,6 @@ class RunFolder:
             else:
                 self._require_room()
                 self._clear()
-            self._remove_torn()
             write_text(self.path / self.names.settings, json.dumps(self.settings, indent=2) + "\n")
             self._inside = inside.pop_all()
         return self
@@ -135,12 +132,6 @@ class RunFolder:
                 shutil.rmtree(stale)
             else:
                 stale.unlink()
-
-    def _remove_torn(self) -> None:
-        """Remove files that a killed run had not finished writing."""
-        for path in self.path.glob(".*.part*"):
-            if TORN.fullmatch(path.name):
-                path.unlink()
 
     def _check_same(self, known: dict[str, Any]) -> None:
         differing = [
