@@ -7,9 +7,12 @@ never run code.
 from __future__ import annotations
 
 import copy
+import io
 import os
+import pickle
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -190,6 +193,19 @@ def _restore_optimizer(model: nn.Module, optimizer: Optimizer, saved: dict[str, 
 _PLAIN = (bool, int, float, complex, str, bytes)
 
 
+@cache
+def _loads(kind: type) -> bool:
+    """Whether this torch reads bytes, or complex numbers, under weights_only: 2.4 does not."""
+    buffer = io.BytesIO()
+    torch.save(b"x" if issubclass(kind, bytes) else 1j, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
+
+
 def _copied(value: Any, where: str) -> Any:
     """A deep copy of plain things, in which every tensor is detached and owns its elements: a saved
     view would drag its buffer along. Anything else is refused now, because the file with it could
@@ -202,12 +218,13 @@ def _copied(value: Any, where: str) -> Any:
         return Counter(entries) if isinstance(value, Counter) else entries
     if isinstance(value, list | tuple):
         entries = [_copied(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
-        return (
-            torch.Size(entries)
-            if isinstance(value, torch.Size)
-            else tuple(entries)
-            if isinstance(value, tuple)
-            else entries
+        if isinstance(value, torch.Size):
+            return torch.Size(entries)
+        return tuple(entries) if isinstance(value, tuple) else entries
+    if isinstance(value, bytes | complex) and not _loads(type(value)):
+        raise TypeError(
+            f"{where} is {type(value).__name__}, which torch {torch.__version__} writes but does "
+            "not read as plain data; pass a tensor, or update torch"
         )
     if value is None or type(value) in (*_PLAIN, torch.dtype, torch.device):
         return value
