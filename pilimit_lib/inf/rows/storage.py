@@ -89,7 +89,8 @@ def codes_misfit(pieces: Mapping[str, Tensor], name: str) -> str | None:
 def storage_misfit(rows: Tensor, storage: torch.dtype, name: str) -> str | None:
     """What keeps `rows` from being stored so: numbers that would become Inf."""
     if (
-        rows.dtype == storage
+        rows.is_meta
+        or rows.dtype == storage
         or not storage.is_floating_point
         or not bool((rows.isfinite() & rows.to(storage).isinf()).any())
     ):
