@@ -39,7 +39,7 @@ from tqdm import tqdm
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_
 from pilimit_lib.inf.dual.relu import relu_k, relu_k_prime
-from pilimit_lib.inf.rows.sums.choice import row_twin
+from pilimit_lib.inf.implementation import implementation
 from pilimit_orig.inf.pimlp import InfPiMLP
 
 LR, DECAY, CLIP = 1e-3, 1e-5, 0.4
@@ -92,7 +92,7 @@ def ours(cell: Cell, x: Tensor, y: Tensor, variant: str) -> tuple[Callable[[], N
 
     def step() -> None:
         optimizer.zero_grad()
-        with row_twin(twin):
+        with implementation(rows=twin):
             F.cross_entropy(net(x), y).backward()
         clip_grad_norm_(net, CLIP, per_param=True)
         optimizer.step()
@@ -204,7 +204,7 @@ def errors(cell: Cell, variant: str) -> tuple[float, float]:
     layer.set_rows(A, amult, B)
     g, weights = torch.randn(2, min(cell.batch, PROBES), cell.rank)
     found = g.clone().requires_grad_()
-    with torch.enable_grad(), row_twin(twin):
+    with torch.enable_grad(), implementation(rows=twin):
         out = layer(found)
         out.backward(weights)
     g, weights = g.double(), weights.double()

@@ -2,7 +2,8 @@
 that receives them.
 
     input layer    g = x A + bias_alpha · bias                                     A [d r]
-    π-layer        g_out = s · Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) + bias_alpha · bias     A [m o], Amult [m], B [m r]
+    π-layer        g_out = s · Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) + bias_alpha · bias
+                   A [m o], Amult [m], B [m r]
 
 Training appends one row per sample and step: see `PiSGD`. Source: Yang, Santacroce & Hu 2022.
 """

@@ -1,4 +1,4 @@
-"""Numbers that every layer needs: the precision of sums, length and direction of pre-activations."""
+"""Numbers that every layer needs: the precision of sums, length, direction and scale."""
 
 from __future__ import annotations
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .moments.parameter import FactoredParameter
-from .moments.sums import update_
+from .pending import gradient_of, pending_of
 from .rows.parameter import InfPiParameter
 
 
@@ -62,29 +62,23 @@ class PiSGD(torch.optim.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        held = [(group, parameter) for group in self.param_groups for parameter in group["params"]]
         ready = [
-            (group, parameter)
-            for group, parameter in held
-            if isinstance(parameter, InfPiParameter)
-            and parameter.role == "Amult"
-            and parameter.pending.rows() is not None
+            (group, pending)
+            for group in self.param_groups
+            for pending in pending_of(group["params"])
         ]
-        factored = [
-            (group, parameter)
-            for group, parameter in held
-            if isinstance(parameter, FactoredParameter) and parameter.in_factors
-        ]
-        for group, parameter in ready:
-            self._check(parameter, group)
+        for group, pending in ready:
+            buffer = self.state.get(pending.parameter, {}).get("momentum_buffer")
+            pending.check(group["momentum"], buffer)
         if not self._finite():
-            for _, parameter in ready + factored:
-                parameter.pending.clear()
+            for _, pending in ready:
+                pending.clear()
             return loss
-        for group, parameter in ready:
-            self._append(parameter, group)
-        for group, parameter in factored:
-            self._update(parameter, group)
+        for group, pending in ready:
+            sign = -1 if group["maximize"] else 1
+            lr, decay = sign * float(group["lr"]), sign * group["weight_decay"]
+            velocity = partial(self._velocity, pending.parameter, group, decay)
+            pending.apply(lr, decay, velocity if group["momentum"] else None)
         # Rows are no longer pending, so torch's SGD finds no gradient on π-layers and passes them
         # over. Unwrapped, because its wrapper would run the hooks of this optimiser a second time.
         inspect.unwrap(torch.optim.SGD.step)(self)
@@ -107,22 +101,6 @@ class PiSGD(torch.optim.SGD):
                     "param_groups(net, lr)"
                 )
 
-    def _check(self, parameter: InfPiParameter, group: dict[str, Any]) -> None:
-        """Raise where the pending rows of a layer could not be appended."""
-        limits = parameter.pending.layer.limits
-        if limits is not None:
-            limits.check(parameter.pending.rows(), group["momentum"])
-        state = self.state.get(parameter, {}).get("momentum_buffer")
-        if state is not None and len(state) != len(parameter.blocks):
-            raise RuntimeError(
-                f"a π-layer has {len(parameter.blocks)} rows, but its momentum in the optimiser "
-                f"{len(state)}; "
-                "after keep() or rewind() call follow(optimizer, change)"
-            )
-        shard = parameter.pending.layer.shard
-        if shard is not None:
-            shard.check(parameter.pending.rows(), len(parameter.blocks))
-
     def _finite(self) -> bool:
         """Whether the step may be made; NaN or Inf in any group raises, or is counted as a step to
         be skipped."""
@@ -137,47 +115,6 @@ class PiSGD(torch.optim.SGD):
             )
         self.nonfinite_skipped += bool(bad)
         return not bad
-
-    def _update(self, parameter: FactoredParameter, group: dict[str, Any]) -> None:
-        """SGD on V from the factors of its gradient, in place. With momentum the gradient is formed
-        and left to torch's SGD."""
-        if group["momentum"]:
-            return
-        factors, lr, decay = parameter.factors(), float(group["lr"]), group["weight_decay"]
-        sign = -1 if group["maximize"] else 1
-        update_(
-            parameter.features, parameter, factors.unit, factors.delta, -lr * sign, 1 - lr * decay
-        )
-        parameter.pending.clear()
-
-    def _append(self, parameter: InfPiParameter, group: dict[str, Any]) -> None:
-        rows = parameter.pending.rows()
-        lr, decay, momentum = float(group["lr"]), group["weight_decay"], group["momentum"]
-        lr = -lr if group["maximize"] else lr
-        decay = -decay if group["maximize"] else decay
-        layer, old = parameter.pending.layer, len(parameter.blocks)
-        limits, count = layer.limits, len(rows)
-        if layer.shard is not None:
-            rows = layer.shard.share(rows)
-        if momentum:
-            coefficient = self._velocity(parameter, group, decay, len(rows))
-            parameter.blocks.add_(coefficient[:old], alpha=-lr)
-            fresh = -lr * coefficient[old:]
-        else:
-            parameter.blocks.scale_(1 - lr * decay)
-            if limits is not None:
-                rows = limits.absorb(layer, rows, -lr)
-            fresh = torch.full((len(rows),), -lr, dtype=parameter.dtype, device=parameter.device)
-        # Rows with coefficient 0 would never contribute; with momentum they may do so later.
-        if lr or momentum:
-            parameter.pending.axis.append(
-                {"A": rows.A, "Amult": fresh, "B": rows.B, "origin": rows.origin}
-            )
-            if layer.shard is not None:
-                layer.shard.total += count
-        if limits is not None:
-            limits.enforce(layer, 1 - lr * decay)
-        parameter.pending.clear()
 
     def _velocity(
         self, parameter: InfPiParameter, group: dict[str, Any], decay: float, count: int
@@ -200,29 +137,21 @@ class PiSGD(torch.optim.SGD):
 
 
 def _all_finite(parameters: Iterable[Tensor]) -> bool:
-    """Whether no gradient, nor pending row, of `parameters` holds NaN or Inf."""
-    gradients = [gradient for parameter in parameters for gradient in _gradients(parameter)]
-    if not gradients:
+    """Whether no gradient, nor pending row, of `parameters` holds NaN or Inf; what several share
+    counts with the one that leads."""
+    tensors = [
+        tensor
+        for parameter in parameters
+        if (gradient := gradient_of(parameter)) is not None
+        and getattr(gradient, "parameter", parameter) is parameter
+        for tensor in gradient.tensors()
+    ]
+    if not tensors:
         return True
     # A sum takes one pass and no memory, and isn't finite where an entry isn't; of large numbers it
     # may overflow by itself.
-    sums = torch.stack(
-        [gradient.sum().isfinite().to(gradients[0].device) for gradient in gradients]
-    )
-    return bool(sums.all()) or all(bool(gradient.isfinite().all()) for gradient in gradients)
-
-
-def _gradients(parameter: Tensor) -> Iterable[Tensor]:
-    """The tensors that the gradient of `parameter` consists of; the rows of a π-layer count with
-    its Amult."""
-    if isinstance(parameter, InfPiParameter):
-        return parameter.pending_values() if parameter.role == "Amult" else ()
-    if isinstance(parameter, FactoredParameter) and parameter.in_factors:
-        factors = parameter.factors()
-        return factors.delta, factors.unit
-    if parameter.grad is None:
-        return ()
-    return (parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad,)
+    sums = torch.stack([tensor.sum().isfinite().to(tensors[0].device) for tensor in tensors])
+    return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 InfSGD = PiSGD  # the name in the original's experiments
@@ -260,7 +189,7 @@ def param_groups(
         "bias": (bias_lr_mult, []),
     }
     for number, layer in enumerate(layers):
-        place = "first" if number == 0 else "last" if number == len(layers) - 1 else "hidden"
+        place = {0: "first", len(layers) - 1: "last"}.get(number, "hidden")
         for name, parameter in layer.named_parameters():
             kinds["bias" if name == "bias" else place][1].append(parameter)
     groups = []

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dual.features import PolynomialFeatures
-from ..moments.sums import triton_wanted
+from ..implementation import chosen
 from ..numerics import direction, output_scale
 from .chunks import Chunk, chunks
 from .geometry import Geometry, Phase
@@ -144,7 +144,7 @@ def _twin(
     features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry
 ) -> ModuleType | None:
     """The Triton implementation, where `triton_kernels` asks for it and it does not refuse."""
-    if not triton_wanted():
+    if chosen().moments != "triton":
         return None
     from . import triton_kernels as conv_triton
 

@@ -37,7 +37,7 @@ class FeatureLinear(torch.autograd.Function):
             if torch.is_grad_enabled():
                 return _taped_backward(ctx, u, V, grad)
             if need_V and ctx.parameter is not None:
-                ctx.parameter.pending.append(Factors(u.detach(), grad))
+                ctx.parameter.parts.append(Factors(u.detach(), grad))
                 need_V = False
             return *sums.backward(ctx.features, u, V, grad, need_u, need_V), None
 

@@ -233,7 +233,7 @@ class InfPiLinear(MomentsLayer):
                 errors.append(f"{prefix}V: {error}")
                 state[prefix + "V"] = self.V.detach()
         if isinstance(self.V, FactoredParameter):
-            self.V.pending = []
+            self.V.parts = []
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
     def _moments_of_state(self, state: dict, prefix: str) -> Tensor:

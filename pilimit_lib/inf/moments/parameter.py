@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,43 @@ class Factors:
     delta: Tensor
 
 
+class PendingFactors:
+    """The gradient of a `FactoredParameter` while it is in factors; see
+    `inf.pending.PendingGradient`."""
+
+    def __init__(self, parameter: FactoredParameter) -> None:
+        self.parameter = parameter
+
+    def __bool__(self) -> bool:
+        return self.parameter.in_factors
+
+    def norm(self) -> Tensor:
+        """Frobenius norm of ∂V, without forming it."""
+        factors = self.parameter.factors()
+        return sums.factored_norm(self.parameter.features, factors.unit, factors.delta)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        factors = self.parameter.factors()
+        return factors.delta, factors.unit
+
+    def scale_(self, factor: Tensor) -> None:
+        for part in self.parameter.parts:
+            part.delta = part.delta * factor.to(part.delta)
+
+    def check(self, momentum: float, velocity: Tensor | None) -> None:
+        """Factors can always be applied."""
+
+    def apply(self, lr: float, decay: float, velocity: Callable[[int], Tensor] | None) -> None:
+        """In place; with momentum the gradient is formed, and left to torch's SGD."""
+        if velocity is None:
+            V, factors = self.parameter, self.parameter.factors()
+            sums.update_(V.features, V, factors.unit, factors.delta, -lr, 1 - lr * decay)
+            self.clear()
+
+    def clear(self) -> None:
+        self.parameter.parts = []
+
+
 class FactoredParameter(nn.Parameter):
     """V of a fused layer: its gradient stays in factors until someone asks for `.grad`.
 
@@ -32,45 +70,31 @@ class FactoredParameter(nn.Parameter):
     """
 
     features: PolynomialFeatures
-    pending: list[Factors]
+    parts: list[Factors]
 
     def __new__(
         cls, data: Tensor, features: PolynomialFeatures, requires_grad: bool = True
     ) -> FactoredParameter:
         self = super().__new__(cls, data, requires_grad)
-        self.features, self.pending = features, []
+        self.features, self.parts = features, []
         return self
 
     def factors(self) -> Factors | None:
         """All pending factors as one pair, or None."""
-        if len(self.pending) > 1:
-            self.pending = [
-                Factors(
-                    torch.cat([f.unit for f in self.pending]),
-                    torch.cat([f.delta for f in self.pending]),
-                )
-            ]
-        return self.pending[0] if self.pending else None
+        if len(self.parts) > 1:
+            unit = torch.cat([part.unit for part in self.parts])
+            self.parts = [Factors(unit, torch.cat([part.delta for part in self.parts]))]
+        return self.parts[0] if self.parts else None
 
-    def scale_(self, factor: Tensor) -> None:
-        """Multiply the pending gradient by `factor`, whether it is in factors or formed."""
-        for part in self.pending:
-            part.delta = part.delta * factor.to(part.delta)
-        formed = nn.Parameter.grad.__get__(self)
-        if formed is not None:
-            formed.mul_(factor.to(formed))
-
-    def gradient_norm(self) -> Tensor:
-        """Frobenius norm of the pending gradient, without forming it where it is in factors."""
-        if self.in_factors:
-            factors = self.factors()
-            return sums.factored_norm(self.features, factors.unit, factors.delta)
-        return torch.linalg.vector_norm(self.grad)
+    @property
+    def pending(self) -> PendingFactors:
+        """The gradient as long as it is in factors."""
+        return PendingFactors(self)
 
     @property
     def in_factors(self) -> bool:
         """Whether the whole gradient is still in factors."""
-        return bool(self.pending) and nn.Parameter.grad.__get__(self) is None
+        return bool(self.parts) and nn.Parameter.grad.__get__(self) is None
 
     @property
     def grad(self) -> Tensor | None:
@@ -79,12 +103,12 @@ class FactoredParameter(nn.Parameter):
         if parts is not None:
             gradient = sums.backward(self.features, parts.unit, self, parts.delta, False, True)[1]
             nn.Parameter.grad.__set__(self, gradient if formed is None else formed.add_(gradient))
-            self.pending = []
+            self.parts = []
         return nn.Parameter.grad.__get__(self)
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        self.pending = []
+        self.parts = []
         nn.Parameter.grad.__set__(self, value)
 
     def __deepcopy__(self, memo: dict) -> FactoredParameter:

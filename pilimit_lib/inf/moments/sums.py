@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..dual.features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
+from ..implementation import chosen, triton_kernels  # noqa: F401 (its older place)
 from ..numerics import accumulator
 
 ROWS_AT_ONCE = 8192  # rows that are summed into moments at a time
@@ -28,32 +27,10 @@ LOWER_ELEMENTS = 1 << 22
 # of V updated at a time: BLAS decays and adds in two passes, the second then from cache
 BLOCK_ELEMENTS = 1 << 18
 
-_triton: ContextVar[bool] = ContextVar("pilimit_triton_features", default=False)
-
-
-@contextmanager
-def triton_kernels(enabled: bool = True) -> Iterator[None]:
-    """Inside the `with`, forward passes and fused steps of degree at most 2 run as Triton kernels
-    where they can.
-
-    Off by default: the kernels agree with this module under Triton's interpreter, but have not been
-    run on a GPU yet.
-    """
-    token = _triton.set(enabled)
-    try:
-        yield
-    finally:
-        _triton.reset(token)
-
-
-def triton_wanted() -> bool:
-    """Whether a `with triton_kernels()` surrounds the caller."""
-    return _triton.get()
-
 
 def _twin(features: PolynomialFeatures, u: Tensor, V: Tensor) -> ModuleType | None:
     """The Triton implementation, where it was asked for and does not refuse."""
-    if not triton_wanted():
+    if chosen().moments != "triton":
         return None
     from . import triton_kernels as triton_features
 

@@ -16,7 +16,6 @@ from ..numerics import accumulator, direction, output_scale
 from .layer import RowLayer
 from .pending import Rows
 from .sums.choice import pick
-from .sums.plain import inf_linear_backward, inf_linear_forward
 
 # below this, cosines are kept for the backward pass; above, only up to 5 % of the rows' bytes
 SAVED_COSINES_BYTES = 8 << 20
@@ -27,13 +26,14 @@ BATCH_CHUNK = 1024
 @dataclass
 class _Embedded:
     """What the backward pass needs of the forward pass: ĝ [b r], s [b 1], the factor of the output
-    [b 1], saved cosines, twin."""
+    [b 1], saved cosines, the
+    implementation."""
 
     unit: Tensor
     s: Tensor
     scale: Tensor
     cosines: list[Tensor]
-    twin: ModuleType | None
+    sums: ModuleType
 
 
 def _embed(layer: RowLayer, g: Tensor, save: bool) -> tuple[Tensor, _Embedded]:
@@ -48,13 +48,12 @@ def _embed(layer: RowLayer, g: Tensor, save: bool) -> tuple[Tensor, _Embedded]:
             and size <= max(SAVED_COSINES_BYTES, layer.row_bytes // 20)
             and len(unit) <= BATCH_CHUNK
         )
-        twin = pick(layer, unit)
-        forward = inf_linear_forward if twin is None else twin.forward
-        parts = [forward(layer, len(layer), part, save) for part in unit.split(BATCH_CHUNK)]
+        sums = pick(layer, unit)
+        parts = [sums.forward(layer, len(layer), part, save) for part in unit.split(BATCH_CHUNK)]
         out = torch.cat([part for part, _ in parts]) if len(parts) > 1 else parts[0][0]
         if layer.shard is not None:
             out = layer.shard.sum(out)
-        return (out * scale).to(g.dtype), _Embedded(unit, s, scale, parts[0][1], twin)
+        return (out * scale).to(g.dtype), _Embedded(unit, s, scale, parts[0][1], sums)
 
 
 def inf_linear(layer: RowLayer, g: Tensor) -> Tensor:
@@ -101,11 +100,8 @@ class InfPiLinearFunction(torch.autograd.Function):
                 layer.pending.add(Rows(grad * ctx.embedded.scale, unit, ctx.ids))
             if not ctx.needs_input_grad[0]:
                 return None, None, None
-            backward = (
-                inf_linear_backward if ctx.embedded.twin is None else ctx.embedded.twin.backward
-            )
             parts = [
-                backward(layer, ctx.rows, *part, ctx.embedded.cosines)
+                ctx.embedded.sums.backward(layer, ctx.rows, *part, ctx.embedded.cosines)
                 for part in zip((grad * (s > 0)).split(BATCH_CHUNK), unit.split(BATCH_CHUNK))
             ]
             along_rows, along_unit = (torch.cat(tensors) for tensors in zip(*parts))

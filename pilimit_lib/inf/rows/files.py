@@ -2,7 +2,7 @@
 by block.
 
     state.pt         everything but rows, as `core.snapshot` gives it; sizes
-    rank-0.pt …      per rank: what is small per row (Amult, origin, momentum, scales of rows in eight bits)
+    rank-0.pt …      per rank: what is small per row (Amult, origin, momentum, scales of codes)
     A.0.<layer> …    per rank: the stored numbers of A and B of each layer, one after the other
 
 A folder written by k ranks loads on j. Rows of rank i are numbers i, i + k, i + 2k, … of the whole.

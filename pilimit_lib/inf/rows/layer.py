@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...core import UNKNOWN, Axis, Blocks, StoredRows
 from ..bias import check_sizes
 from .parameter import ROWS, InfPiParameter
-from .pending import Pending
+from .pending import PendingRows
 from .storage import as_rows, elsewhere, new_blocks, pop_rows, storage_misfit
 
 
@@ -54,7 +54,7 @@ class RowLayer(nn.Module):
         self.r = r
         self.r_out = r_out
         self.limits = self.folded = self.shard = None
-        self.pending = Pending()
+        self.pending = PendingRows()
         dtype = row_dtype or torch.get_default_dtype()
         for name, tail in (("A", (r_out,)), ("Amult", ()), ("B", (r,))):
             blocks = new_blocks(name, tail, dtype, device)
@@ -134,11 +134,17 @@ class RowLayer(nn.Module):
         self.require_whole("set_rows")
         self._hold({name: {"": value} for name, value in zip(ROWS, (A, Amult, B))}, origin)
 
-    def check_pending(self, momentum: float = 0.0) -> None:
-        """Raise where the pending rows could not be appended by a step with this momentum."""
+    def check_append(self, momentum: float = 0.0, velocity: Tensor | None = None) -> None:
+        """Raise where the pending rows could not be appended by a step with this momentum, whose
+        velocity [m] so far the optimiser holds."""
         rows = self.pending.rows()
         if self.limits is not None:
             self.limits.check(rows, momentum)
+        if velocity is not None and len(velocity) != len(self):
+            raise RuntimeError(
+                f"a π-layer has {len(self)} rows, but its momentum in the optimiser "
+                f"{len(velocity)}; after keep() or rewind() call follow(optimizer, change)"
+            )
         if self.shard is not None:
             self.shard.check(rows, len(self))
 

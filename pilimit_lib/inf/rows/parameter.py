@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import Blocks
-from .pending import Pending
+from .pending import PendingRows
 
 ROWS = ("A", "Amult", "B")  # the parameters of a layer of rows
 
@@ -23,11 +23,11 @@ _REMEDY = (
 )
 
 
-class PendingGradient(Tensor):
+class RowGradient(Tensor):
     """`layer.A.grad`: the pending rows, to be read. Arithmetic in place would change a copy, so it
     is an error."""
 
-    pending: Pending
+    pending: PendingRows
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -52,11 +52,11 @@ class InfPiParameter(nn.Parameter):
     """
 
     blocks: Blocks
-    pending: Pending
+    pending: PendingRows
     role: str
 
     def __new__(
-        cls, blocks: Blocks, pending: Pending, role: str, requires_grad: bool = True
+        cls, blocks: Blocks, pending: PendingRows, role: str, requires_grad: bool = True
     ) -> InfPiParameter:
         self = super().__new__(cls, blocks.like(), requires_grad)
         self.blocks, self.pending, self.role = blocks, pending, role
@@ -72,7 +72,7 @@ class InfPiParameter(nn.Parameter):
             if self.role == "Amult"
             else getattr(rows, self.role)
         )
-        gradient = value.detach().clone().as_subclass(PendingGradient)
+        gradient = value.detach().clone().as_subclass(RowGradient)
         gradient.pending = self.pending
         return gradient
 
@@ -81,17 +81,6 @@ class InfPiParameter(nn.Parameter):
         if value is not None:
             raise RuntimeError(_REMEDY)
         self.pending.clear()
-
-    def pending_values(self) -> tuple[Tensor, ...]:
-        """What the next step would append: nothing, or A as it would be stored, and B."""
-        rows = self.pending.rows()
-        if rows is None:
-            return ()
-        # Under layer norm A = ∂out·(s > 0), so a pre-activation that is NaN shows in its direction
-        # only.
-        return rows.A.to(
-            torch.float16
-        ) if self.pending.layer.A.blocks.storage == torch.float16 else rows.A, rows.B
 
     def refresh(self) -> None:
         """Take over the dtype and device of the blocks after a conversion; the object stays the
@@ -115,7 +104,7 @@ class InfPiParameter(nn.Parameter):
             return cls(args[0].blocks, args[0].pending, args[0].role, requires_grad=False)
         if func == torch.Tensor.data.__set__:
             return args[0].blocks.write(args[1])
-        if any(issubclass(kind, PendingGradient) for kind in types):
+        if any(issubclass(kind, RowGradient) for kind in types):
             raise RuntimeError(_REMEDY)
         in_place = _in_place(getattr(func, "__name__", ""))
         if (
@@ -155,7 +144,8 @@ class InfPiParameter(nn.Parameter):
         return type(self), (self.blocks, self.pending, self.role, self.requires_grad)
 
     def __repr__(self, *, tensor_contents: str | None = None) -> str:
-        return f"InfPiParameter({self.role}, {list(self.blocks.shape)}, {self.blocks.dtype}, {self.blocks.device})"
+        kind = f"{self.blocks.dtype}, {self.blocks.device}"
+        return f"InfPiParameter({self.role}, {list(self.blocks.shape)}, {kind})"
 
 
 def _in_place(name: str) -> bool:

@@ -61,9 +61,9 @@ class Rows:
         )
 
 
-class Pending:
+class PendingRows:
     """Rows that backward passes made and no step has appended yet; shared by A, Amult and B of one
-    layer."""
+    layer. See `inf.pending.PendingGradient`."""
 
     axis: Axis  # along which they will be appended; the layer sets it once its parameters exist
 
@@ -75,6 +75,14 @@ class Pending:
     def layer(self) -> nn.Module:
         """The layer whose rows these will be."""
         return self.axis.members[0].module
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """Amult, to which the learning rate applies."""
+        return self.layer.Amult
+
+    def __bool__(self) -> bool:
+        return bool(self.parts)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no pending rows, as torch's have no `.grad`: else a copy would
@@ -92,6 +100,23 @@ class Pending:
         if len(self.parts) > 1:
             self.parts = [Rows.joined(self.parts)]
         return self.parts[0] if self.parts else None
+
+    def norm(self) -> Tensor:
+        """Size of the function that the rows would add."""
+        return self.rows().norm()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """A as it would be stored, and B."""
+        rows, storage = self.rows(), self.layer.A.blocks.storage
+        # Under layer norm A = ∂out·(s > 0), so a pre-activation that is NaN shows in its direction
+        # only.
+        return rows.A.to(storage) if storage == torch.float16 else rows.A, rows.B
+
+    def check(self, momentum: float, velocity: Tensor | None) -> None:
+        self.layer.check_append(momentum, velocity)
+
+    def apply(self, lr: float, decay: float, velocity: Callable[[int], Tensor] | None) -> None:
+        self.layer.append(lr, decay, velocity)
 
     def scale_(self, factor: Tensor | float) -> None:
         """Multiply the update that the rows stand for; directions keep their length 1."""

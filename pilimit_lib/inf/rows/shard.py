@@ -136,7 +136,7 @@ def shard_rows(
     Call it on every rank of `group` (default: all processes), on the same network. Then train as in
     one process, with the same batch on every rank. `len(layer)` is then the number of rows here,
     `layer.shard.total` that of all ranks. What needs all rows (state_dict, sample, compress,
-    moments) asks for `gather_rows` first; checkpoints are written by `row_files.save_rows`.
+    moments) asks for `gather_rows` first; checkpoints are written by `save_rows`.
 
     A rank that ends makes the others raise. One that hangs does so after the timeout given to
     `init_process_group`.

@@ -1,4 +1,4 @@
-"""The chunked twin of `functional`: the same sums in plain torch, shaped for a CPU's caches.
+"""The sums of `plain` shaped for a CPU's caches, still in plain torch.
 
 What a step must do is read A and B once forward and once backward; so that little else is done,
 
@@ -33,7 +33,7 @@ CHUNK_OF_ONE = 1024  # rows of a matrix-vector product, which adds them one afte
 
 
 def refuses(layer: RowLayer, unit: Tensor) -> str | None:
-    """Why this twin can't run, or None."""
+    """Why this implementation can't run: it always can."""
     return None
 
 

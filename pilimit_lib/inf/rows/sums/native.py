@@ -1,7 +1,7 @@
-"""The native twin of `functional`: C++ compiled on the machine where it runs, for rows on a CPU.
+"""The sums of `plain` in C++ compiled on the machine where they run, for rows on a CPU.
 
-It is asked for by name (`row_twin("native")`), needs a C++ compiler (GCC 12 or Clang, as `c++` or
-what CXX says), and refuses where there is none. The first use compiles `native.cpp` in some
+It is asked for by `implementation(rows="native")`, needs a C++ compiler (GCC 12 or Clang, as `c++`
+or what CXX says), and refuses where there is none. The first use compiles `native.cpp` in some
 seconds into the user's cache folder; later ones load that. Rows in two or one byte are widened in
 registers or in the first level of cache, which no sequence of torch operations does.
 """
@@ -42,12 +42,18 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
 def refuses(layer: RowLayer, unit: Tensor) -> str | None:
-    """Why this twin can't run, or None."""
+    """Why this implementation can't run, or None."""
     storage = layer.A.blocks.storage
     if unit.device.type != "cpu" or layer.A.blocks.device.type != "cpu":
-        return f"rows lie on {layer.A.blocks.device}, pre-activations on {unit.device}; it runs on the CPU"
+        return (
+            f"rows lie on {layer.A.blocks.device}, pre-activations on {unit.device}; it runs on "
+            "the CPU"
+        )
     if storage not in KINDS or unit.dtype != torch.float32:
-        return f"rows in {storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 rows in float32"
+        return (
+            f"rows in {storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 "
+            "rows in float32"
+        )
     found = _library()
     return found if isinstance(found, str) else None
 

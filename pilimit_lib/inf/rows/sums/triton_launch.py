@@ -1,5 +1,5 @@
-"""The Triton twin of `functional`: when it can run, and the calls of its kernels (`triton_rows`).
-Not yet measured on a GPU.
+"""The sums of `plain` in Triton: when they can run, and the calls of the kernels. Not yet measured
+on a GPU.
 
 Products are made in the dtype of the rows (float16 for rows in eight bits, whose codes it holds
 exactly; float32 for float32) and summed in float32, partial sums in float64. What float16 rows are
@@ -28,7 +28,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
 
 def refuses(layer: RowLayer, unit: Tensor) -> str | None:
-    """Why this twin can't run, or None."""
+    """Why this implementation can't run, or None."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     A, B = layer.A.blocks, layer.B.blocks
     if not (unit.is_cuda or interpreted):
@@ -38,7 +38,10 @@ def refuses(layer: RowLayer, unit: Tensor) -> str | None:
     if A.device != unit.device:
         return f"rows lie on {A.device}, pre-activations on {unit.device}"
     if A.storage not in DTYPES or unit.dtype != torch.float32:
-        return f"rows in {A.storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 rows in float32"
+        return (
+            f"rows in {A.storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or "
+            "int8 rows in float32"
+        )
     if max(layer.r, layer.r_out) > LARGEST_RANK:
         return f"ranks {layer.r} and {layer.r_out}; at most {LARGEST_RANK} fit into one tile"
     if A.block_rows % LARGEST_TILE or A.block_rows != B.block_rows:
