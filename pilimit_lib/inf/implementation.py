@@ -31,12 +31,13 @@ class Implementation:
     seen: list[str] = field(default_factory=list)
 
 
-_chosen: ContextVar[Implementation | None] = ContextVar("pilimit_implementation", default=None)
+_DEFAULT = Implementation()
+_chosen: ContextVar[Implementation] = ContextVar("pilimit_implementation", default=_DEFAULT)
 
 
 def chosen() -> Implementation:
     """What the surrounding `with` asks for, or the defaults."""
-    return _chosen.get() or Implementation()
+    return _chosen.get()
 
 
 @contextmanager

@@ -127,6 +127,8 @@ class InfPiLinearReLU(RowLayer):
             tally.
     """
 
+    shardable = True
+
     def __init__(
         self,
         r: int,

@@ -29,7 +29,7 @@ from ..finite.layers import FinPiInputLinearReLU, FinPiLinearReLU
 from ..gp.learner import KernelReadout
 from ..layers import InfPiInputLinearReLU, InfPiLinearReLU
 from ..moments.layer import InfPiLinear
-from ..numerics import accumulator, direction
+from ..numerics import accumulator, direction, output_scale
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _(layer: nn.Module, z: Tensor) -> Keys:
 @keys.register(InfPiLinear)
 def _(layer: InfPiLinearReLU | InfPiLinear, z: Tensor) -> Keys:
     unit, s = direction(z.to(accumulator(layer.dtype)))
-    return Keys(unit, (s > 0).to(s.dtype) if layer.layernorm else s)
+    return Keys(unit, output_scale(s, layer.layernorm))
 
 
 @keys.register(FinPiLinearReLU)

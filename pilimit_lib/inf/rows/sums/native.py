@@ -112,7 +112,7 @@ class _Tiles:
 
     def __init__(self, b: int) -> None:
         self.b = b
-        self.W = 8 if b <= 8 else 16 if b <= 16 else 32
+        self.W = next((width for width in (8, 16) if b <= width), 32)
         self.tiles = -(-b // self.W)
 
     def lay(self, values: Tensor) -> tuple[Tensor, Tensor]:
