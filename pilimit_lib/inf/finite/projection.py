@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..numerics import transformed
+
 
 def basis_of(omega: Tensor) -> Tensor:
     """Orthonormal columns with the range of Ω [n r]: the projection without an inverse, for n < r
@@ -17,7 +19,7 @@ def basis_of(omega: Tensor) -> Tensor:
     return torch.linalg.qr(omega.double()).Q.to(omega)
 
 
-class ProjectGradient(torch.autograd.Function):
+class _ProjectGradient(torch.autograd.Function):
     """The identity whose gradient is projected onto the columns of `basis` [n k] (orthonormal),
     along dimension 0."""
 
@@ -30,3 +32,12 @@ class ProjectGradient(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (basis,) = ctx.saved_tensors
         return basis @ (basis.T @ grad), None
+
+
+def project_gradient(weight: Tensor, basis: Tensor) -> Tensor:
+    """`weight` [n ...] itself, with a derivative that is the projection onto the columns of `basis`
+    [n k] (orthonormal), along dimension 0, in reverse and in forward mode."""
+    if transformed():
+        frozen = weight.detach()
+        return frozen + basis @ (basis.T @ (weight - frozen))  # weight + 0
+    return _ProjectGradient.apply(weight, basis)

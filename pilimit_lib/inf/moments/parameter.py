@@ -64,9 +64,8 @@ class FactoredParameter(nn.Parameter):
 
     `PiSGD` applies the factors in place and `clip_grad_norm_` of this package measures and scales
     them. Whatever else reads `.grad` (another optimiser, torch's clipping) gets the matrix ∂V [P
-    o], formed on demand, so that no step is ever lost. Every backward pass that reaches V adds to
-    it, also that of `torch.autograd.grad`: wrap such calls in a `zero_grad`, or freeze V with
-    `requires_grad_(False)` around them.
+    o], formed on demand, so that no step is ever lost. Only `backward()` adds to it:
+    `torch.autograd.grad` hands ∂V back where it was asked for, and leaves nothing behind.
     """
 
     features: PolynomialFeatures

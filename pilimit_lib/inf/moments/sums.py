@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..dual.features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
-from ..implementation import chosen, triton_kernels  # noqa: F401 (its older place)
+from ..implementation import chosen
 from ..numerics import accumulator
 
 ROWS_AT_ONCE = 8192  # rows that are summed into moments at a time
@@ -35,6 +35,12 @@ def _twin(features: PolynomialFeatures, u: Tensor, V: Tensor) -> ModuleType | No
     from . import triton_kernels as triton_features
 
     return triton_features if triton_features.usable(features, u, V) else None
+
+
+def plain(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
+    """Φ(u) V by the definition, all of Φ at once: differentiable to any order. What the rest is
+    tested against."""
+    return features.matrix(u) @ V.to(u.dtype)
 
 
 @torch.no_grad()
