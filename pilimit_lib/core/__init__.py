@@ -1,7 +1,7 @@
 """A dimension that changes size while training: what the four rooms share. Imports torch only."""
 
 from .axis import Axis, Mark, Member
-from .batch import UNKNOWN, batch, current_ids
+from .batch import UNKNOWN, batch, current_ids, sample_ids
 from .blocks import BLOCK_ROWS, Blocks
 from .change import Change, Edit, Source
 from .checkpoint import Growable, load, restore, save, snapshot
@@ -34,6 +34,7 @@ __all__ = [
     "replacing",
     "restore",
     "rng_state",
+    "sample_ids",
     "save",
     "set_rng_state",
     "snapshot",

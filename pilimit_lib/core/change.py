@@ -25,10 +25,6 @@ class Source:
     index: Tensor | None = None
 
     @staticmethod
-    def appended(size: int, count: int) -> Source:
-        return Source(size, count)
-
-    @staticmethod
     def truncated(size: int) -> Source:
         return Source(size, 0)
 

@@ -7,8 +7,9 @@ from .data.loader import LabLoader
 from .edits.plan import Plan
 from .errors import NotFound, Refused
 from .experiment import Experiment
-from .network import Conv2dWithNeuronOps, LinearWithNeuronOps, NetworkWithOps
+from .network import NetworkWithOps
 from .neurons.counters import TrackingMode
+from .neurons.tracked import Conv2dWithNeuronOps, LinearWithNeuronOps
 from .provenance import Contributions, Provenance
 from .run.checkpoints import CheckpointManager
 from .watch import Lab, watch

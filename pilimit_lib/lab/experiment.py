@@ -16,13 +16,11 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from pilimit_lib.core import batch as naming
+from pilimit_lib.core import sample_ids
 
 from .data.dataset import TrackedDataset
 from .data.loader import LabLoader
-from .edits.ops import ModelOps
-from .network import NetworkWithOps
-from .run.checkpoints import CheckpointManager
+from .network import ModelOps, NetworkWithOps
 from .watch import Lab
 
 
@@ -42,6 +40,11 @@ class Experiment:
 
     Nothing is loaded on its own: an earlier run under the same name is listed by
     `print(exp.chkpt_manager)`.
+
+    `exp.model` is the model with the operations on its architecture, `exp.module` the bare one;
+    `exp.optimizer` is never rebuilt, it follows every edit; `exp.train_loader` and
+    `exp.eval_loader` serve the samples that are not denied, and their `dataset` has ledger and deny
+    list.
 
     Args:
         model: any module; `exp.model` has the operations on its architecture.
@@ -106,51 +109,14 @@ class Experiment:
             undo_depth=undo_depth,
         )
         self.lab.on_scalars = self.writer
-
-    # ---- the parts
-
-    @property
-    def model(self) -> NetworkWithOps | ModelOps:
-        """The model with the operations on its architecture; `exp.module` is the bare one."""
-        return self.lab.model
-
-    @property
-    def module(self) -> nn.Module:
-        """The user's model itself."""
-        return self.lab.module
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimiser. It is never rebuilt: it follows every edit."""
-        return self.lab.optimizer
-
-    @property
-    def train_loader(self) -> LabLoader:
-        """Batches of training samples that are not denied; `train_loader.dataset` has ledger and
-        deny list."""
-        return self.lab.loader
-
-    @property
-    def eval_loader(self) -> LabLoader:
-        """The same for the evaluation set."""
-        return self.lab.eval_loader
-
-    @property
-    def chkpt_manager(self) -> CheckpointManager:
-        """The tree of checkpoints; print it."""
-        return self.lab.chkpt_manager
+        self.model, self.module, self.optimizer = self.lab.model, model, optimizer
+        self.train_loader, self.eval_loader = train, evaluation
+        self.chkpt_manager, self.name = self.lab.chkpt_manager, name
 
     @property
     def age(self) -> int:
         """How many training samples the model has learned from."""
         return self.lab.age
-
-    @property
-    def name(self) -> str:
-        """The run's label."""
-        return self.lab.name
-
-    # ---- training and evaluation
 
     def train_n_steps(self, n: int) -> tuple[float, float]:
         """Train for n steps, through as many epochs as that takes; mean loss and accuracy (a
@@ -187,7 +153,7 @@ class Experiment:
     def _train_step(self, sums: _Sums) -> None:
         inputs, target = self._to_device(self.train_loader.next_batch())
         ids = self.train_loader.ids
-        with naming(ids):
+        with sample_ids(ids):
             output = self.module(inputs)
         loss = self._loss(output, target, len(ids))
         self.optimizer.zero_grad(set_to_none=True)
@@ -207,7 +173,7 @@ class Experiment:
                 for _ in range(min(n, len(self.eval_loader))):
                     inputs, target = self._to_device(self.eval_loader.next_batch())
                     ids = self.eval_loader.ids
-                    with naming(ids):
+                    with sample_ids(ids):
                         output = self.module(inputs)
                     loss = self._loss(output, target, len(ids))
                     sums.add(loss, self.lab.record(loss, output, target, ids=ids))
@@ -252,8 +218,6 @@ class Experiment:
             group["lr"] = learning_rate
         self.lab.note("learning rate", what=f"learning rate {learning_rate:g}")
 
-    # ---- looking, operating, going back
-
     def display_stats(self) -> None:
         """Print how often each neuron triggers per sample, in training and in evaluation."""
         self.lab.display_stats()
@@ -288,7 +252,8 @@ class _Sums:
     """Running loss and hits, kept on the device until asked for."""
 
     def __init__(self) -> None:
-        self.loss, self.hits, self.judged, self.samples = 0.0, 0.0, 0, 0
+        self.loss = self.hits = 0.0
+        self.judged = self.samples = 0
 
     def add(self, loss: Tensor, judged: dict[str, Tensor]) -> None:
         self.loss = self.loss + loss.detach().double().sum()

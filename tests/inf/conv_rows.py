@@ -1,8 +1,10 @@
 """The same convolution as rows, b·h·w more of them with every step: for tiny inputs. What the
 moments are checked against.
 
-    y_δ(q) = s(q) Σ_m Amult_m A_{m,δ} k(⟨B_m, ĝ(q)⟩) ,    g_out(p) = Σ_δ y_δ(p·stride + δ·dilation - padding)
-    one SGD step:  Amult ← (1 - lr·wd)·Amult ;  append  A_δ ← s(q) ∂L/∂y_δ(q) ,  B ← ĝ(q) ,  Amult ← -lr    for every sample and q
+    y_δ(q) = s(q) Σ_m Amult_m A_{m,δ} k(⟨B_m, ĝ(q)⟩)
+    g_out(p) = Σ_δ y_δ(p·stride + δ·dilation - padding)
+    one SGD step:  Amult ← (1 - lr·wd)·Amult
+        append for every sample and q:  A_δ ← s(q) ∂L/∂y_δ(q) ,  B ← ĝ(q) ,  Amult ← -lr
     plus bias_alpha · bias where the layer has one, trained by the same SGD
 
 Written from the definition in plain torch, without anything of the moments' own code. Index legend:

@@ -1,11 +1,15 @@
 """The user's own loop, all-or-nothing blocks, undo, and what bad input leaves behind."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
+import pilimit_lib
 from pilimit_lib.core import batch
 from pilimit_lib.lab import NotFound, Refused, watch
 
@@ -156,6 +160,48 @@ def test_no_training_inside_an_edit(make):
         for p in before
         if p.startswith("/network/snapshot/model") and "norm" not in p
     )
+
+
+def test_undo_is_refused_where_the_model_was_rebuilt_since(make):
+    exp = make()
+    exp.train_n_steps(1)
+    exp.model.add_neurons(layer="hidden", neuron_count=1)
+    exp.module.out = nn.Linear(13, 10)
+    before = {name: value.clone() for name, value in exp.module.state_dict().items()}
+    with pytest.raises(ValueError, match="replaced since the edit"):
+        exp.undo()
+    after = exp.module.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_failed_edit_leaves_a_living_graph_alone(make):
+    """The way back writes into no tensor that the edit left alone: a backward pass still runs."""
+    exp = make()
+    exp.train_n_steps(1)
+    loss = exp.module(digits(8).tensors[0]).square().mean()
+    with pytest.raises(Refused), exp.edit() as m:
+        m.prune(layer="hidden", neuron_indices={0})
+        m.prune(layer="out", neuron_indices={0})
+    loss.backward()
+    assert exp.module.stem.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("model, size", [(PlainNet, 8), (MNISTModel, 28)])
+def test_an_edit_passes_through_few_files(make, model, size):
+    exp = make(model(), train_dataset=digits(64, size), eval_dataset=digits(32, size, 900))
+    exp.train_n_steps(1)
+    room, entered = Path(pilimit_lib.__file__).parent, set()
+
+    def note(frame, event, _):
+        if event == "call" and (path := Path(frame.f_code.co_filename)).is_relative_to(room):
+            entered.add(path.relative_to(room).as_posix())
+
+    sys.setprofile(note)
+    try:
+        exp.model.prune(layer_index=0, neuron_indices={0})
+    finally:
+        sys.setprofile(None)
+    assert "core/axis.py" in entered and len(entered) <= 12, sorted(entered)
 
 
 def test_undo_goes_back_several_edits(make):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from ...core import replacing
 from ..errors import NotFound
 from .ledger import Ledger, as_array
 
@@ -49,8 +51,6 @@ class TrackedDataset(Dataset):
         """How many samples are served at present."""
         return int((~self.ledger["denied"]).sum())
 
-    # ---- looking
-
     def get_dataframe(self, *, all_samples: bool = False) -> pd.DataFrame:
         """The ledger as a frame, one row per sample, indexed by sample id.
 
@@ -76,30 +76,16 @@ class TrackedDataset(Dataset):
     def export(self, path: str | Path, *, all_samples: bool = True) -> Path:
         """Write the frame to a `.csv` or `.parquet` file (the latter needs pyarrow)."""
         path = Path(path)
-        frame = self.get_dataframe(all_samples=all_samples)
-        beside = path.with_name(f".{path.name}.part")
         if path.suffix not in (".csv", ".parquet"):
             raise ValueError(
                 f"cannot export to '{path.name}': the ending says the format, .csv or .parquet"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if path.suffix == ".csv":
-                frame.to_csv(beside)
-            else:
-                try:
-                    import pyarrow  # noqa: F401
-                except ImportError as error:
-                    raise ImportError(
-                        "writing parquet needs pyarrow: pip install 'pilimit[lab]'"
-                    ) from error
-                frame.to_parquet(beside)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+            raise ImportError("writing parquet needs pyarrow: pip install 'pilimit[lab]'")
+        frame = self.get_dataframe(all_samples=all_samples)
+        with replacing(path) as beside:
+            frame.to_csv(beside) if path.suffix == ".csv" else frame.to_parquet(beside)
         return path
-
-    # ---- denying and allowing
 
     def matching(self, selection: Selection) -> np.ndarray:
         """Which samples a selection means: bool [samples]. Nothing is changed.
@@ -210,8 +196,6 @@ class TrackedDataset(Dataset):
                 denied=int(mask.sum()),
             )
         return int(mask.sum())
-
-    # ---- tags
 
     def tag(self, name: str, samples: Selection | Iterable[int]) -> int:
         """Give the samples (a selection, or ids) a tag, which becomes a column of the frame;

@@ -56,8 +56,10 @@ class LabLoader:
                 "the sampler has no length, so the loader could not know where in the epoch it "
                 "stands"
             )
-        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
-        self.num_workers, self.drop_last, self.pin_memory = num_workers, drop_last, pin_memory
+        self.dataset, self.batch_size = dataset, batch_size
+        self.shuffle, self.seed = shuffle, seed
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.drop_last = drop_last
         self.collate = collate_fn or default_collate
         self.sampler = sampler
         self.epoch = 0

@@ -1,34 +1,16 @@
-"""Forward hooks that count triggers, on any layer with neurons, and the mode that says into which
-counters."""
+"""The counters of all layers of a model: hooks where layers do not count by themselves, and the
+mode that says into which counters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
-from ..network import NetworkWithOps, NeuronOps
 from .counters import Neurons, TrackingMode
 from .geometry import incoming_count, is_layer, neuron_count, spatial_dims
-
-
-class _Hook:
-    """A forward hook that is inert in a copy of the model, so that copies feed no counters."""
-
-    def __init__(self, act: Callable[..., None]) -> None:
-        self.act = act
-
-    def __call__(self, *args: Any) -> None:
-        self.act(*args)
-
-    def __reduce__(self) -> tuple:
-        return _Hook, (_inert,)
-
-
-def _inert(*_: Any) -> None:
-    return None
+from .tracked import Hook, NeuronOps, TrackedNetwork
 
 
 class Tracking:
@@ -39,30 +21,29 @@ class Tracking:
     """
 
     def __init__(self, module: nn.Module, auto: bool) -> None:
-        self.module, self.auto, self.paused = module, auto, 0
+        self.module, self.auto = module, auto
         self.example: tuple | None = None  # the start of the first input that came by
         self._mode = TrackingMode.DISABLED
         self.neurons = {layer: _neurons_of(layer) for layer in module.modules() if is_layer(layer)}
-        plain = [layer for layer in self.neurons if not isinstance(layer, NeuronOps)]
-        self.handles = [layer.register_forward_hook(_Hook(self._counter(layer))) for layer in plain]
-        self.handles.append(module.register_forward_pre_hook(_Hook(self._entered)))
+        self.entry = Hook(self._entered)
+        self.handles = [module.register_forward_pre_hook(self.entry)]
+        for layer in self.neurons:
+            if not isinstance(layer, NeuronOps):
+                self.handles.append(layer.register_forward_hook(Hook(self._counter(layer))))
 
     def _counter(self, layer: nn.Module) -> Callable[..., None]:
         neurons, spatial = self.neurons[layer], spatial_dims(layer)
 
         def count(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if not self.paused:
-                neurons.count(output, spatial, self.mode)
+            neurons.count(output, spatial, self.mode)
 
         return count
 
     def _entered(self, module: nn.Module, args: tuple) -> None:
-        if self.paused:
-            return
-        if self.auto and self.mode is not (
-            mode := TrackingMode.TRAIN if module.training else TrackingMode.EVAL
-        ):
-            self.mode = mode
+        if self.auto:
+            mode = TrackingMode.TRAIN if module.training else TrackingMode.EVAL
+            if self.mode is not mode:
+                self.mode = mode
         if self.example is None and args and isinstance(args[0], Tensor):
             self.example = tuple(
                 arg.detach()[:2].clone() if isinstance(arg, Tensor) else arg for arg in args
@@ -71,11 +52,11 @@ class Tracking:
     @property
     def mode(self) -> TrackingMode:
         """Which counters a forward pass feeds."""
-        return self.module.tracking_mode if isinstance(self.module, NetworkWithOps) else self._mode
+        return self.module.tracking_mode if isinstance(self.module, TrackedNetwork) else self._mode
 
     @mode.setter
     def mode(self, mode: TrackingMode) -> None:
-        if isinstance(self.module, NetworkWithOps):
+        if isinstance(self.module, TrackedNetwork):
             self.module.tracking_mode = mode
             return
         self._mode = TrackingMode(mode)
@@ -85,12 +66,13 @@ class Tracking:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Forward passes inside the `with` are not counted by hooks."""
-        self.paused += 1
+        """Forward passes inside the `with` are not counted."""
+        mode, resting = self.mode, self.entry.resting
+        self.mode, self.entry.resting = TrackingMode.DISABLED, True
         try:
             yield
         finally:
-            self.paused -= 1
+            self.mode, self.entry.resting = mode, resting
 
     def close(self) -> None:
         """Take the hooks off."""

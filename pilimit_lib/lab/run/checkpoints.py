@@ -12,6 +12,8 @@ from ...core import load, save
 from ...core.files import write_json
 from ..errors import NotFound
 
+HASHES = ("structure", "data", "settings")
+
 
 class CheckpointManager:
     """The checkpoints of one run: `folder/00000.pt`, ... and `folder/index.json`. `print` shows the
@@ -108,11 +110,10 @@ class CheckpointManager:
         rows = [f"{len(self)} checkpoints in {self.folder}"]
         for depth, entry in self.lines():
             mark = "*" if entry["id"] == self.current else " "
-            what = "  ".join(
-                f"{key} {entry[key]}" for key in ("structure", "data", "settings") if key in entry
-            )
-            row = f"{mark} {'  ' * depth}{entry['id']}  age {entry.get('age', '?')}  {what}  {entry.get('note', '')}"
-            rows.append(row.rstrip())
+            hashes = [f"{key} {entry[key]}" for key in HASHES if key in entry]
+            name = f"{mark} {'  ' * depth}{entry['id']}"
+            row = [name, f"age {entry.get('age', '?')}", *hashes, entry.get("note", "")]
+            rows.append("  ".join(row).rstrip())
         return "\n".join(rows)
 
     __repr__ = __str__
