@@ -16,7 +16,7 @@ from ..numerics import transformed
 def basis_of(omega: Tensor) -> Tensor:
     """Orthonormal columns with the range of Ω [n r]: the projection without an inverse, for n < r
     too."""
-    return torch.linalg.qr(omega.double()).Q.to(omega)
+    return torch.linalg.qr(omega.double()).Q.to(omega).contiguous()
 
 
 class _ProjectGradient(torch.autograd.Function):
