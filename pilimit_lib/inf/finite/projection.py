@@ -7,8 +7,11 @@ gradients.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..numerics import transformed
 
@@ -41,3 +44,25 @@ def project_gradient(weight: Tensor, basis: Tensor) -> Tensor:
         frozen = weight.detach()
         return frozen + basis @ (basis.T @ (weight - frozen))  # weight + 0
     return _ProjectGradient.apply(weight, basis)
+
+
+def projections(net: nn.Module) -> list[bool]:
+    """Which of the layers of a finite network project their gradients, for its checkpoints."""
+    return [layer.project for layer in net.layers]
+
+
+def projection_misfits(net: nn.Module, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Why the layers of `net` can't project as a checkpoint's settings say."""
+    found = settings.get("project")
+    fits = isinstance(found, list | tuple) and len(found) == len(net.layers)
+    if not fits or any(
+        not isinstance(project, bool) or (project and layer.basis is None)
+        for project, layer in zip(found, net.layers)
+    ):
+        yield f"project is {found!r:.80} in the checkpoint; a flag for each layer was expected"
+
+
+def set_projections(net: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Let the layers of `net` project as a checkpoint's settings say."""
+    for layer, project in zip(net.layers, settings["project"]):
+        layer.project = project
