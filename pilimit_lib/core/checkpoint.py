@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .archive import read_archive
 from .change import Change
 from .files import replacing
 from .follow import follow, parameters_of
@@ -90,26 +89,12 @@ def save(obj: Any, path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> Any:
-    """Read what `save` (or `torch.save` of plain tensors and builtins) wrote; nothing in the file
-    is ever executed."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = (
-            str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
-            or "it is not a torch checkpoint"
-        )
-        raise ValueError(
-            f"{path} is not loaded, because it holds more than plain tensors and builtins, or is "
-            f"damaged: {reason}"
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # the reader stumbles over damaged bytes in many ways
-        raise ValueError(f"{path} is damaged or not a torch checkpoint: {error}") from error
+    """Read what `save` (or `torch.save` of plain tensors and builtins) wrote.
+
+    Nothing in the file is ever executed, with any version of torch; a file that was cut, or whose
+    bits were flipped, is a ValueError with its name. See `archive`.
+    """
+    return read_archive(path, map_location)
 
 
 def _check_format(state: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@
                native     C++ for a CPU, compiled at the first use
                triton     Triton for CUDA
     moments    plain      the semantics, in plain torch; the default, also of ConvNets
-               triton     Triton for CUDA, degrees up to 2
+               native     C++ for a CPU, compiled at the first use; degrees up to 2, not of ConvNets
+               triton     Triton for CUDA; degrees up to 2
 
 Those that are no default have to be asked for: `native` needs a compiler, `triton` a GPU. One that
 can't run (dtype, device, size) gives way to the next simpler one.
@@ -13,12 +14,17 @@ can't run (dtype, device, size) gives way to the next simpler one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
-CHOICES = {"rows": ("plain", "chunked", "native", "triton"), "moments": ("plain", "triton")}
+CHOICES = {
+    "rows": ("plain", "chunked", "native", "triton"),
+    "moments": ("plain", "native", "triton"),
+}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,12 @@ class Implementation:
     moments: str = "plain"
     debug: bool = False
     seen: list[str] = field(default_factory=list)
+
+    def tell(self, line: str) -> None:
+        """Note what ran or why something refused, once, where it was asked for."""
+        if self.debug and line not in self.seen:
+            self.seen.append(line)
+            logger.warning("sums of a π-layer: %s", line)
 
 
 _DEFAULT = Implementation()
@@ -46,9 +58,9 @@ def implementation(
 ) -> Iterator[list[str]]:
     """Inside the `with`, forward passes use these implementations; what is None stays as it is.
 
-    The backward pass of a graph uses that of its forward pass. With `debug`, the list that the
-    `with` yields tells which ran for rows and why others refused, one line per new reason; the same
-    lines go to the logger `pilimit_lib.inf.rows.sums.choice`.
+    The backward pass of rows uses that of the forward pass; moments are summed as is said where
+    `backward` is called. With `debug`, the list that the `with` yields tells which ran and why
+    others refused, one line per new reason; the same lines go to the logger of this module.
     """
     wanted = {"rows": rows, "moments": moments}
     for kind, name in wanted.items():

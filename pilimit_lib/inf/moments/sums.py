@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ..dual.features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
-from ..implementation import chosen, triton_kernels  # noqa: F401 (its older place)
+from ..implementation import chosen
 from ..numerics import accumulator
+from . import native
 
 ROWS_AT_ONCE = 8192  # rows that are summed into moments at a time
 # 16 MiB of float32: what monomials of lower degrees may take however small V is
@@ -29,12 +30,23 @@ BLOCK_ELEMENTS = 1 << 18
 
 
 def _twin(features: PolynomialFeatures, u: Tensor, V: Tensor) -> ModuleType | None:
-    """The Triton implementation, where it was asked for and does not refuse."""
-    if chosen().moments != "triton":
-        return None
-    from . import triton_kernels as triton_features
+    """The implementation that was asked for, where it does not refuse."""
+    choice = chosen()
+    if choice.moments == "native":
+        reason = native.refuses(features, u, V)
+        choice.tell(f"native {'runs' if reason is None else f'refuses: {reason}'}")
+        return native if reason is None else None
+    if choice.moments == "triton":
+        from . import triton_kernels as triton_features
 
-    return triton_features if triton_features.usable(features, u, V) else None
+        return triton_features if triton_features.usable(features, u, V) else None
+    return None
+
+
+def plain(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
+    """Φ(u) V by the definition, all of Φ at once: differentiable to any order. What the rest is
+    tested against."""
+    return features.matrix(u) @ V.to(u.dtype)
 
 
 @torch.no_grad()
@@ -59,6 +71,9 @@ def backward(
     features: PolynomialFeatures, u: Tensor, V: Tensor, grad: Tensor, need_u: bool, need_V: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """(∂u [b r], ∂V [P o]) for ∂out `grad` [b o] in u's dtype; None for what is not needed."""
+    twin = _twin(features, u, V)
+    if twin is native:
+        return native.backward(features, u, V, grad, need_u, need_V)
     dV = torch.empty_like(V, dtype=u.dtype, requires_grad=False) if need_V else None
     totals = []
     for number, (basis, part) in enumerate(_pieces(features, u, grad)):

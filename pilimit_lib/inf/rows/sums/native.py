@@ -9,11 +9,6 @@ registers or in the first level of cache, which no sequence of torch operations 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,23 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ....core import StoredRows, replacing
+from ....core import StoredRows
 from ...dual.relu import TWO_PI
+from ...extension import FLAGS, library
 from ..layer import RowLayer
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-std=c++17",
-    "-shared",
-    "-fPIC",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-    "-fassociative-math",
-    "-fno-signed-zeros",
-)
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
@@ -58,50 +42,9 @@ def refuses(layer: RowLayer, unit: Tensor) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def cache_folder() -> Path:
-    """Where compiled files are kept: XDG_CACHE_HOME or ~/.cache, in a folder of their own."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pilimit"
-
-
 @cache
 def _library() -> ctypes.CDLL | str:
-    """The compiled functions, or why there are none."""
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
-        return (
-            f"there is no C++ compiler {os.environ.get('CXX') or 'c++'!r}; install one or set CXX"
-        )
-    try:
-        version = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=60
-        ).stdout
-        made_of = repr((SOURCE.read_text(), FLAGS, version, platform.machine(), _processor()))
-        path = cache_folder() / f"rows-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-        if not path.is_file():
-            with replacing(path) as beside:
-                subprocess.run(
-                    [compiler, *FLAGS, str(SOURCE), "-o", str(beside)],
-                    capture_output=True,
-                    text=True,
-                    timeout=300,
-                    check=True,
-                )
-        return ctypes.CDLL(str(path))
-    except subprocess.CalledProcessError as error:
-        return f"{compiler} failed: {error.stderr.strip()[-500:]}"
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{compiler} could not be used: {error}"
-
-
-def _processor() -> str:
-    """What distinguishes processors for which code was compiled: the flags that Linux reports."""
-    info = Path("/proc/cpuinfo")
-    flags = (
-        [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))]
-        if info.is_file()
-        else []
-    )
-    return flags[0] if flags else platform.processor()
+    return library(SOURCE, FLAGS)
 
 
 class _Tiles:
