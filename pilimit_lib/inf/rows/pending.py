@@ -64,7 +64,7 @@ class Rows:
 
 class PendingRows:
     """Rows that backward passes made and no step has appended yet; shared by A, Amult and B of one
-    layer. See `inf.pending.PendingGradient`."""
+    layer. See `optim.pending.PendingGradient`."""
 
     axis: Axis  # along which they will be appended; the layer sets it once its parameters exist
 

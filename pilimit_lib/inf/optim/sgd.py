@@ -12,11 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rows.parameter import InfPiParameter
 from .pending import gradient_of, pending_of
-from .rates import param_groups
-from .rows.parameter import InfPiParameter
-
-__all__ = ["InfSGD", "PiSGD", "param_groups"]
 
 
 class PiSGD(torch.optim.SGD):
