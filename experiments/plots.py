@@ -18,12 +18,14 @@ and with the inner steps of training), on validation tasks.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from experiments.training.errors import errors_of
+from experiments.training.flags import plain_command_line
 
 # What runs write: (kind of accuracy, settings, table, column, whether a record is of an epoch).
 SOURCES = (
@@ -221,12 +223,7 @@ def plot(runs: list[Path], against: str, out: Path, by: str = "network") -> pd.D
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    arguments = argparse.ArgumentParser(
-        prog="python -m experiments.plots",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = plain_command_line("plots", __doc__)
     arguments.add_argument("runs", nargs="+", type=Path, help="output folders of runs")
     arguments.add_argument("--against", choices=AGAINST, default="epoch")
     arguments.add_argument(
@@ -237,15 +234,13 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     )
     arguments.add_argument("--out", type=Path, default=Path("figure.png"))
     args = arguments.parse_args(argv)
-    try:
+    with errors_of(arguments):
         frame = plot(args.runs, args.against, args.out, args.by)
-    except (ValueError, OSError) as error:
-        arguments.error(str(error))
-    last = frame.groupby(["network", "run"], as_index=False).last()
-    for kind, group in last.groupby("network"):
-        spread = f" ± {group.accuracy.std():.2f} (s.d.)" if len(group) > 1 else ""
-        print(f"{kind}: {group.accuracy.mean():.2f}{spread} % over {len(group)} run(s)")
-    print(f"drawn into {args.out}")
+        last = frame.groupby(["network", "run"], as_index=False).last()
+        for kind, group in last.groupby("network"):
+            spread = f" ± {group.accuracy.std():.2f} (s.d.)" if len(group) > 1 else ""
+            print(f"{kind}: {group.accuracy.mean():.2f}{spread} % over {len(group)} run(s)")
+        print(f"drawn into {args.out}")
     return frame
 
 

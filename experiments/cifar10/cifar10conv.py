@@ -32,11 +32,19 @@ from experiments.cifar10.conv_networks import build, cutout, evaluate, optimizer
 from experiments.cifar10.conv_results import collect, draw
 from experiments.cifar10.conv_settings import Settings, beside, parser
 from experiments.training import loop
-from experiments.training.flags import dated_folder, errors_of, settings_of
+from experiments.training.errors import errors_of
+from experiments.training.flags import (
+    dated_folder,
+    read_settings,
+    settings_to_run,
+    typed,
+)
 from experiments.training.images import Batches, ImageSet, load_images
-from experiments.training.process import pick_device, seed_everything
-from experiments.training.run_folder import RunFolder
+from experiments.training.process import Interrupted, pick_device, seed_everything
+from experiments.training.run_folder import Names, RunFolder
 from pilimit_lib.core import batch, save
+
+NAMES = Names("cifar10.cifar10conv")
 
 
 class Trainer(loop.Trainer):
@@ -73,10 +81,6 @@ class Trainer(loop.Trainer):
         with batch(ids):
             output = self.net(x)
         loss = F.cross_entropy(output, y, label_smoothing=s.label_smoothing)
-        if not bool(loss.isfinite()):
-            raise FloatingPointError(
-                f"the loss became {loss.item()} in epoch {self.epoch + 1}; lower --lr or --gclip"
-            )
         self.optimizer.zero_grad()
         loss.backward()
         if s.gclip:
@@ -134,20 +138,23 @@ def train(
     save_model: bool = False,
     quiet: bool = False,
     verbose: bool = False,
+    given: Path | None = None,
+    stop: list[int] | None = None,
 ) -> list[dict[str, Any]]:
     """Run the training that `settings` describe; returns one record per epoch (accuracies are
-    fractions, times seconds)."""
+    fractions, times seconds). `given` as in RunFolder, `stop` as in `loop.fit`."""
     settings.check()
     device = pick_device(settings.cuda)
     data = images_of(settings) if data is None else data
     trainer = Trainer(settings, data.to(device), device)
-    folder = RunFolder(save_dir, asdict(settings), resume, overwrite)
-    if resume:
-        loop.resume_from(trainer, folder)
     if verbose:
         print(trainer.net)
-    if loop.fit(trainer, folder, quiet=quiet) and save_model:
-        save(trainer.result.state_dict(), folder.path / "model.th")
+    with RunFolder(save_dir, asdict(settings), resume, overwrite, NAMES, given) as folder:
+        if resume:
+            loop.resume_from(trainer, folder)
+        loop.fit(trainer, folder, quiet=quiet, stop=stop)
+        if save_model:
+            save(trainer.result.state_dict(), folder.path / "model.th")
     return trainer.records
 
 
@@ -156,41 +163,62 @@ def images_of(settings: Settings) -> ImageSet:
     return load_images(s.dataset, s.data, s.train_subset_size, s.test_subset_size)
 
 
+def runs_in(folder: Path, settings: Settings, others: list[Settings]) -> dict[Path, Settings]:
+    """Where each network of a command is trained: the first in the folder, those beside it within
+    it."""
+    return {folder: settings} | {folder / f"{s.network}{s.width}": s for s in others}
+
+
+def others_in(folder: Path, changed: dict[str, Any]) -> list[Settings]:
+    """Settings of the networks that a command which is resumed had beside the first."""
+    found = [read_settings(path) for path in sorted(folder.glob(f"*/{NAMES.settings}"))]
+    return [Settings(**(known | changed)) for known in found]
+
+
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parser(__doc__)
     args = arguments.parse_args(argv)
-    settings = settings_of(args, Settings)
     if args.resume and (not args.save_dir or args.overwrite):
         arguments.error(
             "--resume needs the --save-dir of the run to continue, and contradicts --overwrite"
         )
     with errors_of(arguments):
-        settings.check()
-        runs = [settings, *beside(args.beside, settings, args.beside_lr, args.beside_epochs)]
-        for run in runs:
-            run.check()
         folder = Path(args.save_dir or dated_folder("cifar10conv"))
+        settings = settings_to_run(arguments, argv, args, Settings, folder / NAMES.settings)
+        others = beside(args.beside, settings, args.beside_lr, args.beside_epochs)
+        if args.resume and not args.beside:
+            epochs = args.beside_epochs or typed(arguments, argv, Settings).get("epochs")
+            others = others_in(folder, {"epochs": epochs} if epochs else {})
+        runs = runs_in(folder, settings, others)
+        for run in runs.values():
+            run.check()
         data = images_of(settings)
-        records = []
-        for run in runs:
-            place = folder if run is settings else folder / f"{run.network}{run.width}"
-            # Of several networks some may not have got to their first checkpoint when the command
-            # was stopped.
-            resume = args.resume and (run is settings or (place / "checkpoint.pt").is_file())
-            found = train(
+        # Of several networks some may not have got to their first checkpoint when the command was
+        # stopped: they begin. Their settings are written now, for --resume to know them all.
+        begun = {place: args.resume and (place / "checkpoint.pt").is_file() for place in runs}
+        begun[folder] = args.resume
+        anew = args.overwrite or args.resume
+        for place, run in runs.items():
+            if not begun[place]:
+                RunFolder(place, asdict(run), False, anew, NAMES).prepare()
+        records: list[dict[str, Any]] = []
+        stop: list[int] = []
+        for place, run in runs.items():
+            records += train(
                 run,
                 place,
                 data=data,
-                resume=resume,
-                overwrite=args.overwrite or args.resume and not resume,
+                resume=begun[place],
+                overwrite=anew and not begun[place],
                 save_model=args.save_model,
                 quiet=args.quiet,
                 verbose=args.verbose,
+                given=folder,
+                stop=stop,
             )
-            records += found
-            if len(found) < run.epochs:
-                break  # it was interrupted
-        if len(runs) > 1 and records:
+            if stop and place != list(runs)[-1]:
+                raise Interrupted(stop[0])
+        if len(runs) > 1:
             draw(collect([folder]), folder / "compare.png")
         if not args.quiet:
             print(f"results in {folder}")

@@ -28,17 +28,17 @@ from torch import Tensor
 from experiments.cifar10.mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
 from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
 from experiments.training import loop
+from experiments.training.errors import errors_of
 from experiments.training.flags import (
     dated_folder,
-    errors_of,
     milestones,
     parse,
     picked,
-    settings_of,
+    settings_to_run,
 )
 from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet, load_images
 from experiments.training.process import human_bytes, pick_device
-from experiments.training.run_folder import Names, RunFolder
+from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import batch, load, save
 from pilimit_lib.inf import InfMLP, clip_grad_norm_
 
@@ -167,14 +167,14 @@ def train(
     trainer.human = human
     if model_path:
         trainer.net.load_state_dict(load(model_path))
-    names = Names(may_differ=settings.may_differ)
-    folder = RunFolder(save_dir, asdict(settings), resume, overwrite, names)
-    if resume:
-        loop.resume_from(trainer, folder)
     if verbose:
         print(trainer.net)
-    if loop.fit(trainer, folder, quiet=quiet, at_epoch=at_epoch) and save_model:
-        save(trainer.net.state_dict(), folder.path / "model.th")
+    with RunFolder(save_dir, asdict(settings), resume, overwrite, settings.names) as folder:
+        if resume:
+            loop.resume_from(trainer, folder)
+        loop.fit(trainer, folder, quiet=quiet, at_epoch=at_epoch)
+        if save_model:
+            save(trainer.net.state_dict(), folder.path / "model.th")
     return trainer.records
 
 
@@ -195,7 +195,6 @@ def test(settings: Settings, model_path: str) -> tuple[float, float]:
 def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, float]:
     arguments = parser(__doc__)
     args = parse(arguments, argv, REMOVED)
-    settings = settings_of(args, Settings)
     if args.resume and not args.save_dir:
         arguments.error("--resume needs the --save-dir of the run to continue")
     if args.test and not args.model_path:
@@ -205,6 +204,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, f
             "--resume contradicts --overwrite and --model-path: the checkpoint says where to go on"
         )
     with errors_of(arguments):
+        known = Path(args.save_dir) / Settings.names.settings
+        settings = settings_to_run(arguments, argv, args, Settings, known)
         settings.check()
         if args.test:
             loss, accuracy = test(settings, args.model_path)

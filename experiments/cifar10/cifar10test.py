@@ -31,18 +31,19 @@ from experiments.cifar10.mlp_networks import evaluate
 from experiments.cifar10.results import draw, prepare
 from experiments.cifar10.saved_networks import ALPHAS, load_network
 from experiments.cifar10.settings import Settings as TrainSettings
+from experiments.training.errors import errors_of
 from experiments.training.flags import (
     add_switches,
     command_line,
     dated_folder,
-    errors_of,
     flag_of,
     picked,
     require_none,
     settings_of,
 )
 from experiments.training.images import DATASETS, ImageSet, load_images
-from experiments.training.process import human_bytes, pick_device
+from experiments.training.lock import only_process
+from experiments.training.process import human_bytes, pick_device, shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP
 from pilimit_lib.inf.gp import (
@@ -228,7 +229,8 @@ def test_kernel(
     else:
         kernel = features_of(net)
         x, x_test = (
-            embed(net, part, settings.batch_size, not quiet) for part in (data.train_x, data.test_x)
+            embed(net, part, settings.batch_size, shows_bars(quiet))
+            for part in (data.train_x, data.test_x)
         )
     dtype = torch.float32 if settings.float else torch.float64
     needed = memory_needed(len(x), dtype, settings.method, len(settings.regs))
@@ -246,7 +248,7 @@ def test_kernel(
         dtype=dtype,
         cache=folder / "kernel.npy" if save_kernel else None,
         device=device,
-        progress=not quiet,
+        progress=shows_bars(quiet),
     )
     built = time.perf_counter() - started
     targets = nn.functional.one_hot(data.train_y, data.classes).double() - 1 / data.classes
@@ -258,7 +260,7 @@ def test_kernel(
     ):
         try:
             coefficients += list(
-                kernel_ridge(K, targets, group, method=settings.method, progress=not quiet)
+                kernel_ridge(K, targets, group, method=settings.method, progress=shows_bars(quiet))
             )
             records += [{"what": describe(settings, net), "reg": reg} for reg in group]
         except ValueError as error:
@@ -268,7 +270,12 @@ def test_kernel(
     if coefficients:
         outputs = iter(
             kernel_product(
-                kernel, x_test, x, torch.stack(coefficients), device=device, progress=not quiet
+                kernel,
+                x_test,
+                x,
+                torch.stack(coefficients),
+                device=device,
+                progress=shows_bars(quiet),
             )
         )
         for record in records:
@@ -313,17 +320,22 @@ def run(
     device = pick_device(settings.cuda)
     net = network(settings, device) if settings.load_model_path else None
     data = images_for(settings, net)
-    folder = prepare(Path(save_dir), asdict(settings), overwrite)
-    if verbose:
-        print(net if net is not None else kernel_of(settings))
-    if net is not None and not settings.test_kernel:
-        records = test_network(settings, net, data)
-    else:
-        records = test_kernel(settings, net, data, folder, save_kernel, quiet, device)
-    for record in records:
-        record |= {"dataset": data.name, "train": len(data.train_y), "test": len(data.test_y)}
-    write_text(folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    draw(records, folder)
+    folder = Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_process(folder):
+        prepare(folder, asdict(settings), overwrite)
+        if verbose:
+            print(net if net is not None else kernel_of(settings))
+        if net is not None and not settings.test_kernel:
+            records = test_network(settings, net, data)
+        else:
+            records = test_kernel(settings, net, data, folder, save_kernel, quiet, device)
+        for record in records:
+            record |= {"dataset": data.name, "train": len(data.train_y), "test": len(data.test_y)}
+        write_text(
+            folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records)
+        )
+        draw(records, folder)
     return records
 
 
@@ -370,18 +382,18 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     with errors_of(arguments):
         how = picked(args, ("save_kernel", "overwrite", "quiet", "verbose"))
         records = run(settings_of(args, Settings), save_dir, **how)
-    for record in records:
-        reg = f", ridge {record['reg']:g}" if "reg" in record else ""
-        if "failed" in record:
-            print(f"{record['what']}{reg}: {record['failed']}")
-        else:
-            digits = 1 if args.human else 2
-            print(
-                f"{record['what']}{reg}: {100 * record['test_acc']:.{digits}f} % of "
-                f"{record['test']} test images ({record['dataset']}), loss "
-                f"{record['test_loss']:.4f}"
-            )
-    print(f"results in {save_dir}")
+        for record in records:
+            reg = f", ridge {record['reg']:g}" if "reg" in record else ""
+            if "failed" in record:
+                print(f"{record['what']}{reg}: {record['failed']}")
+            else:
+                digits = 1 if args.human else 2
+                print(
+                    f"{record['what']}{reg}: {100 * record['test_acc']:.{digits}f} % of "
+                    f"{record['test']} test images ({record['dataset']}), loss "
+                    f"{record['test_loss']:.4f}"
+                )
+        print(f"results in {save_dir}")
     return records
 
 

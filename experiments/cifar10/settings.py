@@ -14,6 +14,7 @@ from experiments.training.flags import (
     too_small,
 )
 from experiments.training.images import DATASETS
+from experiments.training.run_folder import Names
 from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
 
 REMOVED = {  # flags that did nothing in the original's library, or named what it never had
@@ -30,7 +31,7 @@ class Settings:
     """One training run. The defaults train digits; the README lists those of the paper for
     CIFAR-10."""
 
-    may_differ = ("epochs",)  # of a run that is resumed
+    names = Names("cifar10.cifar10mlp")
     dataset: str = "digits"
     data: str = "./dataset"
     train_subset_size: int | None = None
@@ -153,7 +154,7 @@ def parser(
         "overwrite": "replace the run in --save-dir",
         "test": "only test the network of --model-path",
         "verbose": "print the network",
-        "quiet": "print nothing while training",
+        "quiet": "print nothing while training: no bar, no table",
         "human": "counts and bytes with units",
     }
     add_switches(result, switches)

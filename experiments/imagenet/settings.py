@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from experiments.cifar10.cifar10test import REGS
 from experiments.cifar10.settings import Settings as TrainSettings
 from experiments.training.flags import milestones, require_none
+from experiments.training.run_folder import Names
 
 SOURCES = ("imagenet32", "cifar10-half")
 CHOICES = {"dataset": SOURCES, "save_epochs": ("none", "best", "all")}
@@ -17,10 +18,9 @@ class Settings(TrainSettings):
     """Pretraining as in `cifar10mlp`, with the original's defaults, and what to transfer when."""
 
     # the sizes don't influence training
-    may_differ = (
-        "epochs",
-        "transfer_train_size",
-        "transfer_test_size",
+    names = Names(
+        "imagenet.transfer_imagenet",
+        may_differ=("epochs", "transfer_train_size", "transfer_test_size"),
     )
     dataset: str = "imagenet32"
     imagenet_data: str = "experiments/imagenet/data"

@@ -30,7 +30,8 @@ from experiments.imagenet.cost import cost, describe_cost
 from experiments.imagenet.images import pretraining_data
 from experiments.imagenet.settings import CHOICES, Settings
 from experiments.imagenet.transfers import Transfers
-from experiments.training.flags import dated_folder, errors_of, parse, picked, settings_of
+from experiments.training.errors import errors_of
+from experiments.training.flags import dated_folder, parse, picked, settings_to_run
 from experiments.training.process import pick_device
 
 
@@ -68,9 +69,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             "--resume needs the --save-dir of the run to continue, and contradicts --overwrite and "
             "--model-path: the checkpoint says where to go on"
         )
-    settings = settings_of(args, Settings)
     save_dir = Path(args.save_dir or dated_folder("transfer_imagenet"))
     with errors_of(arguments):
+        known = save_dir / Settings.names.settings
+        settings = settings_to_run(arguments, argv, args, Settings, known)
         settings.check()
         if args.test:
             return test(settings, args.model_path, save_dir, args.quiet, args.overwrite)
@@ -84,8 +86,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         print(describe_cost(expected), flush=True)
         how = picked(args, OUTPUT)
         records = cifar10mlp.train(settings, save_dir, **how, data=data, at_epoch=transfers)
-    if not args.quiet:
-        print(f"results in {save_dir}")
+        if not args.quiet:
+            print(f"results in {save_dir}")
     return records
 
 

@@ -19,6 +19,7 @@ from experiments.imagenet.images import transfer_data
 from experiments.imagenet.settings import Settings
 from experiments.training.images import ImageSet
 from experiments.training.plots import curves
+from experiments.training.process import shows_bars
 from pilimit_lib.core import save, write_text
 from pilimit_lib.inf.gp import (
     ReLUKernel,
@@ -50,7 +51,7 @@ def regress(
     for reg in settings.regs:
         try:
             (outputs,) = kernel_regression(
-                kernel, x, targets, x_test, [reg], dtype=dtype, progress=not quiet
+                kernel, x, targets, x_test, [reg], dtype=dtype, progress=shows_bars(quiet)
             )
             records.append({"reg": reg, **scores(outputs, data.test_y)})
         except ValueError as error:
@@ -95,7 +96,7 @@ class Transfers:
         sizes = {"train": len(self.data.train_y), "test": len(self.data.test_y)}
         started = time.perf_counter()
         x, x_test = (
-            embed(net, part, progress=not self.quiet)
+            embed(net, part, progress=shows_bars(self.quiet))
             for part in (self.data.train_x, self.data.test_x)
         )
         found = [

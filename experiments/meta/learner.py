@@ -18,7 +18,7 @@ from experiments.meta.episodes import Batch, Classes, Episodes, Sinusoids
 from experiments.meta.omniglot import load_omniglot
 from experiments.meta.settings import DTYPES, Settings
 from experiments.training.flags import milestones
-from experiments.training.process import seed_everything
+from experiments.training.process import seed_everything, shows_bars
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.gp import KernelMLP, ReLUKernel
 from pilimit_lib.inf.meta import (
@@ -209,7 +209,6 @@ def meta_step(
     before the step."""
     outputs = adapted_to(settings, net, batch, learn=True)(batch["test"][0])
     loss = losses_of(settings)[1](outputs, batch["test"][1]).mean()
-    require_finite(loss.item(), "the training loss")
     if loss.requires_grad:  # a kernel learner whose readout is fixed has nothing to learn
         optimizer.zero_grad()
         loss.backward()
@@ -217,15 +216,6 @@ def meta_step(
             clip_grad_norm_(net, settings.grad_clip, settings.gclip_per_param)
         optimizer.step()
     return {"loss": loss.item(), **accuracy(settings, outputs, batch["test"][1])}
-
-
-def require_finite(loss: float, what: str) -> None:
-    """Raise where a run has diverged: what would follow is NaN."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"{what} became {loss}; lower --meta-lr or --step-size, or bound the meta-gradient "
-            "with --grad-clip"
-        )
 
 
 def accuracy(settings: Settings, outputs: Tensor, y: Tensor) -> dict[str, float]:
@@ -269,7 +259,11 @@ def evaluate(
     interval (of one task None)."""
     per_task: dict[str, list[Tensor]] = {"loss": [], "acc": []}
     for batch in tqdm(
-        islice(batches, count), total=count, desc="testing", leave=False, disable=quiet
+        islice(batches, count),
+        total=count,
+        desc="testing",
+        leave=False,
+        disable=not shows_bars(quiet),
     ):
         batch = placed(batch, device, DTYPES[settings.dtype])
         y = batch["test"][1]

@@ -20,7 +20,8 @@ from typing import Any
 from experiments.meta.learner import build, evaluate, hold_fixed, tasks
 from experiments.meta.settings import Settings
 from experiments.meta.stores import require_cox, write_tables
-from experiments.training.flags import add_switches, errors_of, plain_command_line
+from experiments.training.errors import errors_of
+from experiments.training.flags import add_switches, plain_command_line
 from experiments.training.process import pick_device
 from pilimit_lib.core import load
 
@@ -153,15 +154,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             quiet=args.quiet,
             verbose=args.verbose,
         )
-    accuracy = (
-        f"accuracy {100 * record['acc']:.2f}{_interval(record['acc_ci95'], 100, 2)} %, "
-        if "acc" in record
-        else ""
-    )
-    print(
-        f"{accuracy}loss {record['loss']:.4f}{_interval(record['loss_ci95'], 1, 4)} over "
-        f"{record['tasks']} tasks of the {record['split']} split (95 % interval)"
-    )
+        accuracy = (
+            f"accuracy {100 * record['acc']:.2f}{_interval(record['acc_ci95'], 100, 2)} %, "
+            if "acc" in record
+            else ""
+        )
+        print(
+            f"{accuracy}loss {record['loss']:.4f}{_interval(record['loss_ci95'], 1, 4)} over "
+            f"{record['tasks']} tasks of the {record['split']} split (95 % interval)"
+        )
     return record
 
 

@@ -32,7 +32,6 @@ from experiments.meta.learner import (
     meta_step,
     optimizer_of,
     placed,
-    require_finite,
     scheduler_of,
     size_of,
     tasks,
@@ -40,13 +39,15 @@ from experiments.meta.learner import (
 from experiments.meta.settings import DTYPES, REMOVED, Settings, parser
 from experiments.meta.stores import TABLES, require_cox, write_tables
 from experiments.training import loop
-from experiments.training.flags import dated_folder, errors_of, parse, picked, settings_of
+from experiments.training.errors import errors_of
+from experiments.training.flags import dated_folder, parse, picked, settings_to_run
 from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import Names, RunFolder
 from pilimit_lib.core import load, save
 
 VALIDATION_SEED = 1_000_003  # validation tasks are the same in every epoch and every run
 NAMES = Names(
+    command="meta.train",
     settings="config.json",
     folder="--output-folder",
     overwrite="--overwrite-existing",
@@ -69,6 +70,7 @@ class Trainer(loop.Trainer):
     """
 
     counts = {"loss": 0.0, "acc": 0.0}
+    remedy = "lower --meta-lr or --step-size, or bound the meta-gradient with --grad-clip"
     cox = False  # write the tables as a cox store too
 
     def __init__(
@@ -86,8 +88,6 @@ class Trainer(loop.Trainer):
             )
         net = build(settings, device)
         hold_fixed(settings, net)
-        if settings.load_model_path:
-            net.load_state_dict(load(settings.load_model_path))
         optimizer = optimizer_of(settings, net)
         scheduler = scheduler_of(settings, optimizer)
         stream = tasks(settings, "train", settings.seed, quiet) if loader is None else loader
@@ -128,7 +128,7 @@ class Trainer(loop.Trainer):
         s = self.settings
         self.val_tasks.restart()
         found = evaluate(s, self.net, self.val_tasks, s.num_test_batches, self.device, self.quiet)
-        require_finite(found["loss"], "the validation loss")
+        self.require_finite(found["loss"], "validation loss")
         self.val_records.append({"epoch": self.epoch, "split": s.test_dataset_split, **found})
         return self.val_records[-1]
 
@@ -137,8 +137,9 @@ class Trainer(loop.Trainer):
         return table_row(record, of_epoch[record["epoch"]])
 
     def write(self, folder: RunFolder) -> None:
-        """The tables, and the network so far."""
-        save(self.net.state_dict(), folder.path / "model.th")
+        """The tables, and the network after the last epoch."""
+        if not self.batches.done:
+            save(self.net.state_dict(), folder.path / "model.th")
         self.write_tables(folder)
 
     def write_tables(self, folder: RunFolder) -> None:
@@ -212,38 +213,39 @@ def train(
         print("on the CPU everything is float32")
     trainer = Trainer(settings, device, quiet)
     trainer.cox = store == "cox"
-    folder = RunFolder(output_folder, settings.as_dict(), resume, overwrite, NAMES)
-    if resume:
-        loop.resume_from(trainer, folder)
+    if settings.load_model_path and not resume:
+        trainer.net.load_state_dict(load(settings.load_model_path))
     if verbose:
         print(trainer.net)
-    if validate_only:
-        record = trainer.validate()
-        trainer.write_tables(folder)
-        if not quiet:
-            print(trainer.header, table_row(None, record), sep="\n")
-        return [record]
-    loop.fit(trainer, folder, quiet=quiet)
+    with RunFolder(output_folder, settings.as_dict(), resume, overwrite, NAMES) as folder:
+        if resume:
+            loop.resume_from(trainer, folder)
+        if validate_only:
+            record = trainer.validate()
+            trainer.write_tables(folder)
+            if not quiet:
+                print(trainer.header, table_row(None, record), sep="\n")
+            return [record]
+        loop.fit(trainer, folder, quiet=quiet)
     return trainer.val_records
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parser(__doc__)
     args = parse(arguments, argv, REMOVED)
-    settings = settings_of(args, Settings)
-    if args.resume and (
-        not args.output_folder or args.overwrite_existing or settings.load_model_path
-    ):
+    if args.resume and (not args.output_folder or args.overwrite_existing or args.load_model_path):
         arguments.error(
             "--resume needs the --output-folder of the run to continue, and contradicts "
             "--overwrite-existing and --load-model-path: the checkpoint says where to go on"
         )
     folder = args.output_folder or dated_folder("meta")
     with errors_of(arguments):
+        known = Path(folder) / NAMES.settings
+        settings = settings_to_run(arguments, argv, args, Settings, known)
         how = picked(args, ("resume", "store", "validate_only", "quiet", "verbose"))
         records = train(settings, folder, overwrite=args.overwrite_existing, **how)
-    if not args.quiet:
-        print(f"results in {folder}")
+        if not args.quiet:
+            print(f"results in {folder}")
     return records
 
 

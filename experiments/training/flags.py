@@ -1,12 +1,11 @@
-"""A command line made of the dataclass that holds a command's settings, and its errors. Imports no
-torch."""
+"""A command line made of the dataclass that holds a command's settings. Imports no torch."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +35,8 @@ def command_line(
     for field in fields(settings):
         how = _action(field, choices.get(field.name), helps.get(field.name))
         if field.name == positional:
-            result.add_argument(field.name, nargs="?", **how)
+            # without a default argparse takes it for typed only where it was
+            result.add_argument(field.name, nargs="?", **how | {"default": argparse.SUPPRESS})
         else:
             spellings = [flag_of(field.name), aliases.get(field.name)]
             result.add_argument(*filter(None, spellings), dest=field.name, **how)
@@ -94,9 +94,48 @@ def parse(
     return args
 
 
+def typed(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, settings: type
+) -> dict[str, Any]:
+    """The fields of `settings` that stand on a command line which `parse` has accepted."""
+    unset = object()
+    names = [field.name for field in fields(settings)]
+    found, _ = parser.parse_known_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
+    return {name: value for name, value in picked(found, names).items() if value is not unset}
+
+
+def settings_to_run(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    args: argparse.Namespace,
+    settings: type[Settings],
+    known: Path,
+) -> Settings:
+    """The settings of a command line. With --resume, those in the file `known` count where nothing
+    was typed."""
+    if not args.resume or not known.is_file():
+        return settings_of(args, settings)
+    before = read_settings(known)
+    names = [field.name for field in fields(settings) if field.name in before]
+    kept = {name: before[name] for name in names}
+    return settings(**{**kept, **typed(parser, argv, settings)})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a run wrote about its settings. Raises ValueError where that is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); it holds a run's settings") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not a run's settings")
+    return found
+
+
 def settings_of(args: argparse.Namespace, settings: type[Settings]) -> Settings:
     """The settings that were typed."""
-    return settings(**picked(args, [field.name for field in fields(settings)]))
+    names = [field.name for field in fields(settings)]
+    return settings(**picked(args, [name for name in names if name in args]))
 
 
 def picked(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -133,19 +172,3 @@ def require_none(problems: Sequence[str]) -> None:
 def dated_folder(command: str) -> Path:
     """Where a run goes that was given no folder: output/<command>/<date and time>."""
     return Path("output") / command / time.strftime("%Y-%m-%d_%H-%M-%S")
-
-
-@contextmanager
-def errors_of(parser: argparse.ArgumentParser) -> Iterator[None]:
-    """What a user can mend is said in one line, without a traceback, and the exit status is 2."""
-    try:
-        yield
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-        RuntimeError,
-        MemoryError,
-        FloatingPointError,
-    ) as error:
-        parser.error(str(error))

@@ -3,6 +3,7 @@ interruption."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.training.process import interruptible
+from experiments.training.process import Interrupted, interruptible, shows_bars
 from experiments.training.run_folder import Records, RunFolder
 from pilimit_lib.core import restore, rng_state, set_rng_state, snapshot
 
 BAR_TEXT_EVERY = 20  # steps between two texts beside the bar
+DRAW_EVERY = (
+    60.0  # seconds between two drawings of the curves: on small data they are what takes time
+)
 
 
 class Trainer:
@@ -31,6 +35,7 @@ class Trainer:
     clocks: dict[str, Callable[[], float]] = {"seconds": time.perf_counter}
     counts: dict[str, float] = {"loss": 0.0, "correct": 0, "seen": 0}
     header = ""
+    remedy = "lower --lr, or bound the gradients with --gclip"  # of a run that diverges
 
     def __init__(
         self,
@@ -104,16 +109,17 @@ class Trainer:
             initial=self.batches.done,
             desc=f"epoch {self.epoch + 1}/{self.epochs}",
             leave=False,
-            disable=quiet,
+            disable=not shows_bars(quiet),
             mininterval=0.5,
         )
         with bar:
             for batch in self.batches:
                 self.step(*batch)
+                self.require_finite(self.sums["loss"], f"loss of step {self.batches.done}")
                 for name, clock in self.clocks.items():
                     self.sums[name] = before[name] + clock() - started[name]
                 bar.update()
-                if not quiet and self.batches.done % BAR_TEXT_EVERY == 0:
+                if not bar.disable and self.batches.done % BAR_TEXT_EVERY == 0:
                     bar.set_postfix_str(self.progress())
                 if stop and self.may_stop and self.batches.done < total:
                     return False
@@ -122,8 +128,26 @@ class Trainer:
 
     def end_epoch(self) -> None:
         self.epoch += 1
-        self.records.append(self.record())
+        record = self.record()
+        for name, value in record.items():
+            self.require_finite(value, name)
+        self.records.append(record)
         self.sums = self.zeros()
+
+    def require_finite(self, value: Any, what: str) -> None:
+        """Raise FloatingPointError where the run has diverged: what would follow is NaN. Looks into
+        tensors, dicts and lists."""
+        if isinstance(value, dict):
+            for name, entry in value.items():
+                self.require_finite(entry, name)
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                self.require_finite(entry, what)
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            if not bool(value.isfinite().all()):
+                raise FloatingPointError(f"{what} holds NaN or infinity")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise FloatingPointError(f"the {what} became {value}")
 
     def state(self) -> dict[str, Any]:
         return snapshot(
@@ -159,31 +183,59 @@ def fit(
     *,
     quiet: bool = False,
     at_epoch: Callable[[Trainer, Path], None] | None = None,
-) -> bool:
-    """Train to the last epoch, with a checkpoint, tables, curves and a line after each; True unless
-    interrupted.
+    stop: list[int] | None = None,
+) -> None:
+    """Train to the last epoch, with a checkpoint, tables and a line after each.
 
     `at_epoch` is called with the trainer and the output folder before the first epoch, after each,
-    and again when a run is resumed.
+    and again where a run is resumed between two. Signals that asked for an end are added to `stop`.
+    Raises Interrupted where the run is not whole, FloatingPointError where it diverges: the
+    checkpoint before stays.
     """
     if not quiet:
         print(trainer.header, *map(trainer.row, trainer.records), sep="\n", flush=True)
-    with interruptible() as stop:
-        if at_epoch is not None:
-            at_epoch(trainer, folder.path)
-        while trainer.epoch < trainer.epochs and not stop:
-            finished = trainer.run_epoch(stop, quiet)
-            folder.save(trainer.state())
-            if finished:
-                trainer.write(folder)
-                trainer.draw(folder)
-                if at_epoch is not None:
-                    at_epoch(trainer, folder.path)
-                if not quiet:
-                    print(trainer.row(trainer.records[-1]), flush=True)
+    with interruptible() as requests:
+        try:
+            _epochs(trainer, folder, requests, quiet, at_epoch)
+        except FloatingPointError as error:
+            kept = folder.checkpoint if folder.checkpoint.exists() else "nothing"
+            raise FloatingPointError(
+                f"{error}; {trainer.remedy}. It happened in epoch {trainer.epoch + 1}; saved "
+                f"before it: {kept}"
+            ) from error
+    if stop is not None:
+        stop += requests
     if trainer.epoch < trainer.epochs:
-        print(
-            f"stopped in epoch {trainer.epoch + 1}; go on with --resume {folder.names.folder} "
-            f"{folder.path}"
-        )
-    return trainer.epoch >= trainer.epochs
+        print(f"stopped in epoch {trainer.epoch + 1}; go on with: {folder.resume_command}")
+        raise Interrupted(requests[0])
+
+
+def _epochs(
+    trainer: Trainer,
+    folder: RunFolder,
+    stop: list[int],
+    quiet: bool,
+    at_epoch: Callable[[Trainer, Path], None] | None,
+) -> None:
+    """The epochs that are left, until a signal asks for an end."""
+    if trainer.records:
+        trainer.write(folder)  # a run killed after its checkpoint may not have got to its tables
+    if at_epoch is not None and not trainer.batches.done:
+        at_epoch(trainer, folder.path)
+    drawn = time.monotonic()
+    while trainer.epoch < trainer.epochs and not stop:
+        finished = trainer.run_epoch(stop, quiet)
+        state = trainer.state()
+        trainer.require_finite(state["model"], "network")
+        folder.save(state)
+        if finished:
+            trainer.write(folder)
+            if at_epoch is not None:
+                at_epoch(trainer, folder.path)
+            if not quiet:
+                print(trainer.row(trainer.records[-1]), flush=True)
+            if time.monotonic() - drawn > DRAW_EVERY:
+                trainer.draw(folder)
+                drawn = time.monotonic()
+    if trainer.records:
+        trainer.draw(folder)

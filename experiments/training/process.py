@@ -1,15 +1,25 @@
-"""What a process needs before it trains: a device, seeds, and signals that wait for the end of a
-step."""
+"""What a process needs before it trains: a device, seeds, a bar where one can be seen, and signals
+that wait for the end of a step."""
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+
+class Interrupted(SystemExit):
+    """A run was asked to stop by a signal. As an exit status it is what a shell makes of it: 130
+    after Ctrl-C, 143 after SIGTERM, so that nobody takes half a run for a whole one."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
 
 
 @contextmanager
@@ -20,7 +30,7 @@ def interruptible() -> Iterator[list[int]]:
 
     def request(number: int, frame: Any) -> None:
         if stop:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         stop.append(number)
 
     previous = {
@@ -31,6 +41,12 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def shows_bars(quiet: bool = False) -> bool:
+    """Whether progress bars are drawn: on a terminal, unless --quiet or TQDM_DISABLE says no."""
+    forbidden = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
+    return not quiet and not forbidden and sys.stderr.isatty()
 
 
 def seed_everything(seed: int) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from experiments.training.flags import read_settings
+from experiments.training.lock import only_process
 from experiments.training.plots import LOSS_AND_ACCURACY, curves
 from pilimit_lib.core import load, save, write_text
 
@@ -22,6 +26,7 @@ class Names:
     """What a command calls its files and flags, what a resumed run may have otherwise, and what an
     overwritten one may have left (patterns)."""
 
+    command: str = "cifar10.cifar10mlp"
     settings: str = "settings.json"
     folder: str = "--save-dir"
     overwrite: str = "--overwrite"
@@ -40,10 +45,12 @@ class Names:
 
 
 class RunFolder:
-    """settings.json, metrics.jsonl (one line per epoch), checkpoint.pt and curves.png of one run.
+    """settings.json, metrics.jsonl (one line per epoch), checkpoint.pt and curves.png of one run,
+    written in a `with` by one process at a time.
 
     A folder that already holds a run is only written to again when the run is resumed, or
-    overwritten on request.
+    overwritten on request. One that a run was stopped in before it had saved anything holds none.
+    `given`: the folder that the command was given, where this one lies in it.
     """
 
     def __init__(
@@ -53,32 +60,78 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool = False,
         names: Names | None = None,
+        given: Path | None = None,
     ) -> None:
         self.path, self.settings, self.names = Path(path), settings, names or Names()
+        self.resume, self.overwrite = resume, overwrite
+        self.given = given or self.path
         self.checkpoint = self.path / "checkpoint.pt"
         self.metrics = self.path / "metrics.jsonl"
-        known = self.path / self.names.settings
+        self._inside = ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        """Take the folder. Raises FileExistsError, FileNotFoundError or ValueError where it is not
+        as expected, and leaves it as it is."""
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(
                 f"{self.path} is a file; a run needs a folder: choose another {self.names.folder}"
             )
-        if resume:
-            if not self.checkpoint.is_file() or not known.is_file():
-                raise FileNotFoundError(
-                    f"there is no run to resume in {self.path}: no checkpoint.pt with its "
-                    f"{self.names.settings}"
-                )
-            self._check_same(json.loads(known.read_text()))
-            return
-        if known.exists() and not overwrite:
+        if self.resume:
+            self._require_run()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as inside:
+            inside.enter_context(only_process(self.path, self.names.folder))
+            if self.resume:
+                self._require_run()
+                self._check_same(read_settings(self.path / self.names.settings))
+            else:
+                self._require_room()
+                self._clear()
+            write_text(self.path / self.names.settings, json.dumps(self.settings, indent=2) + "\n")
+            self._inside = inside.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._inside.close()
+
+    def prepare(self) -> None:
+        """Take the folder for a run that begins later: others then know its settings."""
+        with self:
+            pass
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on."""
+        where = shlex.quote(str(self.given))
+        return f"python -m experiments.{self.names.command} --resume {self.names.folder} {where}"
+
+    def _require_run(self) -> None:
+        if not self.checkpoint.is_file() or not (self.path / self.names.settings).is_file():
+            raise FileNotFoundError(
+                f"there is no run to resume in {self.path}: no checkpoint.pt with its "
+                f"{self.names.settings}. Leave --resume out to begin one"
+            )
+
+    def _require_room(self) -> None:
+        if (self.path / self.names.settings).exists() and self._written() and not self.overwrite:
             raise FileExistsError(
                 f"{self.path} already holds a run; continue it with --resume, replace it with "
                 f"{self.names.overwrite}, or choose another {self.names.folder}"
             )
-        if known.exists():
-            self._clear()
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(known, json.dumps(settings, indent=2) + "\n")
+
+    def _written(self) -> list[Path]:
+        """What the run that was here wrote, but for its settings."""
+        if not (self.path / self.names.settings).exists():
+            return []
+        return [path for name in self.names.written for path in self.path.glob(name)]
+
+    def _clear(self) -> None:
+        """Remove what the run that was here wrote, and nothing else."""
+        for stale in self._written():
+            if stale.is_dir():
+                shutil.rmtree(stale)
+            else:
+                stale.unlink()
 
     def _check_same(self, known: dict[str, Any]) -> None:
         differing = [
@@ -88,17 +141,9 @@ class RunFolder:
         ]
         if differing:
             raise ValueError(
-                f"the run in {self.path} had other settings ({', '.join(differing)}); repeat its "
-                "command line with --resume"
+                f"the run in {self.path} had other settings ({', '.join(differing)}); leave these "
+                "flags out"
             )
-
-    def _clear(self) -> None:
-        """Remove what the run that was here wrote, and nothing else."""
-        for stale in [path for name in self.names.written for path in self.path.glob(name)]:
-            if stale.is_dir():
-                shutil.rmtree(stale)
-            else:
-                stale.unlink()
 
     def check_schedule(self, saved: dict[str, Any] | None, now: dict[str, Any] | None) -> None:
         """Raise where the schedule of a checkpoint ends elsewhere than that of this run: beyond its

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,11 @@ def transformed() -> bool:
     `requires_grad` then does not tell what will be differentiated."""
     functorch = torch._C._functorch.peek_interpreter_stack() is not None
     return functorch or torch.autograd.forward_ad._current_level >= 0
+
+
+def full_precision(like: Tensor) -> AbstractContextManager:
+    """Inside the `with`, autocast leaves operations alone. (The meta device knows no autocast.)"""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 def length(g: Tensor) -> Tensor:

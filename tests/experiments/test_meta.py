@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
+from contextlib import nullcontext
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -242,6 +244,38 @@ def test_damage_inside_of_a_zip_names_the_file(tmp_path):
             load_omniglot(tmp_path, "train", quiet=True)
 
 
+def png(width: int, height: int) -> bytes:
+    """A picture of one colour, a thousandth of its pixels in bytes."""
+    rows = zlib.compress((b"\0" + bytes((width + 7) // 8)) * height, 9)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(name + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + name + data + check
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\1\0\0\0\0"
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (png(2000, 2000), "is no image .*2000 x 2000 pixels"),
+        (png(10000, 10000), "is no image .*decompression bomb"),  # Pillow warns
+        (png(20000, 20000), "is no image .*decompression bomb"),  # Pillow refuses
+        (bytes(1 << 21), "is no drawing: it unpacks to 2097152 bytes"),
+    ],
+    ids=["large", "warned of", "refused", "zip"],
+)
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, content, message):
+    for part in ("background", "evaluation"):
+        path = tmp_path / f"images_{part}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"images_{part}/Greek/character01/0001_01.png", content)
+        assert path.stat().st_size < 200_000
+    with pytest.raises(ValueError, match=f"0001_01.png in .*images_background.zip {message}"):
+        load_omniglot(tmp_path, "train", quiet=True)
+
+
 @pytest.mark.parametrize("error", [SyntaxError, ValueError])
 def test_whatever_pillow_says_of_a_damaged_image_names_the_file(tmp_path, monkeypatch, error):
     image = pytest.importorskip("PIL.Image")
@@ -423,8 +457,10 @@ def test_a_run_is_written_resumed_bit_for_bit_and_tested(tmp_path, monkeypatch, 
             return original(*args)
 
         monkeypatch.setattr(meta_train, "meta_step", stepped)
-        resume = ["--resume"] if parts.exists() else []
-        meta_train.main([*SINUSOID, *resume, "--output-folder", str(parts)])
+        flags = ["--resume"] if parts.exists() else SINUSOID
+        with pytest.raises(SystemExit) if left < 100 else nullcontext() as stopped:
+            meta_train.main([*flags, "--quiet", "--output-folder", str(parts)])
+        assert stopped is None or stopped.value.code == 130
     a, b = load(whole / "model.th"), load(parts / "model.th")
     assert a.keys() == b.keys() and all(
         torch.equal(a[name], b[name]) for name in a if isinstance(a[name], torch.Tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -149,13 +150,73 @@ def test_what_is_missing_or_wrong_is_named_before_anything_is_read(imagenet, tmp
         load_imagenet32(imagenet, test_size=13, quiet=True)
 
 
+def test_arrays_are_read_from_every_version_of_pickles(tmp_path):
+    held = {"data": images(np.ones(3, int), 0), "labels": [1, 2, 3], "mean": np.zeros(3072)}
+    for protocol in range(2, 6):
+        for labels in (held["labels"], np.array(held["labels"])):
+            (tmp_path / "file").write_bytes(pickle.dumps(held | {"labels": labels}, protocol))
+            x, y = read_file(tmp_path / "file")
+            assert np.array_equal(x.flatten(1).numpy(), held["data"]) and y.tolist() == [0, 1, 2]
+    # as Python 2 wrote it: texts are bytes
+    (tmp_path / "file").write_bytes(
+        pickle.dumps({k.encode(): v for k, v in held.items()}, protocol=2)
+    )
+    assert read_file(tmp_path / "file")[1].tolist() == [0, 1, 2]
+
+
+def test_an_array_that_is_forged_is_an_error_and_no_crash(tmp_path):
+    """Where numpy itself puts arrays together, such files end in errors of every kind, without an
+    exception, or in a crash."""
+
+    class Made:
+        """What a pickle makes by calling `maker`, and then gives a state."""
+
+        def __init__(self, maker, args, state=None):
+            self.made = (maker, args) if state is None else (maker, args, state)
+
+        def __reduce__(self):
+            return self.made
+
+    def type_(name, flags, size):
+        state = (3, "|", None, None, None, size, 1, flags)
+        return Made(np.dtype, (name, False, True), state)
+
+    begin = np.zeros(0, np.uint8).__reduce__()[:2]
+    scalar = np.uint8(1).__reduce__()[0]
+    forged = [
+        Made(*begin, (1, (1, 3072), kind, False, data))
+        for kind, data in (
+            (np.dtype("u1"), b"x"),
+            (np.dtype("u1"), None),
+            (None, b"x" * 3072),
+            (np.dtype("O"), b"A" * 8 * 3072),
+            (np.dtype("O"), ["a"] * 3072),
+            (type_("V8", 63, 8), b"A" * 8 * 3072),  # says of itself that it holds objects
+            (type_("u1", 63, 8), b"A" * 8 * 3072),
+            (type_("V1", 0, 1 << 40), b"x" * 3072),
+        )
+    ]
+    forged += [
+        Made(*begin, (1, (2**40, 3072), np.dtype("u1"), False, b"x")),
+        Made(*begin, ()),
+        Made(begin[0], (np.ndarray, (1 << 40,), b"b")),  # a terabyte
+        Made(scalar, (type_("V8", 63, 8), b"A" * 8)),
+        Made(scalar, (np.dtype("O"), b"A" * 8)),
+    ]
+    for number, array in enumerate(forged):
+        held = pickle.dumps({"data": array, "labels": [1]}, protocol=2)
+        (tmp_path / "file").write_bytes(held)
+        with pytest.raises(ValueError, match=r"file is damaged|data in .*file are"):
+            pytest.fail(f"forgery {number} was read: {read_file(tmp_path / 'file')}")
+
+
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "ran",))
 
     (tmp_path / "file").write_bytes(pickle.dumps({"data": Evil(), "labels": [1]}))
-    with pytest.raises(ValueError, match="which no image file needs"):
+    with pytest.raises(ValueError, match="which no file of ImageNet32 contains"):
         read_file(tmp_path / "file")
     assert not (tmp_path / "ran").exists()
 
@@ -337,8 +398,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit_and_transfers_once(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "step", step)
-    for resume in ([], ["--resume"], ["--resume"]):
-        main([*flags, *resume, "--save-dir", str(tmp_path / "parts"), "--save-model"])
+    for how, code in ((flags, 130), (["--resume"], 130), (["--resume"], None)):
+        with pytest.raises(SystemExit) if code else nullcontext() as stopped:
+            main([*how, "--quiet", "--save-dir", str(tmp_path / "parts"), "--save-model"])
+        assert code is None or stopped.value.code == code
     a, b = (load(tmp_path / name / "model.th") for name in ("whole", "parts"))
     assert count[0] == 24 and all(
         torch.equal(a[name], b[name]) for name in a if isinstance(a[name], torch.Tensor)

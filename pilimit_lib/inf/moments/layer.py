@@ -264,10 +264,10 @@ def kappa_misfits(
 ) -> Iterator[str]:
     """Why the kernel's coefficients of a checkpoint are not those of `series`; it may lack them."""
     if prefix + name in state:
-        kappa = state[prefix + name]
-        misfit = tensor_misfit(kappa, name, ndim=1) or series_misfit(series, kappa)
-        if misfit:
-            yield f"{prefix}: {misfit}"
+        misfit = tensor_misfit(state[prefix + name], prefix + name, ndim=1)
+        other = None if misfit else series_misfit(series, state[prefix + name])
+        if misfit or other:
+            yield misfit or f"{prefix}: {other}"
 
 
 def series_misfit(series: Series, kappa: Tensor) -> str | None:

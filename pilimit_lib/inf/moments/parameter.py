@@ -25,7 +25,7 @@ class Factors:
 
 class PendingFactors:
     """The gradient of a `FactoredParameter` while it is in factors; see
-    `inf.pending.PendingGradient`."""
+    `optim.pending.PendingGradient`."""
 
     def __init__(self, parameter: FactoredParameter) -> None:
         self.parameter = parameter

@@ -83,10 +83,14 @@ def codes_misfit(pieces: Mapping[str, Tensor], name: str) -> str | None:
     """What keeps rows in eight bits from being read: their scales and shifts are not there, or of
     another number."""
     value = pieces[""]
+    if value.dtype != torch.int8:
+        if any(suffix in pieces for suffix in SUFFIXES["A"]):
+            return f"{name} holds {value.dtype}, but comes with the scales of rows in eight bits"
+        return None
     shapes = {
         suffix: list(pieces[suffix].shape) if suffix in pieces else None for suffix in SUFFIXES["A"]
     }
-    if value.dtype == torch.int8 and any(shape != [len(value)] for shape in shapes.values()):
+    if any(shape != [len(value)] for shape in shapes.values()):
         return (
             f"{name} has {len(value)} rows in eight bits, but scales and shifts of shapes {shapes}"
         )
@@ -141,7 +145,8 @@ def rows_misfits(
 def storage_misfit(rows: Tensor, storage: torch.dtype, name: str) -> str | None:
     """What keeps `rows` from being stored so: numbers that would become Inf."""
     if (
-        rows.dtype == storage
+        rows.is_meta
+        or rows.dtype == storage
         or not storage.is_floating_point
         or not bool((rows.isfinite() & rows.to(storage).isinf()).any())
     ):
