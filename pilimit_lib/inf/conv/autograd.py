@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..derivatives.tape import followed, pulled_back
 from ..dual.features import PolynomialFeatures
 from ..numerics import accumulator, transformed
-from ..tape import followed, pulled_back
 from . import sums
 from .compiled import conv2d
 from .geometry import Geometry

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..derivatives.tape import accumulates, followed, pulled_back
 from ..dual.features import PolynomialFeatures
 from ..numerics import accumulator, direction, output_scale, transformed
-from ..tape import accumulates, followed, pulled_back
 from . import sums
 from .compiled import linear
 from .parameter import FactoredParameter, Factors, refuse_ddp

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .numerics import transformed
+from ..numerics import transformed
 
 
 def followed(grad: Tensor) -> bool:
