@@ -168,7 +168,13 @@ class Lab(Session):
         layers, generators and position in the epoch. Going on from here equals never having
         stopped."""
         manager = self._manager()
-        set_full_state(self, manager.read(checkpoint_id))
+        state, path = manager.read(checkpoint_id), manager.path(checkpoint_id)
+        try:
+            set_full_state(self, state)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{path} does not fit here or is damaged: {error!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         manager.current = checkpoint_id
         self.past.clear()
         self.journal.fork(checkpoint_id)

@@ -34,6 +34,7 @@ COLUMNS: dict[str, tuple[type, float]] = {
     "last_correct": (np.int8, -1),
     "forgotten": (np.int64, 0),
 }
+ADDED: tuple[str, ...] = ()  # columns that checkpoints of earlier versions lack
 
 
 def as_array(values: Tensor | np.ndarray | Iterable, dtype: type | None = None) -> np.ndarray:
@@ -206,17 +207,27 @@ class Ledger:
     def load_state(self, state: dict) -> None:
         """Take over a `state`; it has to speak of as many samples."""
         self.check_state(state)
-        for part in ("columns", "signals", "tags"):
-            setattr(
-                self, part, {name: values.numpy().copy() for name, values in state[part].items()}
-            )
+        fresh = Ledger(self.size).columns  # a column that the state is too old to know
+        for part, held in (("columns", fresh), ("signals", {}), ("tags", {})):
+            stored = {name: values.numpy().copy() for name, values in state[part].items()}
+            setattr(self, part, {**held, **stored})
         self.version += 1
 
     def check_state(self, state: dict) -> None:
         """Raise unless `state` fits this ledger."""
         samples = len(state["columns"]["denied"])
-        if set(state["columns"]) != set(COLUMNS) or samples != self.size:
+        if samples != self.size:
             raise ValueError(
                 f"the stored ledger speaks of {samples} samples, the data set has {self.size}; "
                 "load it with the data set that it was written for"
             )
+        strange = sorted(set(state["columns"]) ^ set(COLUMNS) - {*ADDED})
+        kinds = {name: np.dtype(kind) for name, (kind, _) in COLUMNS.items()}
+        for part in ("columns", "signals", "tags"):
+            for name, values in state[part].items():
+                kind = kinds.get(name) if part == "columns" else None
+                array = values.numpy()
+                if array.shape != (samples,) or kind not in (None, array.dtype):
+                    strange.append(name)
+        if strange:
+            raise ValueError(f"the stored ledger is damaged: {strange} are not columns of its kind")

@@ -194,6 +194,17 @@ class LabLoader:
         )
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "order": order}
 
+    def check_state(self, state: dict) -> None:
+        """Raise unless `state` is a place in an epoch of this loader."""
+        numbers = [state["epoch"], state["position"], state["seed"]]
+        order = range(len(self.dataset)) if state["order"] is None else state["order"].tolist()
+        if any(type(number) is not int for number in numbers) or not 0 <= numbers[1] <= len(order):
+            raise ValueError(
+                f"epoch, position and seed of the loader are {numbers}, which is no place in an "
+                f"order of {len(order)} samples"
+            )
+        self.dataset.ledger.ids(order)
+
     def load_state(self, state: dict) -> None:
         """Go to where `state` stood."""
         self.reset(state["epoch"])

@@ -105,6 +105,7 @@ def set_full_state(session: Session, state: dict[str, Any]) -> None:
                 "here"
             )
         loaders[name].dataset.ledger.check_state(part)
+        loaders[name].check_state(state["loaders"][name])
     missing = sorted(set(state["also"]) ^ set(session.also))
     if missing:
         raise ValueError(
