@@ -21,6 +21,7 @@ from pilimit_lib.core import sample_ids
 from .data.dataset import TrackedDataset
 from .data.loader import LabLoader
 from .network import ModelOps, NetworkWithOps
+from .neurons.hooks import Tracking
 from .watch import Lab
 
 
@@ -104,7 +105,7 @@ class Experiment:
             evaluation,
             folder=self.folder,
             name=name,
-            auto_track=True,
+            tracking=Tracking(model),
             log_every=log_every,
             undo_depth=undo_depth,
         )
@@ -153,7 +154,7 @@ class Experiment:
     def _train_step(self, sums: _Sums) -> None:
         inputs, target = self._to_device(self.train_loader.next_batch())
         ids = self.train_loader.ids
-        with sample_ids(ids):
+        with sample_ids(ids), self.lab.tracking.step():
             output = self.module(inputs)
         loss = self._loss(output, target, len(ids))
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,7 +174,7 @@ class Experiment:
                 for _ in range(min(n, len(self.eval_loader))):
                     inputs, target = self._to_device(self.eval_loader.next_batch())
                     ids = self.eval_loader.ids
-                    with sample_ids(ids):
+                    with sample_ids(ids), self.lab.tracking.step():
                         output = self.module(inputs)
                     loss = self._loss(output, target, len(ids))
                     sums.add(loss, self.lab.record(loss, output, target, ids=ids))

@@ -21,6 +21,7 @@ from .data.loader import LabLoader
 from .edits import history
 from .edits.rollback import Rollback, remember
 from .network import ModelOps, NetworkWithOps
+from .neurons.hooks import Tracking
 from .provenance import Provenance
 from .report import stats
 from .run.checkpoints import CheckpointManager
@@ -76,6 +77,7 @@ class Lab(Session):
         if train:
             right = (judged["pred"] == judged["label"]).float() if judged else torch.tensor(np.nan)
             self._count_step(len(ids), float(loss.detach().float().mean()), float(right.mean()))
+        self.tracking.end()
         return judged
 
     def _count_step(self, samples: int, loss: float, hits: float) -> None:
@@ -219,7 +221,8 @@ def watch(
 
     Args:
         model: any module. Linear and convolution layers are tracked, in the training or evaluation
-        counters by `model.training`.
+        counters by `model.training`: in forward passes on a batch from the loaders until it is
+        recorded (without loaders, in every forward pass).
         loader, eval_loader: torch DataLoaders; `lab.loader` serves the same batches. `seed` fixes
         the order of shuffling.
         example: an input (or tuple of inputs) for planning, where no loader gives one.
@@ -238,4 +241,8 @@ def watch(
         else LabLoader.of(loader, seed=seed)
         for loader in (loader, eval_loader)
     ]
-    return Lab(model, optimizer, *served, auto_track=True, **options)
+    watched = [loader for loader in served if loader is not None]
+    tracking = Tracking(model, always=not watched)
+    for loader in watched:
+        loader.on_batch = tracking.served
+    return Lab(model, optimizer, *served, tracking=tracking, **options)

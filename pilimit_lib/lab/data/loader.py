@@ -65,6 +65,7 @@ class LabLoader:
         self.epoch = 0
         self.position = 0  # how much of the epoch's order was served or passed over
         self.ids: Tensor | None = None
+        self.on_batch: Callable[[bool], None] | None = None  # a batch is out (True), or done with
         self._order: np.ndarray | None = None
         self._stream: _Stream | None = None
 
@@ -138,7 +139,15 @@ class LabLoader:
             batch = self._advance()
             if batch is None:
                 return
-            yield batch
+            self._tell(True)
+            try:
+                yield batch
+            finally:
+                self._tell(False)
+
+    def _tell(self, served: bool) -> None:
+        if self.on_batch is not None:
+            self.on_batch(served)
 
     def next_batch(self) -> Any:
         """The next batch, in the next epoch if this one is over."""
@@ -151,6 +160,7 @@ class LabLoader:
                 f"the loader has no batch to serve: {self.dataset.allowed} samples are allowed, "
                 f"batch_size is {self.batch_size}, drop_last is {self.drop_last}"
             )
+        self._tell(True)
         return batch
 
     def _advance(self) -> Any:

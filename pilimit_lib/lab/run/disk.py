@@ -6,11 +6,16 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 try:
-    import fcntl
+    from fcntl import LOCK_EX, flock
 except ImportError:  # Windows: ids stay exclusive, an index written at the same instant may not
-    fcntl = None
+    LOCK_EX = 0
+
+    def flock(file: IO, operation: int) -> None:
+        """Nothing is locked."""
+
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -20,8 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Inside the `with` nobody else holds the folder's lock. The system lets go of it when the
     holder dies."""
     with (folder / ".lock").open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        flock(file, LOCK_EX)
         yield
 
 

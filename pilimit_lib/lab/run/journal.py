@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .disk import locked, reason
+from .disk import LOCK_EX, flock, reason
 
 
 class Journal:
@@ -35,39 +35,31 @@ class Journal:
         """The number of the present branch, which begins now if nothing was written on it yet."""
         if not self._begun:
             event = {"kind": "branch", "branch": 0, "after": self._after, "time": time.time()}
-            if self.path is None:
-                event["branch"] = self.branch + 1
-                self.events.append(event)
-            else:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with locked(self.path.parent):
-                    self.events = read_journal(self.path)
-                    event["branch"] = _last_branch(self.events) + 1
-                    self._append(event)
+            self._append(event, begins=True)
             self._begun, self.branch = True, event["branch"]
         return self.branch
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one event."""
-        event = {"kind": kind, "branch": self.begin(), "time": time.time(), **fields}
-        if self.path is None:
-            self.events.append(event)
-        else:
-            with locked(self.path.parent):
-                self._append(event)
+        self._append({"kind": kind, "branch": self.begin(), "time": time.time(), **fields})
 
-    def _append(self, event: dict[str, Any]) -> None:
-        """Under the lock, so that a last line without an end is one that a kill cut off: it goes,
-        and the next line starts clean."""
-        line = json.dumps(event).encode() + b"\n"
+    def _append(self, event: dict[str, Any], begins: bool = False) -> None:
+        if self.path is None:
+            event["branch"] = self.branch + 1 if begins else event["branch"]
+            self.events.append(event)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+", buffering=0) as file:
-            size = file.seek(0, 2)
+            flock(file, LOCK_EX)  # until it is closed: nobody else writes
+            if begins:
+                self.events = read_journal(self.path)
+                event["branch"] = _last_branch(self.events) + 1
+            line, size = json.dumps(event).encode() + b"\n", file.seek(0, 2)
             if size:
                 file.seek(size - 1)
-                if file.read(1) != b"\n":
+                if file.read(1) != b"\n":  # a kill cut the last line off; the next starts clean
                     file.seek(0)
-                    size = file.read().rfind(b"\n") + 1
-                    file.truncate(size)
+                    size = file.truncate(file.read().rfind(b"\n") + 1)
             try:
                 if file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, "only part of a line fitted")

@@ -39,7 +39,8 @@ def first(batch: Any) -> tuple:
 
 
 class Session:
-    """The state of a run; for the arguments see `watch`.
+    """The state of a run; for the arguments see `watch`. Without a `tracking` nothing is counted
+    but in a mode that was set by hand.
 
     `age` counts training samples learned from, `steps` training steps, `window` holds loss and hits
     of the steps since the last scalar, `past` what `undo` goes back to: a summary of each of the
@@ -58,14 +59,14 @@ class Session:
         folder: str | Path | None = None,
         name: str | None = None,
         also: dict[str, Any] | None = None,
-        auto_track: bool = False,
+        tracking: Tracking | None = None,
         log_every: int = 10,
         undo_depth: int = 1,
     ) -> None:
         self.module, self.optimizer = module, optimizer
         self.loader, self.eval_loader = loader, eval_loader
         self.inputs, self.also, self.log_every = inputs, dict(also or {}), log_every
-        self.tracking = Tracking(module, auto_track)
+        self.tracking = tracking or Tracking(module, manual=True)
         self.folder = None if folder is None else Path(folder)
         self.journal, self.chkpt_manager = Journal(), None
         if self.folder is not None:
@@ -116,12 +117,12 @@ class Session:
 
     @property
     def tracking_mode(self) -> TrackingMode:
-        """Which counters a forward pass feeds. Under `watch` and in an Experiment it follows
-        `model.training`."""
+        """Which counters a forward pass feeds: TRAIN or EVAL in steps, by `model.training`, and
+        DISABLED otherwise. A mode that is set wins, until None is set."""
         return self.tracking.mode
 
     @tracking_mode.setter
-    def tracking_mode(self, mode: TrackingMode) -> None:
+    def tracking_mode(self, mode: TrackingMode | None) -> None:
         self.tracking.mode = mode
 
     def tracking_paused(self) -> AbstractContextManager[None]:
