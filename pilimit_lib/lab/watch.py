@@ -17,11 +17,14 @@ from torch.utils.data import DataLoader
 
 from pilimit_lib.core import current_ids, follow
 
+from .data.ledger import as_array
 from .data.loader import LabLoader
 from .edits import history
 from .edits.rollback import Rollback, remember
+from .errors import NonFinite
 from .network import ModelOps, NetworkWithOps
 from .neurons.hooks import Tracking
+from .neurons.tracked import undisturbed
 from .provenance import Provenance
 from .report import stats
 from .run.checkpoints import CheckpointManager
@@ -60,6 +63,10 @@ class Lab(Session):
         predicted class and the probability of the true one. The samples are `ids`, those of the
         surrounding `with batch(ids)`, or the loader's last. In training mode the samples are added
         to the age of the model. Returns what was derived from the output.
+
+        Call it before `backward`: a loss that is NaN or infinite raises `NonFinite`, which names
+        the samples. Under `nonfinite="skip"` it is counted in the ledger, nothing is learned from
+        the batch in the lab's books, and `lab.finite` is False: leave the step out.
         """
         train = self.module.training
         loader = self.loader if train else self.eval_loader
@@ -73,12 +80,34 @@ class Lab(Session):
         if ids is None:
             raise RuntimeError("whose losses are these? Take batches from lab.loader, or pass ids=")
         judged = judge(output, target) if output is not None and target is not None else {}
+        self._check_finite(loader, as_array(ids), as_array(loss.detach().reshape(-1)))
         loader.dataset.ledger.record(ids, loss, self.age, **judged, **signals)
-        if train:
+        if train and self.finite:
             right = (judged["pred"] == judged["label"]).float() if judged else torch.tensor(np.nan)
             self._count_step(len(ids), float(loss.detach().float().mean()), float(right.mean()))
         self.tracking.end()
         return judged
+
+    def _check_finite(self, loader: LabLoader, ids: np.ndarray, loss: np.ndarray) -> None:
+        wrong = ~np.isfinite(loss)
+        self.finite = not wrong.any()
+        if self.finite or len(loss) != len(ids):
+            return
+        with undisturbed(self.module):
+            suspects = loader.dataset.not_finite(np.unique(ids))
+        found = np.unique(ids[wrong]).tolist()
+        what = f"the loss of samples {some(found)} is not finite ({len(found)} of {len(ids)})"
+        if suspects:
+            what += f"; the data of samples {some(suspects)} is not finite"
+        self.note("non-finite", what=what, samples=found[:100], suspects=suspects[:100])
+        if self.nonfinite == "stop":
+            raise NonFinite(
+                f"{what}. Nothing was learned from this batch (age {self.age}, step {self.steps}). "
+                "Look at these samples; leave them out with dataset.denylist_samples([...]), or go "
+                "on without such batches: nonfinite='skip'",
+                found,
+                suspects,
+            )
 
     def _count_step(self, samples: int, loss: float, hits: float) -> None:
         self.age += samples
@@ -182,6 +211,11 @@ class Lab(Session):
         self.journal.fork(checkpoint_id)
 
 
+def some(ids: list[int]) -> str:
+    """The first few of a list of ids."""
+    return str(ids) if len(ids) <= 10 else f"{str(ids[:10])[:-1]}, ...]"
+
+
 def judge(output: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Predicted class, label and probability of the true class, where the task is to classify;
     nothing otherwise."""
@@ -231,6 +265,8 @@ def watch(
         (default: the folder's name).
         also: further things with `state_dict`/`load_state_dict` to keep in checkpoints, by name (a
         scheduler, a scaler).
+        nonfinite: what a loss of NaN or infinity does: "stop" (raise, naming the samples) or "skip"
+        (count it in the ledger and go on; see `record`).
         undo_depth: how many edits back `undo` can go; each keeps a copy of model and optimiser in
         memory.
     """

@@ -33,8 +33,10 @@ COLUMNS: dict[str, tuple[type, float]] = {
     "correct": (np.int64, 0),
     "last_correct": (np.int8, -1),
     "forgotten": (np.int64, 0),
+    # how often the loss was NaN or infinite; such a prediction leaves nothing else behind
+    "nonfinite": (np.int64, 0),
 }
-ADDED: tuple[str, ...] = ()  # columns that checkpoints of earlier versions lack
+ADDED = ("nonfinite",)  # columns that checkpoints of earlier versions lack
 
 
 def as_array(values: Tensor | np.ndarray | Iterable, dtype: type | None = None) -> np.ndarray:
@@ -94,7 +96,11 @@ class Ledger:
     ) -> None:
         """One prediction for each of `ids` [b]: `loss` [b], optionally `pred`, `label` [b]
         (integers), `confidence` [b] (probability of the true class) and further named `signals`
-        [b]. `age`: samples learned from before."""
+        [b]. `age`: samples learned from before.
+
+        A loss that is not finite is counted as such and recorded nowhere else, so that a loss of
+        NaN in the ledger means that there never was a prediction.
+        """
         ids = self.ids(ids)
         given = {"loss": loss, "pred": pred, "label": label, "confidence": confidence, **signals}
         values = {
@@ -107,6 +113,10 @@ class Ledger:
                     "was expected "
                     "(a loss wants reduction='none')"
                 )
+        finite = np.isfinite(values["loss"])
+        if not finite.all():
+            np.add.at(self.columns["nonfinite"], ids[~finite], 1)
+            ids, values = ids[finite], {name: value[finite] for name, value in values.items()}
         if len(np.unique(ids)) == len(ids):
             self._record(ids, age, values)
             return
@@ -186,6 +196,7 @@ class Ledger:
                     np.nan,
                 ),
                 "forgotten": self.columns["forgotten"],
+                "nonfinite": self.columns["nonfinite"],
                 **self.signals,
                 **self.tags,
             },

@@ -105,7 +105,8 @@ class LabLoader:
         )
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, with the present deny list."""
+        """Batches in a whole epoch, with the present deny list: it shrinks when samples are denied,
+        while `len(loader.dataset)` stays, since ids are positions."""
         samples = self.dataset.allowed if self.sampler is None else len(self.sampler)
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 

@@ -42,9 +42,10 @@ class Session:
     """The state of a run; for the arguments see `watch`. Without a `tracking` nothing is counted
     but in a mode that was set by hand.
 
-    `age` counts training samples learned from, `steps` training steps, `window` holds loss and hits
-    of the steps since the last scalar, `past` what `undo` goes back to: a summary of each of the
-    last `undo_depth` edits with the way back before it.
+    `age` counts training samples learned from, `steps` training steps; `window` holds loss and hits
+    of the steps since the last scalar; `finite` says whether the last recorded loss was; `past` is
+    what `undo` goes back to: a summary of each of the last `undo_depth` edits with the way back
+    before it.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Session:
         name: str | None = None,
         also: dict[str, Any] | None = None,
         tracking: Tracking | None = None,
+        nonfinite: str = "stop",
         log_every: int = 10,
         undo_depth: int = 1,
     ) -> None:
@@ -74,6 +76,9 @@ class Session:
             self.chkpt_manager = CheckpointManager(self.folder / "checkpoints")
             name = name or self.folder.resolve().name
         self.name = name or type(module).__name__
+        if nonfinite not in ("stop", "skip"):
+            raise ValueError(f"nonfinite={nonfinite!r}: 'stop' or 'skip' was expected")
+        self.nonfinite, self.finite = nonfinite, True
         self.age = self.steps = 0
         self.window: list[list[float]] = []
         self.past: list[tuple[str, Any]] = []
