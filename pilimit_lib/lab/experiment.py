@@ -22,7 +22,7 @@ from pilimit_lib.core import sample_ids
 from .data.dataset import TrackedDataset
 from .data.loader import LabLoader
 from .errors import NonFinite
-from .network import ModelOps, NetworkWithOps
+from .network import ModelOps, NetworkWithOps, uncompiled
 from .neurons.hooks import Tracking
 from .watch import Lab
 
@@ -50,7 +50,8 @@ class Experiment:
     list.
 
     Args:
-        model: any module; `exp.model` has the operations on its architecture.
+        model: any module, also what `torch.compile` returned; `exp.model` has the operations on its
+        architecture.
         optimizer_class: called as `optimizer_class(model.parameters(), lr=learning_rate,
         **optimizer_options)`.
         train_dataset, eval_dataset: items are `(input, target)`; ids are positions in them.
@@ -98,7 +99,8 @@ class Experiment:
         options = {"num_workers": num_workers, "collate_fn": collate_fn, "seed": seed}
         train = LabLoader(_tracked(train_dataset), batch_size, shuffle=train_shuffle, **options)
         evaluation = LabLoader(_tracked(eval_dataset), batch_size, **options)
-        model = model.to(self.device)
+        self._forward = model.to(self.device)
+        model = uncompiled(model)
         optimizer = optimizer_class(
             model.parameters(), lr=learning_rate, **(optimizer_options or {})
         )
@@ -120,6 +122,9 @@ class Experiment:
         self.model, self.module, self.optimizer = self.lab.model, model, optimizer
         self.train_loader, self.eval_loader = train, evaluation
         self.chkpt_manager, self.name = self.lab.chkpt_manager, name
+
+    def __repr__(self) -> str:
+        return f"Experiment {self.lab.described()}"
 
     @property
     def age(self) -> int:
@@ -163,7 +168,7 @@ class Experiment:
         ids, before = self.train_loader.ids, _Learned(self.module)
         try:
             with sample_ids(ids), self.lab.tracking.step():
-                output = self.module(inputs)
+                output = self._forward(inputs)
             loss = self._loss(output, target, len(ids))
             judged = self.lab.record(loss, output, target, ids=ids)
         except NonFinite:
@@ -190,7 +195,7 @@ class Experiment:
                     inputs, target = self._to_device(self.eval_loader.next_batch())
                     ids = self.eval_loader.ids
                     with sample_ids(ids), self.lab.tracking.step():
-                        output = self.module(inputs)
+                        output = self._forward(inputs)
                     loss = self._loss(output, target, len(ids))
                     judged, known = self.lab.record(loss, output, target, ids=ids), loss.isfinite()
                     sums.add(loss[known], {name: value[known] for name, value in judged.items()})

@@ -22,14 +22,14 @@ from .data.loader import LabLoader
 from .edits import history
 from .edits.rollback import Rollback, remember
 from .errors import NonFinite
-from .network import ModelOps, NetworkWithOps
+from .network import ModelOps, NetworkWithOps, uncompiled
 from .neurons.hooks import Tracking
 from .neurons.tracked import undisturbed
 from .provenance import Provenance
 from .report import stats
 from .run.checkpoints import CheckpointManager
 from .run.session import Session
-from .run.state import full_state, hashes, set_full_state
+from .run.state import fingerprints, full_state, hashes, set_full_state
 
 
 class Lab(Session):
@@ -182,7 +182,9 @@ class Lab(Session):
         """Write a checkpoint of everything, as child of the one that this run descends from;
         returns its id."""
         state = full_state(self)
-        state.update(thumbnails=stats.thumbnails(self), layers=self.layer_paths())
+        state.update(
+            thumbnails=stats.thumbnails(self), layers=self.layer_paths(), data=fingerprints(self)
+        )
         new = self._manager().dump(
             state,
             age=self.age,
@@ -202,7 +204,9 @@ class Lab(Session):
         state, path = manager.read(checkpoint_id), manager.path(checkpoint_id)
         try:
             set_full_state(self, state)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        except RuntimeError as error:
+            raise RuntimeError(f"{path} could not be loaded: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
             raise ValueError(f"{path} does not fit here or is damaged: {error!r}") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
@@ -254,9 +258,9 @@ def watch(
         lab.model.prune(layer="features.0", neuron_indices={3})       # the optimiser follows
 
     Args:
-        model: any module. Linear and convolution layers are tracked, in the training or evaluation
-        counters by `model.training`: in forward passes on a batch from the loaders until it is
-        recorded (without loaders, in every forward pass).
+        model: any module, also what `torch.compile` returned. Linear and convolution layers are
+        tracked, in the training or evaluation counters by `model.training`: in forward passes on a
+        batch from the loaders until it is recorded (without loaders, in every forward pass).
         loader, eval_loader: torch DataLoaders; `lab.loader` serves the same batches. `seed` fixes
         the order of shuffling.
         example: an input (or tuple of inputs) for planning, where no loader gives one.
@@ -278,6 +282,7 @@ def watch(
         for loader in (loader, eval_loader)
     ]
     watched = [loader for loader in served if loader is not None]
+    model = uncompiled(model)
     tracking = Tracking(model, always=not watched)
     for loader in watched:
         loader.on_batch = tracking.served

@@ -307,12 +307,16 @@ def test_checkpoints_that_do_not_fit_are_refused_and_nothing_changes(make, tmp_p
         (
             make(
                 name="one",
-                optimizer_class=lambda p, lr: optim.SGD(
+                optimizer_class=lambda p, lr: optim.Adam(
                     [{"params": list(p)[:4]}, {"params": []}], lr=lr
                 ),
             ),
             "parameter",
         ),
+        (make(name="one", optimizer_class=optim.SGD), "class Adam, here it is SGD.*with Adam"),
+        (make(name="one", optimizer_class=optim.AdamW), "class Adam, here it is AdamW"),
+        (make(name="one", train_dataset=digits(200, start=300)), "train set is not the one"),
+        (make(name="one", eval_dataset=digits(100, start=300)), "eval set is not the one"),
     ]:
         other.train_n_steps(2)
         before = everything(other)
@@ -331,6 +335,36 @@ def test_checkpoints_that_do_not_fit_are_refused_and_nothing_changes(make, tmp_p
     with pytest.raises(ValueError, match="plain tensors"):
         exp.load(0)
     same(before, everything(exp))
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Random flips and noise, from torch's generator or from one of its own."""
+
+    def __init__(self, scale=0.1, own=False):
+        self.data, self.scale = digits(200), scale
+        self.generator = torch.Generator() if own else None
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        image, label = self.data[index]
+        noise = torch.randn(image.shape, generator=self.generator)
+        flipped = image.flip(2) if torch.rand((), generator=self.generator) < 0.5 else image
+        return flipped + self.scale * noise, label
+
+
+def test_augmented_data_is_the_same_data(make):
+    for own in (False, True):
+        exp = make(train_dataset=Augmented(own=own), name=f"own {own}")
+        exp.train_n_steps(1)
+        exp.dump()
+        again = make(train_dataset=Augmented(own=own), name=f"own {own}", seed=3)
+        torch.manual_seed(99)
+        again.load(0)
+    again = make(train_dataset=Augmented(scale=0.3), name="own False")
+    with pytest.warns(UserWarning, match="train set .* the labels are the same, the inputs differ"):
+        again.load(0)
 
 
 def test_a_full_disk_is_reported_and_leaves_everything_as_before(make):

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ...core import replacing
 from ..errors import NotFound
-from .items import is_finite
+from .items import fingerprint, is_finite
 from .ledger import Ledger, as_array
 
 Predicate = Callable[..., Any]
@@ -40,6 +40,7 @@ class TrackedDataset(Dataset):
             raise ValueError(f"{type(dataset).__name__} is empty")
         self.wrapped = dataset
         self.ledger = Ledger(len(dataset))
+        self._fingerprint: list[list[list[Any]]] | None = None
         self.listener: Callable[..., None] | None = None  # told of every change of who is served
 
     def __len__(self) -> int:
@@ -64,6 +65,12 @@ class TrackedDataset(Dataset):
         """
         frame = self.ledger.frame()
         return frame if all_samples else frame[self.ledger["exposure"] > 0]
+
+    def fingerprint(self) -> list[list[list[Any]]]:
+        """See `items.fingerprint`; worked out once. The caller keeps the random generators."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.wrapped)
+        return self._fingerprint
 
     def not_finite(self, ids: Iterable[int] | Tensor) -> list[int]:
         """Those of the samples `ids` whose own data holds NaN or infinity."""

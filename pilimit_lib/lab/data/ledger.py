@@ -232,7 +232,7 @@ class Ledger:
                 f"the stored ledger speaks of {samples} samples, the data set has {self.size}; "
                 "load it with the data set that it was written for"
             )
-        strange = sorted(set(state["columns"]) ^ set(COLUMNS) - {*ADDED})
+        strange = sorted((set(state["columns"]) ^ set(COLUMNS)) - {*ADDED})
         kinds = {name: np.dtype(kind) for name, (kind, _) in COLUMNS.items()}
         for part in ("columns", "signals", "tags"):
             for name, values in state[part].items():

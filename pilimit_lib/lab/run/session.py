@@ -99,6 +99,29 @@ class Session:
     def __reduce__(self) -> tuple:
         return type(None), ()  # a copy of a watched model is not watched
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.described()}"
+
+    def described(self) -> str:
+        """What this run is and where it stands, in a few lines."""
+        sizes = sum(p.numel() for p in self.module.parameters())
+        what = f"'{self.name}': {type(self.module).__name__} ({sizes:,} parameters)"
+        if self.optimizer is not None:
+            rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
+            what += f", {type(self.optimizer).__name__} at learning rate {rates}"
+        lines = [what, f"age {self.age:,} samples, {self.steps:,} steps"]
+        for which, loader in self.loaders().items():
+            samples, allowed = len(loader.dataset), loader.dataset.allowed
+            denied = f", {samples - allowed:,} denied" if allowed < samples else ""
+            lines.append(
+                f"{which} set: {samples:,} samples{denied}, batches of {loader.batch_size}"
+            )
+        if self.chkpt_manager is not None:
+            current = self.chkpt_manager.current
+            stands = "" if current is None else f", grown out of checkpoint {current}"
+            lines.append(f"{len(self.chkpt_manager)} checkpoints in {self.folder}{stands}")
+        return "\n  ".join(lines)
+
     def _before_step(self) -> None:
         if self.editing:
             raise RuntimeError(
