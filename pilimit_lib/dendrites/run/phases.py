@@ -2,11 +2,10 @@
 
 import difflib
 
-from ...core import Change, follow
 from .. import distributed
 from ..conversion import dendritic_layers
-from ..layers.dendrite import adding
 from ..layers.initial import generator_for
+from .optimizers import include
 from .run import Run
 
 
@@ -31,14 +30,10 @@ def add_dendrites(run: Run) -> tuple[str, ...]:
         )
     state = run.plateau.state
     candidate = run.config.mode == "correlation"
-    change = Change()
     for name in chosen:
-        dendrite = layers[name].grow(
-            generator_for(run.seed, name, state.dendrites, state.tries), candidate
-        )
-        change += adding(layers[name].neuron, dendrite, run.optimizer)
+        layers[name].grow(generator_for(run.seed, name, state.dendrites, state.tries), candidate)
     if run.optimizer is not None:
-        follow(run.optimizer, change)
+        include(run, chosen)
     run.candidates = {}
     return tuple(chosen)
 
