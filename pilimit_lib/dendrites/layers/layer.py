@@ -18,6 +18,7 @@ from .correlation import tap
 from .dendrite import Dendrite
 from .dimensions import along, check_output, known_dims, known_neurons
 from .initial import fresh_copy, reference_parameter
+from .state_dicts import grown_in, to_dendritic
 
 
 class DendriticLayer(nn.Module):
@@ -148,13 +149,8 @@ class DendriticLayer(nn.Module):
         if self.neurons is None:
             raise RuntimeError(
                 f"'{self.name}' does not know how many neurons it has: run one batch through the "
-                "network before "
-                "it grows"
-                + (
-                    ""
-                    if self.dims
-                    else f", after model{self.path}.set_this_input_dimensions([...])"
-                )
+                f"network before it grows, after model{self.path}.set_this_input_dimensions([...]) "
+                "if its kind of layer is not known"
             )
         config = self.config
         body = fresh_copy(self.neuron, generator, config.init_scale, config.init_by_main)
@@ -192,14 +188,14 @@ class DendriticLayer(nn.Module):
         if structure["activation"] != self.config.activation_name:
             raise ValueError(
                 f"'{self.name}' was saved with dendrites of activation "
-                f"'{structure['activation']}', but is configured "
-                f"with '{self.config.activation_name}'; give DendriteConfig(activation=...) as it "
-                "was"
+                f"'{structure['activation']}', but is configured with "
+                f"'{self.config.activation_name}'; give DendriteConfig(activation=...) as it was"
             )
         self.dims = None if structure["dims"] is None else tuple(structure["dims"])
         self.neurons = structure["neurons"]
         wanted, before, removed = structure["dendrites"], list(self.dendrites), []
-        while self.dendrites and (len(self.dendrites) > wanted or self.dendrites[-1].candidate):
+        kept = wanted - structure["candidate"]  # a candidate is made anew
+        while self.dendrites and (len(self.dendrites) > kept or self.dendrites[-1].candidate):
             removed += list(self.dendrites[-1].parameters())
             del self.dendrites[-1]
         while len(self.dendrites) < wanted:
@@ -217,23 +213,11 @@ class DendriticLayer(nn.Module):
         return change
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """A plain state_dict of a grown network loads into a network that has not grown: the
-        dendrites are made first."""
-        keys = [
-            k[len(prefix + "dendrites.") :]
-            for k in state_dict
-            if k.startswith(prefix + "dendrites.")
-        ]
-        wanted = 1 + max((int(k.split(".")[0]) for k in keys), default=-1)
-        if wanted > len(self.dendrites):
-            candidate = any(k.startswith(f"{wanted - 1}.stats.") for k in keys)
-            neurons = state_dict[f"{prefix}dendrites.0.w"].shape[0]
-            self.restructure(
-                {
-                    **self.structure(),
-                    "dendrites": wanted,
-                    "neurons": neurons,
-                    "candidate": candidate,
-                }
-            )
+        """The layer gets as many dendrites as a state_dict of another size has, and a plain one
+        (pretrained, or of finalize) is read as that of a dendritic layer."""
+        to_dendritic(state_dict, prefix, self.neuron)
+        found = grown_in(state_dict, prefix)
+        now = self.structure()
+        if found is not None and found != {key: now[key] for key in found}:
+            self.restructure({**now, "neurons": self.neurons, **found})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
