@@ -57,22 +57,28 @@ def set_trainable(run: Run) -> None:
 
 def candidate_scores(run: Run) -> dict[str, list[float]]:
     """S_i of every candidate over the last epoch, by layer; the best weights of each layer are kept
-    aside."""
+    aside, and candidates that a step made infinite go back to them."""
     result = {}
     for name, layer in dendritic_layers(run.network):
-        for dendrite in layer.dendrites:
+        for k, dendrite in enumerate(layer.dendrites):
             if not dendrite.candidate:
                 continue
-            scores = distributed.agree(
-                dendrite.stats.take_scores().tolist(), "mean", dendrite.w.device
-            )
+            scores = dendrite.stats.take_scores()
+            scores = distributed.agree(scores.tolist(), "mean", dendrite.w.device)
             result[name] = scores
-            if name not in run.candidates or sum(scores) > run.candidates[name]["score"]:
-                weights = {
-                    key: value.detach().clone()
-                    for key, value in dendrite.state_dict().items()
-                    if not key.startswith("stats.")
-                }
+            kept = run.candidates.get(name)
+            weights = {
+                key: value.detach().clone()
+                for key, value in dendrite.state_dict().items()
+                if not key.startswith("stats.")
+            }
+            if not all(value.isfinite().all() for value in weights.values()):
+                start = f"{name}.dendrites.{k}." if name else f"dendrites.{k}."
+                born = {key: run.base["model"][start + key] for key in weights}
+                dendrite.load_state_dict(born if kept is None else kept["weights"], strict=False)
+                for parameter in dendrite.parameters() if run.optimizer is not None else ():
+                    run.optimizer.state.pop(parameter, None)  # its moments are infinite too
+            elif kept is None or sum(scores) > kept["score"]:
                 run.candidates[name] = {"score": sum(scores), "weights": weights}
     return result
 
