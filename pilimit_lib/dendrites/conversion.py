@@ -10,6 +10,7 @@ from torch import nn
 
 from ..core import save
 from .config import DendriteConfig
+from .layers.dimensions import raise_dimension_errors
 from .layers.exported import PlainDendritic
 from .layers.initial import is_norm
 from .layers.layer import DendriticLayer
@@ -65,6 +66,9 @@ def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Modu
         if any(isinstance(m, DendriticLayer) for m in encoder.modules()):
             # torch's fused inference path reads weights and would pass the dendrites by
             encoder.activation_relu_or_gelu = 0
+    if config.debug_dims:
+        for module in _called(root):
+            module.register_forward_hook(_raise_at_the_end)
     tracked = {id(module) for module in walk.tracked.values()}
     for name, module in root.named_modules():
         if id(module) in tracked:
@@ -72,6 +76,20 @@ def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Modu
         if isinstance(module, DendriticLayer):
             module.name = name
     return root
+
+
+def _called(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules that can be called; a container of several networks can't."""
+    if type(module).forward is not nn.Module.forward:
+        yield module
+    else:
+        for child in module.children():
+            yield from _called(child)
+
+
+def _raise_at_the_end(module: nn.Module, args, output) -> None:
+    """The forward hook of debugging mode: names every layer with wrong dimensions at once."""
+    raise_dimension_errors(layer for _, layer in dendritic_layers(module))
 
 
 class _Walk:
