@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations as kind_of
 
 from ..core import save
 from .config import DendriteConfig
@@ -122,7 +123,7 @@ class _Walk:
         if self._id_in(config.convert, name):
             return self._wrap(module, name)
         for old, new in config.replace.items():
-            if type(module) is old:
+            if kind_of(module) is old:
                 module = new(module)
                 if not isinstance(module, nn.Module):
                     raise TypeError(
@@ -155,10 +156,10 @@ class _Walk:
     def _matches(rules, module: nn.Module, name: str) -> bool:
         for rule in rules:
             if isinstance(rule, type):
-                if type(module) is rule:
+                if kind_of(module) is rule:
                     return True
             elif isinstance(rule, str):
-                if type(module).__name__ == rule:
+                if rule in (kind_of(module).__name__, type(module).__name__):
                     return True
             elif rule(module, name):
                 return True
@@ -170,7 +171,8 @@ class _Walk:
 
     def _wrap(self, module: nn.Module, name: str) -> DendriticLayer:
         processors = self.config.processors
-        processor = processors.get(type(module), processors.get(type(module).__name__))
+        kind = kind_of(module)
+        processor = processors.get(kind, processors.get(kind.__name__))
         return DendriticLayer(module, self.config, name, processor)
 
     def check_ids(self, model: nn.Module) -> None:

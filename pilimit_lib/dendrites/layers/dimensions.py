@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations as kind_of
 
 from .initial import is_norm
 
@@ -55,7 +56,7 @@ def _last_of(block: nn.Module) -> nn.Module | None:
     activations and norms."""
     if not isinstance(block, nn.Sequential):
         return block
-    last = (m for m in reversed(block) if not is_norm(m) and type(m) not in SAME)
+    last = (m for m in reversed(block) if not is_norm(m) and kind_of(m) not in SAME)
     return next((_last_of(m) for m in last), None)
 
 
@@ -68,21 +69,21 @@ def known_dims(neuron: nn.Module, default) -> tuple[int, ...] | None:
     """
     if default is None:
         return None
-    if type(_last_of(neuron)) is not nn.Linear:
+    if kind_of(_last_of(neuron)) is not nn.Linear:
         return tuple(default)
     return None if default[-1] == 0 else (-1, 0)
 
 
 def known_neurons(neuron: nn.Module) -> int | None:
     """How many neurons a Linear or Conv layer has; None where only a forward pass tells."""
-    if type(neuron) is nn.Linear:
+    if kind_of(neuron) is nn.Linear:
         return neuron.out_features
-    return neuron.out_channels if type(neuron) in CONVS else None
+    return neuron.out_channels if kind_of(neuron) in CONVS else None
 
 
 def found_dims(neuron: nn.Module, ndim: int) -> tuple[int, ...] | None:
     """The dimensions of an output of that rank, where the kind of layer settles them."""
-    kind = type(_last_of(neuron))
+    kind = kind_of(_last_of(neuron))
     if kind in LAST:
         axis = ndim - 1
     elif kind in CONVS:

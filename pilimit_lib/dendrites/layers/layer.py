@@ -17,7 +17,7 @@ from ..config import DendriteConfig, check_dims
 from .correlation import tap
 from .dendrite import Dendrite
 from .dimensions import along, check_output, known_dims, known_neurons
-from .initial import fresh_copy, reference_parameter
+from .initial import check_copyable, fresh_copy, reference_parameter
 from .state_dicts import grown_in, to_dendritic
 
 
@@ -37,6 +37,7 @@ class DendriticLayer(nn.Module):
         processor: type | None = None,
     ):
         super().__init__()
+        check_copyable(neuron, name)
         self.neuron = neuron
         self.dendrites = nn.ModuleList()
         self.config = config
@@ -47,6 +48,9 @@ class DendriticLayer(nn.Module):
         self.neurons = known_neurons(neuron) if processor is None else None
         self.dimension_error: str | None = None
         self.observer = None  # preview() looks on from here
+        self.called = self.read = (
+            False  # whether it ran; whether its weights were used from outside
+        )
 
     def __getattr__(self, name):
         try:
@@ -58,6 +62,8 @@ class DendriticLayer(nn.Module):
                 return self.set_this_input_dimensions
             if "neuron" not in modules or (name.startswith("__") and name.endswith("__")):
                 raise
+            if name in modules["neuron"]._parameters:
+                self.__dict__["read"] = True
             try:
                 return getattr(modules["neuron"], name)
             except AttributeError:
@@ -101,6 +107,7 @@ class DendriticLayer(nn.Module):
         return self.dims.index(0)
 
     def forward(self, *args, **kwargs):
+        self.called = True
         output = self.neuron(*args, **kwargs)
         y = output if self.processor is None else self.processor.post_n1(output)
         if check_output(self, y) and len(self.dendrites):
@@ -136,6 +143,12 @@ class DendriticLayer(nn.Module):
                 y = y + along(dendrite.w, y, self.axis) * activations[-1]
         return y
 
+    @property
+    def bypassed(self) -> bool:
+        """Whether only its weights are used, as in F.linear(x, layer.weight): dendrites would never
+        act."""
+        return self.read and not self.called
+
     def clear_processors(self) -> None:
         """Forget hidden states that processors keep from one call to the next."""
         modules = self.__dict__["_modules"]
@@ -153,6 +166,7 @@ class DendriticLayer(nn.Module):
                 "if its kind of layer is not known"
             )
         config = self.config
+        check_copyable(self.neuron, self.name)
         body = fresh_copy(self.neuron, generator, config.init_scale, config.init_by_main)
         return self._attach(body, candidate)
 

@@ -72,7 +72,7 @@ def _beside_twins(
     if not any(p in groups for p in neurons.values()) and not _frozen_inside(run, name, groups):
         return
     last = {groups[p]: p for p in layer.parameters() if p in groups}  # of each group
-    first = next(iter(neurons))
+    first = max(neurons, key=lambda own: neurons[own].ndim)  # w and v go with the weights
     for own, parameter in layer.dendrites[-1].named_parameters():
         kin = own.removeprefix("body.") if own.startswith("body.") else first
         group = groups.get(neurons[kin])

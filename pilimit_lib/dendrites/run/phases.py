@@ -1,6 +1,7 @@
 """What growth does to a network: adding dendrites, and the phases of correlation training."""
 
 import difflib
+import warnings
 
 from .. import distributed
 from ..conversion import dendritic_layers
@@ -13,7 +14,8 @@ def add_dendrites(run: Run) -> tuple[str, ...]:
     """Add one dendrite to each chosen layer; the optimiser follows. Nothing changes unless every
     layer can grow."""
     layers = dict(dendritic_layers(run.network))
-    chosen = list(layers) if run.select is None else list(run.select(run.network))
+    acting = [name for name, layer in layers.items() if not layer.bypassed]
+    chosen = acting if run.select is None else list(run.select(run.network))
     for name in chosen:
         if name not in layers:
             near = difflib.get_close_matches(name, layers, n=3)
@@ -36,6 +38,19 @@ def add_dendrites(run: Run) -> tuple[str, ...]:
         include(run, chosen)
     run.candidates = {}
     return tuple(chosen)
+
+
+def name_bypassed(run: Run) -> None:
+    """Say, once for each, which layers are used without being called."""
+    found = {name for name, layer in dendritic_layers(run.network) if layer.bypassed}
+    for name in sorted(found - run.bypassed):
+        warnings.warn(
+            f"layer '{name}' was never called, only its weights were read (as in F.linear(x, "
+            f"layer.weight)): dendrites would never act, so it gets none. Call the layer, or track "
+            f"it: DendriteConfig(track=['.{name}'])",
+            stacklevel=3,
+        )
+    run.bypassed |= found
 
 
 def set_trainable(run: Run) -> None:
