@@ -97,7 +97,8 @@ class Change:
 
     @staticmethod
     def adding(parameter: nn.Parameter, beside: nn.Parameter | None = None) -> Change:
-        """A new parameter that shall be optimised like `beside` (None: like the last group)."""
+        """A new parameter that shall be optimised like `beside` and stand after it (None: at the
+        end of the last group)."""
         return Change(added=((parameter, beside),))
 
     @staticmethod
