@@ -3,7 +3,7 @@ and fits.
 
     python -m experiments.bench.moments_fidelity --plan digits --out output/fidelity
     python -m experiments.bench.moments_fidelity --plan cifar64 --data DIR --out output/fidelity
-    python -m experiments.bench.moments_fidelity --table --out output/fidelity               # table and figure of what there is
+    python -m experiments.bench.moments_fidelity --table --out output/fidelity    # table and figure
 
 Plans: digits, cifar64, cifar100 (rank 64 or 100, degree 2), cifar64-degree4, cifar100-degree4.
 Every run is one of `cifar10mlp`
