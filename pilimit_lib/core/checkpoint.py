@@ -194,15 +194,16 @@ _PLAIN = (bool, int, float, complex, str, bytes)
 
 
 @cache
-def _bytes_load() -> bool:
-    """Whether this torch reads bytes under weights_only: 2.4 does not."""
+def _loads(kind: type) -> bool:
+    """Whether this torch reads bytes, or complex numbers, under weights_only: 2.4 does not."""
     buffer = io.BytesIO()
-    torch.save(b"x", buffer)
+    torch.save(b"x" if issubclass(kind, bytes) else 1j, buffer)
     buffer.seek(0)
     try:
-        return torch.load(buffer, weights_only=True) == b"x"
+        torch.load(buffer, weights_only=True)
     except pickle.UnpicklingError:
         return False
+    return True
 
 
 def _copied(value: Any, where: str) -> Any:
@@ -220,10 +221,10 @@ def _copied(value: Any, where: str) -> Any:
         if isinstance(value, torch.Size):
             return torch.Size(entries)
         return tuple(entries) if isinstance(value, tuple) else entries
-    if isinstance(value, bytes) and not _bytes_load():
+    if isinstance(value, bytes | complex) and not _loads(type(value)):
         raise TypeError(
-            f"{where} is bytes, which torch {torch.__version__} writes but does not read as plain "
-            "data; pass a tensor of uint8, or update torch"
+            f"{where} is {type(value).__name__}, which torch {torch.__version__} writes but does "
+            "not read as plain data; pass a tensor, or update torch"
         )
     if value is None or type(value) in (*_PLAIN, torch.dtype, torch.device):
         return value

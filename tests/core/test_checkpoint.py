@@ -174,25 +174,27 @@ def test_every_snapshot_of_plain_things_loads(tmp_path):
         "g": np.float64(2.5),
         "h": torch.Size([2]),
         "i": torch.device("cpu"),
-        "j": 1j,
     }
     save(snapshot(Hidden(), **extras), tmp_path / "c.pt")
     found = load(tmp_path / "c.pt")["extras"]
     assert torch.equal(found["d"].pop("e"), extras["d"].pop("e")) and found == extras
 
 
+@pytest.mark.parametrize("value", [b"bytes", 1j])
 @pytest.mark.parametrize("readable", [True, False])
-def test_bytes_are_kept_or_refused_before_they_are_lost(readable, tmp_path, monkeypatch):
-    """Torch 2.4 writes bytes and then refuses to read them."""
-    if readable and not checkpoint._bytes_load():
-        pytest.skip(f"torch {torch.__version__} reads no bytes")
-    monkeypatch.setattr(checkpoint, "_bytes_load", lambda: readable)
+def test_what_torch_could_not_read_is_refused_before_it_is_lost(
+    value, readable, tmp_path, monkeypatch
+):
+    """Torch 2.4 writes bytes and complex numbers, and then refuses to read them."""
+    if readable and not checkpoint._loads(type(value)):
+        pytest.skip(f"torch {torch.__version__} does not read {type(value).__name__}")
+    monkeypatch.setattr(checkpoint, "_loads", lambda kind: readable)
     if not readable:
-        with pytest.raises(TypeError, match="extras.raw is bytes.*uint8"):
-            snapshot(Hidden(), raw=b"bytes")
+        with pytest.raises(TypeError, match=f"extras.raw is {type(value).__name__}.*tensor"):
+            snapshot(Hidden(), raw=value)
         return
-    save(snapshot(Hidden(), raw=b"bytes"), tmp_path / "c.pt")
-    assert load(tmp_path / "c.pt")["extras"] == {"raw": b"bytes"}
+    save(snapshot(Hidden(), raw=value), tmp_path / "c.pt")
+    assert load(tmp_path / "c.pt")["extras"] == {"raw": value}
 
 
 def test_a_snapshot_of_other_devices_or_dtypes_takes_the_models():

@@ -106,6 +106,17 @@ def test_a_batch_of_ignored_samples_teaches_nothing(make, data):
     assert net(x, torch.full_like(y, -100)).shape == (24, 3)
 
 
+def test_who_was_ignored_is_forgotten_after_the_call(make, data):
+    x, y = data
+    net = make(lr=0.0)
+    expected = net.exits(x)["model.0"]
+    net(x[:3], torch.tensor([0, -100, 1]))  # as many samples as classes
+    assert torch.equal(net.exits(x)["model.0"], expected)
+    with pytest.raises(ValueError, match="labels must lie in"):
+        net(x[:3], torch.tensor([0, -100, 7]))
+    assert torch.equal(net.exits(x)["model.0"], expected)
+
+
 def test_monitors_count_samples_that_are_not_ignored(make, data):
     x, y = data
     group = sigprop.monitors.Group()

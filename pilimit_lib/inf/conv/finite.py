@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..checkpoints.entries import LoadsWhole
 from ..finite.layers import InfiniteLayer
-from ..finite.projection import ProjectGradient, basis_of
+from ..finite.projection import basis_of, project_gradient
 from ..numerics import accumulator, direction
 from .geometry import Geometry, check_map, convolve, describe
 
@@ -124,8 +124,8 @@ class FinPiConv2d(LoadsWhole):
         check_map(self, h, self.n_in, "channels", self.geometry)
         weight, bias = self.weight, self.bias
         if self.project:
-            weight = ProjectGradient.apply(weight.flatten(1), self.basis).view_as(weight)
-            bias = None if bias is None else ProjectGradient.apply(bias, self.basis)
+            weight = project_gradient(weight.flatten(1), self.basis).view_as(weight)
+            bias = None if bias is None else project_gradient(bias, self.basis)
         if self.nonlin is not None:
             h = h.movedim(-3, -1)
             if self.layernorm:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..checkpoints.entries import LoadsWhole
 from ..numerics import accumulator, direction
 from ..rows.initial import initial_columns_, initial_rows
-from .projection import ProjectGradient, basis_of
+from .projection import basis_of, project_gradient
 
 
 class InfiniteLayer(Protocol):
@@ -81,8 +81,8 @@ def _linear(layer: nn.Module, x: Tensor) -> Tensor:
     """x Wᵀ + bias_alpha · bias, with projected gradients."""
     weight, bias = layer.weight, layer.bias
     if layer.project:
-        weight = ProjectGradient.apply(weight, layer.basis)
-        bias = None if bias is None else ProjectGradient.apply(bias, layer.basis)
+        weight = project_gradient(weight, layer.basis)
+        bias = None if bias is None else project_gradient(bias, layer.basis)
     h = x @ weight.T
     return h if bias is None else h + layer.bias_alpha * bias
 

@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..numerics import transformed
+
 
 def basis_of(omega: Tensor) -> Tensor:
     """Orthonormal columns with the range of Ω [n r]: the projection without an inverse, for n < r
     too."""
-    return torch.linalg.qr(omega.double()).Q.to(omega)
+    return torch.linalg.qr(omega.double()).Q.to(omega).contiguous()
 
 
-class ProjectGradient(torch.autograd.Function):
+class _ProjectGradient(torch.autograd.Function):
     """The identity whose gradient is projected onto the columns of `basis` [n k] (orthonormal),
     along dimension 0."""
 
@@ -33,6 +35,15 @@ class ProjectGradient(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (basis,) = ctx.saved_tensors
         return basis @ (basis.T @ grad), None
+
+
+def project_gradient(weight: Tensor, basis: Tensor) -> Tensor:
+    """`weight` [n ...] itself, with a derivative that is the projection onto the columns of `basis`
+    [n k] (orthonormal), along dimension 0, in reverse and in forward mode."""
+    if transformed():
+        frozen = weight.detach()
+        return frozen + basis @ (basis.T @ (weight - frozen))  # weight + 0
+    return _ProjectGradient.apply(weight, basis)
 
 
 def projections(net: nn.Module) -> list[bool]:

@@ -18,7 +18,7 @@ from ...core import UNKNOWN, Axis, Blocks, StoredRows
 from ..bias import check_sizes
 from ..checkpoints.entries import parameter_misfits, refused
 from .parameter import ROWS, InfPiParameter
-from .pending import PendingRows
+from .pending import PendingRows, Rows
 from .storage import (
     BESIDE,
     FOLDED,
@@ -147,6 +147,12 @@ class RowLayer(nn.Module):
         self.require_whole("set_rows")
         self._hold({name: {"": value} for name, value in zip(ROWS, (A, Amult, B))}, origin)
 
+    def deliver(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the rows of a backward pass; returns the gradients of A, Amult and B with which they
+        become pending, once autograd accumulates one of them."""
+        self.pending.deliver(rows)
+        return tuple(self.row_storage(name).like() for name in ROWS)
+
     def check_append(self, momentum: float = 0.0, velocity: Tensor | None = None) -> None:
         """Raise where the pending rows could not be appended by a step with this momentum, whose
         velocity [m] so far the optimiser holds."""
@@ -244,7 +250,7 @@ class RowLayer(nn.Module):
         for name in ROWS:
             front = getattr(self, name)
             front.blocks.convert(_at_least_float32(fn) if name == "Amult" else fn)
-            front.refresh()
+            self._parameters[name] = front.refreshed()
         self.origin_blocks.convert(fn)
         return self
 

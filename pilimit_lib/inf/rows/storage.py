@@ -145,7 +145,8 @@ def rows_misfits(
 def storage_misfit(rows: Tensor, storage: torch.dtype, name: str) -> str | None:
     """What keeps `rows` from being stored so: numbers that would become Inf."""
     if (
-        rows.dtype == storage
+        rows.is_meta
+        or rows.dtype == storage
         or not storage.is_floating_point
         or not bool((rows.isfinite() & rows.to(storage).isinf()).any())
     ):

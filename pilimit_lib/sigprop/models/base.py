@@ -64,8 +64,11 @@ class Model(nn.Module):
                     f"{len(input)} entries{beside}"
                 )
             input, context = input
+        kept = None
         try:
-            self._check(input, context)
+            kept = self._check(input, context)
+            if kept is not None:
+                self._set_kept(kept)
             if self.training and not self._tried and isinstance(input, Tensor):
                 trial.fits(self, input)
                 self._tried = True
@@ -76,6 +79,13 @@ class Model(nn.Module):
                 return nonfinite.inferred(self, input)
             nonfinite.locate(self, error)
             raise
+        finally:
+            if kept is not None:
+                self._set_kept(None)
+
+    def _set_kept(self, kept: Tensor | None) -> None:
+        for _, propagator in propagators_in(self):
+            propagator.kept = kept
 
     @property
     def nonfinite(self) -> str:
@@ -87,30 +97,27 @@ class Model(nn.Module):
             raise ValueError(f"nonfinite is one of {nonfinite.MODES}, got {mode!r}")
         self._nonfinite = mode
 
-    def _check(self, x, context) -> None:
-        """Everything that can be refused before the first layer has learnt."""
+    def _check(self, x, context) -> Tensor | None:
+        """Refuse everything that can be refused before the first layer has learnt. Returns which
+        samples [b] are not ignored; None: all."""
         if context is None:
             if self.training:
                 raise ValueError(
                     "training needs the context (labels): call model(x, y); for inference call "
                     "model.eval() before"
                 )
-            for _, propagator in propagators_in(self):
-                propagator.kept = None
-            return
+            return None
         if self.training and self.nonfinite != "allow":
             nonfinite.check_batch(x, context)
-        rows, kept = None, None
+        rows, kept = len(x) if isinstance(x, Tensor) else 0, None
         if isinstance(x, Tensor) and isinstance(context, Tensor):
             check_rows(x, context)
-            rows, kept = len(x), not_ignored(context)
+            kept = not_ignored(context)
         class_rows = any(
             getattr(m, "class_rows", False)
             for m in self.signal.modules()
             if not isinstance(m, Propagator)
         )
-        for _, propagator in propagators_in(self):
-            propagator.kept = kept
         if kept is not None:
             rows, context = int(kept.sum()), context[kept]
         for learner in self.learners().values():
@@ -118,6 +125,7 @@ class Model(nn.Module):
             learner.refuses_nonfinite = self.nonfinite != "allow"
             if rows:
                 learner.check(rows, context)
+        return kept
 
     def flow(self, x: Tensor, context: Tensor | None, target: Tensor | None = None) -> Tensor:
         """One pass; the target stream starts from `target`, or from the context itself."""
