@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .entries import number_misfit, parameter_misfits, refused, tensor_misfit
+from .checkpoints.entries import number_misfit, parameter_misfits, refused, tensor_misfit
 
 
 def check_sizes(r: int, r_out: int) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints.architecture import ALPHAS, architecture_of, built
+from .checkpoints.entries import number_misfit, refused
 from .checkpoints.network import SavedNetwork
 from .checkpoints.original import build, load
-from .entries import number_misfit, refused
 from .finite.mlp import FinPiMLPSample, hidden
 from .layers import InfPiInputLinearReLU, InfPiLinearReLU
 from .moments.layer import InfPiLinear

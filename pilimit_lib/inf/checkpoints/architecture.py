@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..entries import number_misfit, tensor_misfit
+from .entries import number_misfit, tensor_misfit
 
 ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
 KEY = "_extra_state"

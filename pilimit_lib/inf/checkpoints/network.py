@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..entries import misfits, number_misfit, refused
 from .architecture import KEY, decoded, encoded
+from .entries import misfits, number_misfit, refused
 
 
 class SavedNetwork(nn.Module):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..entries import LoadsWhole
+from ..checkpoints.entries import LoadsWhole
 from ..finite.layers import InfiniteLayer
 from ..finite.projection import basis_of, project_gradient
 from ..numerics import accumulator, direction

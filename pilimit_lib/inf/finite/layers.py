@@ -18,7 +18,7 @@ import torch
 from opt_einsum import contract
 from torch import Tensor, nn
 
-from ..entries import LoadsWhole
+from ..checkpoints.entries import LoadsWhole
 from ..numerics import accumulator, direction
 from ..rows.initial import initial_columns_, initial_rows
 from .projection import basis_of, project_gradient

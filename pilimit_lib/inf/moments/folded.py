@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints.entries import parameter_misfits, refused
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import Series, hermite_series
 from ..dual.relu import relu_k_prime
-from ..entries import parameter_misfits, refused
 from ..numerics import accumulator
 from .finite_weight import finite_moments
 from .sums import update_

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ..bias import bias_misfits, bias_parameter, check_sizes, take_bias_alpha
+from ..checkpoints.entries import parameter_misfits, refused, tensor_misfit
 from ..checks import check_memory
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import Series, hermite_series
-from ..entries import parameter_misfits, refused, tensor_misfit
 from ..finite.activation import TruncatedActivation
 from ..finite.layers import FinPiLinearReLU
 from ..numerics import accumulator

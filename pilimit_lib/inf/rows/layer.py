@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...core import UNKNOWN, Axis, Blocks, StoredRows
 from ..bias import check_sizes
-from ..entries import parameter_misfits, refused
+from ..checkpoints.entries import parameter_misfits, refused
 from .parameter import ROWS, InfPiParameter
 from .pending import PendingRows, Rows
 from .storage import (

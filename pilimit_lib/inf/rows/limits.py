@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..entries import parameter_misfits, refused
+from ..checkpoints.entries import parameter_misfits, refused
 from ..numerics import accumulator
 from .layer import RowLayer
 from .merge import Report, check_cosine, combine, split

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...core import Blocks
-from ..entries import tensor_misfit
+from ..checkpoints.entries import tensor_misfit
 from ..numerics import accumulator
 from .parameter import ROWS
 from .quantized import QuantizedBlocks, codes_to_rows
