@@ -230,7 +230,9 @@ def test_parameters_that_overflow_are_not_saved_though_the_loss_is_finite(
         cifar10mlp.main([*SMALL, "--epochs", "1", "--width", "8", "--save-dir", str(tmp_path)])
     said = capsys.readouterr().err
     assert stopped.value.code == 1 and "layers.1.weight holds NaN or infinity" in said
-    assert "saved before it: nothing" in said and not (tmp_path / "checkpoint.pt").exists()
+    assert (
+        "in epoch 1; saved before it: nothing" in said and not (tmp_path / "checkpoint.pt").exists()
+    )
 
 
 def test_other_commands_have_the_same_guard(tmp_path, capsys):
