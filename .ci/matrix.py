@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "docs" / "matrix.jsonl", ROOT / "docs" / "MATRIX.md"
-OLDEST = ["numpy==1.26.*", "pandas==2.1.*", "scikit-learn==1.4.*", "scipy==1.11.*"]
+OLDEST = ["numpy==1.26.*", "pandas==2.1.*", "scikit-learn==1.4.*", "scipy==1.11.*", "pyarrow==15.*"]
 ROWS = {
     "lowest": ("3.11", ["torch==2.4.*", *OLDEST]),
     **{f"torch-2.{minor}": ("3.11", [f"torch==2.{minor}.*"]) for minor in range(5, 15)},

@@ -9,11 +9,14 @@ from pathlib import Path
 from experiments.training.images import DATASETS, load_images
 
 from . import networks
+from .methods import METHODS, Settings
 from .report import summarise, write_settings
-from .training import METHODS, Settings, run
+from .training import run
 
 
-def parser(description: str, defaults: Settings, out: str) -> argparse.ArgumentParser:
+def parser(
+    description: str, defaults: Settings, out: str, seeds: tuple[int, ...] = (0,)
+) -> argparse.ArgumentParser:
     """One flag per setting, beside seeds, methods and folders."""
     flags = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -23,6 +26,7 @@ def parser(description: str, defaults: Settings, out: str) -> argparse.ArgumentP
         "network": networks.NAMES,
         "loss": ("v9", "v14", "v15"),
         "partners": ("product", "cosine", "label"),
+        "norm": networks.NORMS,
     }
     for field in fields(Settings):
         default, name = getattr(defaults, field.name), "--" + field.name.replace("_", "-")
@@ -32,7 +36,7 @@ def parser(description: str, defaults: Settings, out: str) -> argparse.ArgumentP
             kind = int if default is None else type(default)
             flags.add_argument(name, type=kind, default=default, choices=choices.get(field.name))
     flags.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    flags.add_argument("--seeds", nargs="+", type=int, default=[0])
+    flags.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
     flags.add_argument(
         "--data",
         default="./dataset",
@@ -53,9 +57,10 @@ def main(
     out: str,
     argv: list[str] | None = None,
     watch: bool = False,
+    seeds: tuple[int, ...] = (0,),
 ) -> None:
     """Every method with every seed, then the table."""
-    flags = parser(description, defaults, out).parse_args(argv)
+    flags = parser(description, defaults, out, seeds).parse_args(argv)
     settings = replace(
         defaults, **{field.name: getattr(flags, field.name) for field in fields(Settings)}
     )

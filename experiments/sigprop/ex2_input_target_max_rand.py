@@ -14,7 +14,7 @@ initial values.
 from __future__ import annotations
 
 from .cli import main
-from .training import Settings
+from .methods import Settings
 
 if __name__ == "__main__":
     main("Signal propagation, input target max rand", Settings(loss="v14"), "results/sigprop/ex2")

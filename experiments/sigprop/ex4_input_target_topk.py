@@ -11,7 +11,7 @@ Backprop and frozen hidden layers run beside it as controls.
 from __future__ import annotations
 
 from .cli import main
-from .training import Settings
+from .methods import Settings
 
 if __name__ == "__main__":
     main(

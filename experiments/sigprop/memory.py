@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from pilimit_lib import sigprop
 
-from .training import Settings, make, step
+from .methods import Settings, make, step
 
 WAYS = ("sigprop", "sigprop per class", "backprop", "backprop checkpointed")
 

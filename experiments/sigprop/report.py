@@ -10,7 +10,7 @@ import pandas as pd
 
 from pilimit_lib.core import write_text
 
-from .training import Settings
+from .methods import Settings
 
 
 def write_settings(folder: Path, settings: Settings, **more) -> None:
@@ -21,18 +21,21 @@ def write_settings(folder: Path, settings: Settings, **more) -> None:
 def summarise(records: list[dict], folder: Path) -> pd.DataFrame:
     """Accuracy after the last epoch by method: every seed, their mean, seconds of training; CSV and
     figure into `folder`."""
-    frame = pd.DataFrame([{k: v for k, v in record.items() if k != "layers"} for record in records])
+    frame = pd.DataFrame(records)
     frame.to_csv(folder / "metrics.csv", index=False)
     last = frame[frame.epoch == frame.epoch.max()]
-    by = last.groupby("method").accuracy
+    by = last.groupby("method")
     table = pd.DataFrame(
         {
-            "mean": by.mean(),
-            "std": by.std(),
-            "seeds": by.apply(lambda a: " ".join(f"{v:.4f}" for v in a)),
+            "mean": by.accuracy.mean(),
+            "std": by.accuracy.std(),
+            "seeds": by.accuracy.apply(lambda a: " ".join(f"{v:.4f}" for v in a)),
             "seconds": frame.groupby(["method", "seed"]).seconds.sum().groupby("method").mean(),
         }
     )
+    for column in ("recalibrated", "probe"):
+        if column in last:
+            table[column] = by[column].mean()
     table.to_csv(folder / "summary.csv")
     plot(frame, folder / "accuracy.png")
     return table

@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from .methods import Settings, make, step
 from .networks import NAMES
-from .training import Settings, make, step
 
 WAYS = {
     "v9, a target per sample": {},

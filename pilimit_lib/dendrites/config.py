@@ -45,9 +45,11 @@ class DendriteConfig(Rules):
     processors          {type or class name: processor class} for layers with several tensors in
                         or out, see processors.py
     dims                where the neurons are in layer outputs, as [-1, 0, -1, -1]; Linear layers
-                        then use [-1, 0]. None: Linear and Conv layers are known at any rank, the
-                        others must be told (set_this_input_dimensions)
-    debug_dims          list all wrong dimensions at the next step() instead of raising at the first
+                        then use [-1, 0], and their last dimension where dims ends in 0. None:
+                        Linear and Conv layers are known at any rank, the others must be told
+                        (set_this_input_dimensions)
+    debug_dims          list all wrong dimensions at the end of the forward pass instead of raising
+                        at the first
     init_scale,         new dendrites draw N(0,1)·scale (· mean |θ| of the neurons); norm layers
     init_by_main        start as norm layers do
     activation          of a dendrite: a name, or an elementwise function of a tensor

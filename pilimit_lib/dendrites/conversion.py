@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations as kind_of
 
 from ..core import save
 from .config import DendriteConfig
+from .layers.dimensions import raise_dimension_errors
 from .layers.exported import PlainDendritic
 from .layers.initial import is_norm
 from .layers.layer import DendriticLayer
@@ -65,6 +67,9 @@ def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Modu
         if any(isinstance(m, DendriticLayer) for m in encoder.modules()):
             # torch's fused inference path reads weights and would pass the dendrites by
             encoder.activation_relu_or_gelu = 0
+    if config.debug_dims:
+        for module in _called(root):
+            module.register_forward_hook(_raise_at_the_end)
     tracked = {id(module) for module in walk.tracked.values()}
     for name, module in root.named_modules():
         if id(module) in tracked:
@@ -72,6 +77,20 @@ def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Modu
         if isinstance(module, DendriticLayer):
             module.name = name
     return root
+
+
+def _called(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules that can be called; a container of several networks can't."""
+    if type(module).forward is not nn.Module.forward:
+        yield module
+    else:
+        for child in module.children():
+            yield from _called(child)
+
+
+def _raise_at_the_end(module: nn.Module, args, output) -> None:
+    """The forward hook of debugging mode: names every layer with wrong dimensions at once."""
+    raise_dimension_errors(layer for _, layer in dendritic_layers(module))
 
 
 class _Walk:
@@ -104,7 +123,7 @@ class _Walk:
         if self._id_in(config.convert, name):
             return self._wrap(module, name)
         for old, new in config.replace.items():
-            if type(module) is old:
+            if kind_of(module) is old:
                 module = new(module)
                 if not isinstance(module, nn.Module):
                     raise TypeError(
@@ -137,10 +156,10 @@ class _Walk:
     def _matches(rules, module: nn.Module, name: str) -> bool:
         for rule in rules:
             if isinstance(rule, type):
-                if type(module) is rule:
+                if kind_of(module) is rule:
                     return True
             elif isinstance(rule, str):
-                if type(module).__name__ == rule:
+                if rule in (kind_of(module).__name__, type(module).__name__):
                     return True
             elif rule(module, name):
                 return True
@@ -152,7 +171,8 @@ class _Walk:
 
     def _wrap(self, module: nn.Module, name: str) -> DendriticLayer:
         processors = self.config.processors
-        processor = processors.get(type(module), processors.get(type(module).__name__))
+        kind = kind_of(module)
+        processor = processors.get(kind, processors.get(kind.__name__))
         return DendriticLayer(module, self.config, name, processor)
 
     def check_ids(self, model: nn.Module) -> None:

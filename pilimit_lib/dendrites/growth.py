@@ -109,6 +109,7 @@ class Growth(Run):
         """
         started, trained = time.perf_counter(), self.trained_seconds()
         raise_dimension_errors(layer for _, layer in dendritic_layers(self.network))
+        phases.name_bypassed(self)
         score = distributed.agree([as_score(score)], self.config.reduce_scores, self.device)[0]
         if self.plateau.state.finished:
             return StepResult(self.model, False, True, self.plateau.state.finished, "finish")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .pending import Gradient, gradient_of
+from .optim.pending import Gradient, gradient_of
 
 
 @torch.no_grad()

@@ -10,10 +10,13 @@ Training appends one row per sample and step: see `PiSGD`. Source: Yang, Santacr
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from .bias import BiasedLayer, bias_parameter, check_sizes, take_bias_alpha
+from .bias import BiasedLayer, bias_misfits, bias_parameter, check_sizes, take_bias_alpha
 from .finite.layers import FinPiInputLinearReLU, FinPiLinearReLU, relu_weight
 from .moments.autograd import moments_output
 from .moments.folded import FoldedRows
@@ -24,8 +27,7 @@ from .rows.compress import compress
 from .rows.initial import initial_columns_, initial_rows
 from .rows.layer import RowLayer
 from .rows.limits import RowLimits
-from .rows.merge import merge
-from .rows.report import Report
+from .rows.merge import Report, merge
 
 __all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU"]
 
@@ -128,6 +130,7 @@ class InfPiLinearReLU(RowLayer):
     """
 
     shardable = True
+    also_loads = (*RowLayer.also_loads, "bias", "bias_alpha")
 
     def __init__(
         self,
@@ -238,9 +241,10 @@ class InfPiLinearReLU(RowLayer):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
 
-    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
-        """Checkpoints of the original code load too."""
-        take_bias_alpha(self, state, prefix, errors)
-        # the original's learning-rate multiplier of Amult: the optimiser's matter
-        state.pop(prefix + "layer_alpha", None)
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        yield from super().entry_misfits(state, prefix, strict)
+        yield from bias_misfits(self, state, prefix)
+
+    def _take_settings(self, state: dict, prefix: str) -> None:
+        super()._take_settings(state, prefix)
+        take_bias_alpha(self, state, prefix)

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoints.architecture import ALPHAS, architecture_of
-from .checkpoints.fits import misfits
+from .checkpoints.architecture import ALPHAS, architecture_of, built
+from .checkpoints.network import SavedNetwork
 from .checkpoints.original import build, load
+from .entries import number_misfit, refused
 from .finite.mlp import FinPiMLPSample, hidden
 from .layers import InfPiInputLinearReLU, InfPiLinearReLU
 from .moments.layer import InfPiLinear
 from .numerics import direction
-from .rows.report import Report
+from .rows.merge import Report
 from .summary import summary
 
 __all__ = ["FinPiMLPSample", "InfMLP"]
 
 
-class InfMLP(nn.Module):
+class InfMLP(SavedNetwork):
     """An infinitely wide multilayer perceptron that learns features: x [b d_in] to y [b d_out].
 
         g = first_layer_alpha · input(x)
@@ -49,6 +50,9 @@ class InfMLP(nn.Module):
             `memory`); merge: rows of the same sample, see `InfPiLinearReLU`; fused: see
             `InfPiLinear`.
     """
+
+    taken = (*ALPHAS, "layernorm")
+    also_loads = ALPHAS  # as the original library's checkpoints hold them
 
     def __init__(
         self,
@@ -207,7 +211,7 @@ class InfMLP(nn.Module):
         Our checkpoints know their architecture, and dtypes stay those that they hold. Those of the
         original library don't know whether they use layer norm: say so.
         """
-        net = cls(**architecture_of(state, layernorm), device=device)
+        net = built(cls, architecture_of(state, layernorm), device=device)
         net.load_state_dict(state)
         return net
 
@@ -234,51 +238,32 @@ class InfMLP(nn.Module):
         stay as before."""
         load(self, orig_net)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ):
-        """Load a checkpoint with any number of rows, or raise and stay as before."""
-        problems = misfits(self, state_dict, strict)
-        if problems:
-            raise RuntimeError(
-                "the checkpoint does not fit this InfMLP (InfMLP.from_state_dict builds one that "
-                "fits):\n  " + "\n  ".join(problems)
-            )
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
     def architecture(self) -> dict[str, Any]:
         """The constructor arguments that make a network of this shape."""
         found = {name: getattr(self, name) for name in _ARCHITECTURE}
         return found | {"merge": self.merge_cosine}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return self.architecture()
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        yield from super().entry_misfits(state, prefix, strict)
+        for name in ALPHAS:
+            misfit = prefix + name in state and number_misfit(state[prefix + name], prefix + name)
+            if misfit:
+                yield misfit
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        for name in (*ALPHAS, "layernorm"):
-            setattr(self, name, state[name])
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
         for layer in self.layers:
             layer.layernorm = self.layernorm
 
-    def _load_from_state_dict(
-        self,
-        state: dict,
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
         """Checkpoints of the original library hold the multipliers as tensors and nothing else
         about the architecture."""
+        if refused(self, state, prefix, errors):
+            return
         for name in ALPHAS:
             if prefix + name in state:
                 setattr(self, name, float(state.pop(prefix + name)))
-        absent = prefix + "_extra_state" not in state
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
-        if absent and prefix + "_extra_state" in missing:
-            missing.remove(prefix + "_extra_state")
 
     def __repr__(self) -> str:
         settings = self.architecture()

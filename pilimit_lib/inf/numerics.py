@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,23 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def transformed() -> bool:
+    """Whether a transform of `torch.func`, or forward-mode differentiation, surrounds the caller:
+    `requires_grad` then does not tell what will be differentiated."""
+    functorch = torch._C._functorch.peek_interpreter_stack() is not None
+    return functorch or torch.autograd.forward_ad._current_level >= 0
+
+
+def full_precision(like: Tensor) -> AbstractContextManager:
+    """Inside the `with`, autocast leaves operations alone. (The meta device knows no autocast.)"""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
+
+
 def length(g: Tensor) -> Tensor:
     """s [b 1], the length of each pre-activation; where it is 0 all its derivatives are 0."""
     with torch.no_grad():
         s = torch.linalg.vector_norm(g, dim=-1, keepdim=True)
-    if not (torch.is_grad_enabled() and g.requires_grad):
+    if not (torch.is_grad_enabled() and (g.requires_grad or transformed())):
         return s
     # torch's second derivative of a norm at 0 is NaN: take it elsewhere, and mask the result.
     return torch.linalg.vector_norm(g + (s == 0), dim=-1, keepdim=True) * (s != 0)

@@ -5,7 +5,7 @@ from .data.dataset import TrackedDataset
 from .data.ledger import Ledger
 from .data.loader import LabLoader
 from .edits.plan import Plan
-from .errors import NotFound, Refused
+from .errors import NonFinite, NotFound, Refused
 from .experiment import Experiment
 from .network import NetworkWithOps
 from .neurons.counters import TrackingMode
@@ -24,6 +24,7 @@ __all__ = [
     "Ledger",
     "LinearWithNeuronOps",
     "NetworkWithOps",
+    "NonFinite",
     "NotFound",
     "Plan",
     "Provenance",

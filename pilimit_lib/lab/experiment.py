@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -20,7 +21,9 @@ from pilimit_lib.core import sample_ids
 
 from .data.dataset import TrackedDataset
 from .data.loader import LabLoader
-from .network import ModelOps, NetworkWithOps
+from .errors import NonFinite
+from .network import ModelOps, NetworkWithOps, uncompiled
+from .neurons.hooks import Tracking
 from .watch import Lab
 
 
@@ -47,7 +50,8 @@ class Experiment:
     list.
 
     Args:
-        model: any module; `exp.model` has the operations on its architecture.
+        model: any module, also what `torch.compile` returned; `exp.model` has the operations on its
+        architecture.
         optimizer_class: called as `optimizer_class(model.parameters(), lr=learning_rate,
         **optimizer_options)`.
         train_dataset, eval_dataset: items are `(input, target)`; ids are positions in them.
@@ -56,6 +60,9 @@ class Experiment:
         seed: fixes the order of the training samples.
         eval_every, dump_every: steps between evaluations and checkpoints in
         `train_n_steps_with_eval_full`.
+        nonfinite: what a loss of NaN or infinity does: "stop" (raise `NonFinite` with the ids of
+        its samples, before anything is learned from them) or "skip" (flag them in the ledger's
+        column `nonfinite`, leave the step out, go on).
         tensorboard: scalars for TensorBoard, every `log_every` steps (needs the `lab` extra).
     """
 
@@ -81,6 +88,7 @@ class Experiment:
         dump_every: int = 1024,
         log_every: int = 10,
         undo_depth: int = 1,
+        nonfinite: str = "stop",
         tensorboard: bool = True,
         progress: bool = True,
     ) -> None:
@@ -91,7 +99,8 @@ class Experiment:
         options = {"num_workers": num_workers, "collate_fn": collate_fn, "seed": seed}
         train = LabLoader(_tracked(train_dataset), batch_size, shuffle=train_shuffle, **options)
         evaluation = LabLoader(_tracked(eval_dataset), batch_size, **options)
-        model = model.to(self.device)
+        self._forward = model.to(self.device)
+        model = uncompiled(model)
         optimizer = optimizer_class(
             model.parameters(), lr=learning_rate, **(optimizer_options or {})
         )
@@ -104,14 +113,18 @@ class Experiment:
             evaluation,
             folder=self.folder,
             name=name,
-            auto_track=True,
+            tracking=Tracking(model),
             log_every=log_every,
             undo_depth=undo_depth,
+            nonfinite=nonfinite,
         )
         self.lab.on_scalars = self.writer
         self.model, self.module, self.optimizer = self.lab.model, model, optimizer
         self.train_loader, self.eval_loader = train, evaluation
         self.chkpt_manager, self.name = self.lab.chkpt_manager, name
+
+    def __repr__(self) -> str:
+        return f"Experiment {self.lab.described()}"
 
     @property
     def age(self) -> int:
@@ -152,14 +165,22 @@ class Experiment:
 
     def _train_step(self, sums: _Sums) -> None:
         inputs, target = self._to_device(self.train_loader.next_batch())
-        ids = self.train_loader.ids
-        with sample_ids(ids):
-            output = self.module(inputs)
-        loss = self._loss(output, target, len(ids))
+        ids, before = self.train_loader.ids, _Learned(self.module)
+        try:
+            with sample_ids(ids), self.lab.tracking.step():
+                output = self._forward(inputs)
+            loss = self._loss(output, target, len(ids))
+            judged = self.lab.record(loss, output, target, ids=ids)
+        except NonFinite:
+            before.restore()
+            raise
+        if not self.lab.finite:
+            before.restore()
+            return
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
         self.optimizer.step()
-        sums.add(loss, self.lab.record(loss, output, target, ids=ids))
+        sums.add(loss, judged)
 
     def eval_n_steps(self, n: int) -> tuple[float, float]:
         """Mean loss and accuracy (a fraction) over the first n batches of the evaluation set, the
@@ -173,10 +194,11 @@ class Experiment:
                 for _ in range(min(n, len(self.eval_loader))):
                     inputs, target = self._to_device(self.eval_loader.next_batch())
                     ids = self.eval_loader.ids
-                    with sample_ids(ids):
-                        output = self.module(inputs)
+                    with sample_ids(ids), self.lab.tracking.step():
+                        output = self._forward(inputs)
                     loss = self._loss(output, target, len(ids))
-                    sums.add(loss, self.lab.record(loss, output, target, ids=ids))
+                    judged, known = self.lab.record(loss, output, target, ids=ids), loss.isfinite()
+                    sums.add(loss[known], {name: value[known] for name, value in judged.items()})
         finally:
             self.module.train(was)
             self.eval_loader.reset(0)
@@ -246,6 +268,23 @@ class Experiment:
     def load(self, checkpoint_id: int) -> None:
         """Go back to a checkpoint; going on from there equals never having stopped."""
         self.lab.load(checkpoint_id)
+
+
+class _Learned:
+    """What a forward pass in training mode moves: running statistics of batch norms, and the age of
+    a network that counts its own. A batch that is not finite must not."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.age, self.module = module.__dict__.get("_age"), module
+        norms = [m for m in module.modules() if isinstance(m, _NormBase)]
+        self.held = [(b, b.clone()) for norm in norms for b in norm.buffers(recurse=False)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for buffer, value in self.held:
+            buffer.copy_(value)
+        if self.age is not None:
+            self.module.__dict__["_age"] = self.age
 
 
 class _Sums:

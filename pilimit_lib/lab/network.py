@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .edits.ops import Operations
+from .errors import Refused
 from .neurons.counters import Neurons
 from .neurons.tracked import TrackedNetwork
 from .run.session import Session
@@ -41,6 +42,23 @@ class NetworkWithOps(Operations, TrackedNetwork):
     @layers.setter
     def layers(self, own: Any) -> None:
         self.__dict__["layers"] = own
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that `torch.compile(model)` runs, or the model itself: what is counted and edited.
+
+    The compiled module follows: its guards see counters, modes and new shapes.
+    """
+    if type(model).__name__ == "OptimizedModule":
+        model = model._orig_mod
+    for path, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            raise Refused(
+                f"'{path or type(model).__name__}' was compiled in place, so the lab could neither "
+                "trace nor edit it; compile the whole model instead, model = torch.compile(model), "
+                "and pass that"
+            )
+    return model
 
 
 class ModelOps(Operations):

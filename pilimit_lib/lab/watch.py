@@ -17,15 +17,19 @@ from torch.utils.data import DataLoader
 
 from pilimit_lib.core import current_ids, follow
 
+from .data.ledger import as_array
 from .data.loader import LabLoader
 from .edits import history
 from .edits.rollback import Rollback, remember
-from .network import ModelOps, NetworkWithOps
+from .errors import NonFinite
+from .network import ModelOps, NetworkWithOps, uncompiled
+from .neurons.hooks import Tracking
+from .neurons.tracked import undisturbed
 from .provenance import Provenance
 from .report import stats
 from .run.checkpoints import CheckpointManager
 from .run.session import Session
-from .run.state import full_state, hashes, set_full_state
+from .run.state import fingerprints, full_state, hashes, set_full_state
 
 
 class Lab(Session):
@@ -59,6 +63,10 @@ class Lab(Session):
         predicted class and the probability of the true one. The samples are `ids`, those of the
         surrounding `with batch(ids)`, or the loader's last. In training mode the samples are added
         to the age of the model. Returns what was derived from the output.
+
+        Call it before `backward`: a loss that is NaN or infinite raises `NonFinite`, which names
+        the samples. Under `nonfinite="skip"` it is counted in the ledger, nothing is learned from
+        the batch in the lab's books, and `lab.finite` is False: leave the step out.
         """
         train = self.module.training
         loader = self.loader if train else self.eval_loader
@@ -72,11 +80,34 @@ class Lab(Session):
         if ids is None:
             raise RuntimeError("whose losses are these? Take batches from lab.loader, or pass ids=")
         judged = judge(output, target) if output is not None and target is not None else {}
+        self._check_finite(loader, as_array(ids), as_array(loss.detach().reshape(-1)))
         loader.dataset.ledger.record(ids, loss, self.age, **judged, **signals)
-        if train:
+        if train and self.finite:
             right = (judged["pred"] == judged["label"]).float() if judged else torch.tensor(np.nan)
             self._count_step(len(ids), float(loss.detach().float().mean()), float(right.mean()))
+        self.tracking.end()
         return judged
+
+    def _check_finite(self, loader: LabLoader, ids: np.ndarray, loss: np.ndarray) -> None:
+        wrong = ~np.isfinite(loss)
+        self.finite = not wrong.any()
+        if self.finite or len(loss) != len(ids):
+            return
+        with undisturbed(self.module):
+            suspects = loader.dataset.not_finite(np.unique(ids))
+        found = np.unique(ids[wrong]).tolist()
+        what = f"the loss of samples {some(found)} is not finite ({len(found)} of {len(ids)})"
+        if suspects:
+            what += f"; the data of samples {some(suspects)} is not finite"
+        self.note("non-finite", what=what, samples=found[:100], suspects=suspects[:100])
+        if self.nonfinite == "stop":
+            raise NonFinite(
+                f"{what}. Nothing was learned from this batch (age {self.age}, step {self.steps}). "
+                "Look at these samples; leave them out with dataset.denylist_samples([...]), or go "
+                "on without such batches: nonfinite='skip'",
+                found,
+                suspects,
+            )
 
     def _count_step(self, samples: int, loss: float, hits: float) -> None:
         self.age += samples
@@ -151,7 +182,9 @@ class Lab(Session):
         """Write a checkpoint of everything, as child of the one that this run descends from;
         returns its id."""
         state = full_state(self)
-        state.update(thumbnails=stats.thumbnails(self), layers=self.layer_paths())
+        state.update(
+            thumbnails=stats.thumbnails(self), layers=self.layer_paths(), data=fingerprints(self)
+        )
         new = self._manager().dump(
             state,
             age=self.age,
@@ -168,10 +201,23 @@ class Lab(Session):
         layers, generators and position in the epoch. Going on from here equals never having
         stopped."""
         manager = self._manager()
-        set_full_state(self, manager.read(checkpoint_id))
+        state, path = manager.read(checkpoint_id), manager.path(checkpoint_id)
+        try:
+            set_full_state(self, state)
+        except RuntimeError as error:
+            raise RuntimeError(f"{path} could not be loaded: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} does not fit here or is damaged: {error!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         manager.current = checkpoint_id
         self.past.clear()
         self.journal.fork(checkpoint_id)
+
+
+def some(ids: list[int]) -> str:
+    """The first few of a list of ids."""
+    return str(ids) if len(ids) <= 10 else f"{str(ids[:10])[:-1]}, ...]"
 
 
 def judge(output: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -212,8 +258,9 @@ def watch(
         lab.model.prune(layer="features.0", neuron_indices={3})       # the optimiser follows
 
     Args:
-        model: any module. Linear and convolution layers are tracked, in the training or evaluation
-        counters by `model.training`.
+        model: any module, also what `torch.compile` returned. Linear and convolution layers are
+        tracked, in the training or evaluation counters by `model.training`: in forward passes on a
+        batch from the loaders until it is recorded (without loaders, in every forward pass).
         loader, eval_loader: torch DataLoaders; `lab.loader` serves the same batches. `seed` fixes
         the order of shuffling.
         example: an input (or tuple of inputs) for planning, where no loader gives one.
@@ -222,6 +269,8 @@ def watch(
         (default: the folder's name).
         also: further things with `state_dict`/`load_state_dict` to keep in checkpoints, by name (a
         scheduler, a scaler).
+        nonfinite: what a loss of NaN or infinity does: "stop" (raise, naming the samples) or "skip"
+        (count it in the ledger and go on; see `record`).
         undo_depth: how many edits back `undo` can go; each keeps a copy of model and optimiser in
         memory.
     """
@@ -232,4 +281,9 @@ def watch(
         else LabLoader.of(loader, seed=seed)
         for loader in (loader, eval_loader)
     ]
-    return Lab(model, optimizer, *served, auto_track=True, **options)
+    watched = [loader for loader in served if loader is not None]
+    model = uncompiled(model)
+    tracking = Tracking(model, always=not watched)
+    for loader in watched:
+        loader.on_batch = tracking.served
+    return Lab(model, optimizer, *served, tracking=tracking, **options)

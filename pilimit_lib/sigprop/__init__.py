@@ -1,8 +1,9 @@
 """Signal propagation: networks that learn in the forward pass. A signal in front, a propagator
 around each layer."""
 
-from . import functional, loss, managers, models, monitors, propagators, signals
+from . import functional, loss, managers, models, monitors, propagators, signals, utils
 from .flow import Flow
+from .statistics import recalibrate
 from .wrapping import wrap
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "models",
     "monitors",
     "propagators",
+    "recalibrate",
     "signals",
+    "utils",
     "wrap",
 ]

@@ -7,7 +7,7 @@ stream is normalised by its own rows, in training and in evaluation.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -72,11 +72,15 @@ _ROWWISE = (
     nn.LSTM,
     nn.GRU,
 )
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 def rowwise(module: nn.Module) -> bool:
     """Whether every part is known to treat rows one by one; a subclass is not known."""
-    return all(type(m) in _ROWWISE for m in module.modules())
+    return all(
+        type(m) in _ROWWISE or (type(m) in _INSTANCE_NORMS and not m.track_running_stats)
+        for m in module.modules()
+    )
 
 
 def run(module: nn.Module, x: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ def run_both(
     ):
         return _fused(module, h, t)
     h1 = run(module, h)
-    with own_statistics(module):
+    with _target_statistics(module, t):
         t1 = run(module, t) if len(t) == len(h) else _unnamed(module, t)
     return h1, t1
 
@@ -159,6 +163,14 @@ def own_statistics(module: nn.Module) -> Iterator[None]:
             m.training, m.track_running_stats = training, track
 
 
+def _target_statistics(module: nn.Module, t: Tensor):
+    """Statistics of the target rows themselves. One row has none: in evaluation the running ones
+    serve then, so that a last batch of one sample can be evaluated."""
+    if len(t) == 1 and not module.training:
+        return nullcontext()
+    return own_statistics(module)
+
+
 @contextmanager
 def _norms_apart(module: nn.Module, rows: int) -> Iterator[None]:
     """Each batch norm inside sees the first `rows` rows as the input stream, the rest as the target
@@ -169,7 +181,7 @@ def _norms_apart(module: nn.Module, rows: int) -> Iterator[None]:
         def forward(x: Tensor) -> Tensor:
             h, t = x.split([rows, len(x) - rows])
             h = type(norm).forward(norm, h)
-            with own_statistics(norm):
+            with _target_statistics(norm, t):
                 return torch.cat([h, type(norm).forward(norm, t)])
 
         return forward

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from . import propagators
+from .blocks import blocks_of
 from .loss import v9_input_target_max_all
 from .models import Forward, Model
 from .propagators import Propagator
@@ -24,20 +25,25 @@ def wrap(
     model: Callable[..., Model] = Forward,
     monitors=None,
     monitor: Callable | None = None,
+    nonfinite: str = "raise",
 ) -> Model:
     """The network as a model whose blocks learn locally: `net(x, y)` trains them, `net(x)` in
     evaluation predicts.
 
-    `network`: an nn.Sequential, a list of blocks, or a module that holds one (name it with `blocks`
-    if it holds several). Each block is what learns as one; blocks without trainable parameters are
-    only passed through. `signal`: a signal, such as `signals.project_labels(...)`; it learns too if
-    it has trainable parameters. `optimizer`: function module -> optimiser, called for each block.
-    `loss`: as in `sigprop.loss`. `output`: blocks from this one on are trained by the caller's loss
-    on what `net` returns; None: there are none. `monitor`: class such as
-    `monitors.loss.LabelMetrics` put around each loss, instances added to the group `monitors`.
-    Blocks are wrapped, not copied: the given network shares its parameters with the result.
+    `network`: an nn.Sequential, a list of blocks, a module that holds one (name it with `blocks` if
+    it holds several), or one whose forward runs its parts one after the other, such as a
+    torchvision ResNet or VGG: see `blocks.follow_forward` for where it is cut. Each block is what
+    learns as one; blocks without trainable parameters are only passed through. Blocks are wrapped,
+    not copied: the given network shares its parameters with the result.
+
+    `signal`: a signal, such as `signals.project_labels(...)`; it learns too if it has trainable
+    parameters. `optimizer`: function module -> optimiser, called for each block. `loss`: as in
+    `sigprop.loss`. `output`: blocks from this one on are trained by the caller's loss on what `net`
+    returns; None: there are none. `monitor`: class such as `monitors.loss.LabelMetrics` put around
+    each loss, instances added to the group `monitors`. `nonfinite`: whether batches that are not
+    finite "raise", or are passed over ("skip").
     """
-    layers = _blocks(network, blocks)
+    layers = blocks_of(network, blocks)
     if output is None:
         hidden, last = layers, []
     else:
@@ -70,47 +76,6 @@ def wrap(
         signal,
         f"signal:{type(signal).__name__}",
     )
-    return model(nn.Sequential(*wrapped), first, optimizer=optimizer)
-
-
-def _blocks(network, name: str | None) -> list[nn.Module]:
-    if isinstance(network, nn.Sequential | nn.ModuleList | list | tuple):
-        found = list(network)
-    elif isinstance(network, nn.Module):
-        lists = {
-            key: child
-            for key, child in network.named_children()
-            if isinstance(child, nn.Sequential | nn.ModuleList)
-        }
-        if name is None and len(lists) != 1:
-            raise ValueError(
-                f"{type(network).__name__} holds {len(lists)} lists of blocks, {sorted(lists)}; "
-                "say which: blocks='...'"
-            )
-        key = name or next(iter(lists))
-        if key not in lists:
-            raise ValueError(
-                f"{type(network).__name__} has no list of blocks called {key!r}; it has "
-                f"{sorted(lists)}"
-            )
-        found = list(lists[key])
-        inside = {id(p) for block in found for p in block.parameters()}
-        outside = [path for path, p in network.named_parameters() if id(p) not in inside]
-        if outside:
-            raise ValueError(
-                f"parameters {outside} of {type(network).__name__} lie outside of the blocks "
-                f"'{key}', whose chain "
-                "alone is wrapped; give what comes before to the signal (module_input) and what "
-                "comes after as a "
-                "last block"
-            )
-    else:
-        raise TypeError(
-            "network must be an nn.Sequential, a list of blocks or a module that holds one, "
-            f"got {type(network).__name__}"
-        )
-    if not found or not all(isinstance(block, nn.Module) for block in found):
-        raise ValueError(
-            "the network has no blocks" if not found else "every block must be an nn.Module"
-        )
-    return found
+    made = model(nn.Sequential(*wrapped), first, optimizer=optimizer)
+    made.nonfinite = nonfinite
+    return made

@@ -350,11 +350,10 @@ def test_a_layer_that_never_ran_stops_growth_whole():
 def test_debug_dims_lists_all_wrong_layers_at_once():
     config = DendriteConfig(dims=[-1, 0, -1, -1], debug_dims=True)
     growth = Growth(dendritic(mlp(), config), optimizer=adam)
-    growth.model(torch.randn(2, 3, 5))
     with pytest.raises(
         DimensionError, match=r"2 layers have wrong dimensions:(.|\n)*model\[0\](.|\n)*model\[2\]"
     ):
-        growth.step(1.0)
+        growth.model(torch.randn(2, 3, 5))
     for _, layer in dendritic_layers(growth.network):
         layer.set_this_input_dimensions([-1, -1, 0])
     growth.model(torch.randn(2, 3, 5))

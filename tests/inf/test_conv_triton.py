@@ -11,7 +11,7 @@ import torch
 
 from pilimit_lib.inf import InfPiConv2d
 from pilimit_lib.inf.conv.geometry import Geometry
-from pilimit_lib.inf.moments.sums import triton_kernels
+from pilimit_lib.inf.implementation import triton_kernels
 
 SCRIPT = """
 import functools
@@ -19,7 +19,7 @@ import torch
 from pilimit_lib.inf.conv import sums as conv_operator
 from pilimit_lib.inf.conv import triton_kernels as kernels
 from pilimit_lib.inf.conv.geometry import Geometry
-from pilimit_lib.inf.moments.sums import triton_kernels
+from pilimit_lib.inf.implementation import triton_kernels
 from pilimit_lib.inf.dual.features import PolynomialFeatures
 
 close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)

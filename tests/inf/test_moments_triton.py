@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pilimit_lib.inf import InfPiLinear
-from pilimit_lib.inf.moments.sums import triton_kernels
+from pilimit_lib.inf.implementation import triton_kernels
 
 SCRIPT = """
 import torch
@@ -39,6 +39,7 @@ cubic = PolynomialFeatures(4, [.1, .2, .1, .1])
 assert not kernels.usable(cubic, torch.randn(2, 4), torch.randn(cubic.P, 2))
 assert not kernels.usable(features, u.double(), V)
 
+from pilimit_lib.inf.implementation import triton_kernels
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 
 
@@ -47,7 +48,7 @@ def train(enabled):
     net = InfMLP(6, 3, 5, 1, memory="moments", fused=True)
     optimizer = PiSGD(param_groups(net, .3, 1e-2))
     x = torch.randn(12, 6)
-    with feature_linear.triton_kernels(enabled):
+    with triton_kernels(enabled):
         for _ in range(3):
             torch.nn.functional.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
             clip_grad_norm_(net, .5)

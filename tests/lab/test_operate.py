@@ -380,3 +380,68 @@ def test_tensorboard_gets_the_curves(make, tmp_path):
     )
     assert [e.step for e in events.Scalars("train-loss")] == [64, 128, 192]
     assert [e.step for e in events.Scalars("eval-loss")] == [0, 192]
+
+
+@pytest.mark.parametrize("kind, size", [(PlainNet, 8), (MNISTModel, 28)])
+def test_a_compiled_model_does_what_the_plain_one_does(make, kind, size):
+    data = {"train_dataset": digits(96, size), "eval_dataset": digits(32, size, 900)}
+    done = []
+    for compile_it in (False, True):
+        torch.manual_seed(0)
+        model = kind()
+        if compile_it:
+            model = torch.compile(model, backend="eager")
+        exp = make(model, name=f"compiled {compile_it}", **data)
+        exp.train_n_steps(2)
+        exp.eval_full()
+        exp.model.prune(layer_index=0, neuron_indices={1})
+        exp.train_n_steps(2)
+        exp.dump()
+        exp.load(0)
+        exp.model(data["eval_dataset"].tensors[0])
+        done.append(exp)
+    plain, compiled = done
+    assert compiled._forward is not compiled.module and type(compiled.module) is kind
+    for path, value in everything(plain).items():
+        if "settings" not in path:
+            same({path: value}, {path: everything(compiled)[path]})
+    assert torch.load(compiled.chkpt_manager.path(0), weights_only=True)["layers"] == (
+        plain.lab.layer_paths()
+    )
+
+
+def test_what_was_compiled_in_place_is_refused_with_the_remedy(make):
+    whole, part = PlainNet(), PlainNet()
+    whole.compile(backend="eager")
+    part.hidden = torch.compile(part.hidden, backend="eager")
+    for model, name in ((whole, "PlainNet"), (part, "hidden")):
+        with pytest.raises(Refused, match=f"'{name}' was compiled in place.*torch.compile"):
+            make(model)
+        with pytest.raises(Refused, match="compiled in place"):
+            watch(model)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_what_a_notebook_prints(make, capsys):
+    exp = make()
+    change = exp.model.prune(layer="hidden", neuron_indices={1})
+    assert repr(change).startswith("Change: ") and "Linear.weight [12, 36] -> [11, 36]" in repr(
+        change
+    )
+    assert "\n" not in repr(change) and len(repr(change)) < 140
+    exp.train_n_steps(2)
+    exp.train_loader.dataset.denylist_samples([1, 2])
+    exp.dump()
+    print(exp)
+    lines = capsys.readouterr().out.splitlines()
+    sizes = f"{sum(p.numel() for p in exp.module.parameters()):,}"
+    assert (
+        lines[0] == f"Experiment 'plain': PlainNet ({sizes} parameters), Adam at learning rate 0.01"
+    )
+    assert lines[1:4] == [
+        "  age 64 samples, 2 steps",
+        "  train set: 200 samples, 2 denied, batches of 32",
+        "  eval set: 100 samples, batches of 32",
+    ]
+    assert lines[4] == f"  1 checkpoints in {exp.folder}, grown out of checkpoint 0"
+    assert repr(watch(PlainNet())).startswith("Lab 'PlainNet': PlainNet (")

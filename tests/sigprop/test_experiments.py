@@ -6,12 +6,13 @@ import runpy
 import sys
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from experiments.sigprop import memory, networks, timing, training
-from experiments.sigprop.training import Settings
+from experiments.sigprop import evaluation, memory, methods, networks, timing, training
+from experiments.sigprop.methods import Settings
 from experiments.training.images import load_images
 from pilimit_lib import core
 
@@ -43,7 +44,7 @@ def test_networks_take_images_of_any_size(name, image):
 def test_methods_share_layers_and_initial_values(digits):
     def hidden(method):
         torch.manual_seed(3)
-        model, optimizer = training.make(TINY, method, (1, 8, 8))
+        model, optimizer = methods.make(TINY, method, (1, 8, 8))
         return (
             model,
             optimizer,
@@ -56,7 +57,7 @@ def test_methods_share_layers_and_initial_values(digits):
     assert a == b == c and len(net.local_optimizers()) == 3 and not frozen.local_optimizers()
     assert len(outer.param_groups[0]["params"]) == 2
     before = {n: p.clone() for n, p in frozen.named_parameters()}
-    training.step(
+    methods.step(
         frozen, torch.optim.SGD(frozen.parameters(), 0.1), digits.train_x[:50], digits.train_y[:50]
     )
     moved = {n for n, p in frozen.named_parameters() if not torch.equal(p, before[n])}
@@ -65,14 +66,15 @@ def test_methods_share_layers_and_initial_values(digits):
 
 def test_accuracy_counts_right_answers():
     x = torch.eye(4)[[0, 1, 2, 3, 0]]
-    assert training.accuracy(
+    assert evaluation.accuracy(
         nn.Identity(), x, torch.tensor([0, 1, 2, 0, 1]), size=2
     ) == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("method", training.METHODS)
-def test_an_interrupted_run_goes_on_bit_for_bit(method, digits, tmp_path):
-    settings = replace(TINY, loss="v14", epochs=3)
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("protocol", [{}, {"decay": True, "augment": True, "probe": 100}])
+def test_an_interrupted_run_goes_on_bit_for_bit(method, protocol, digits, tmp_path):
+    settings = replace(TINY, loss="v14", epochs=3, **protocol)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir(), parts.mkdir()
     expected = training.run(settings, method, 0, digits, whole)
@@ -80,18 +82,18 @@ def test_an_interrupted_run_goes_on_bit_for_bit(method, digits, tmp_path):
     class Interrupt(Exception):
         pass
 
-    def stop_in_second_epoch(model, x, y, size=500, seen=[]):  # noqa: B006
+    def stop_in_second_epoch(*args, seen=[]):  # noqa: B006
         seen.append(1)
         if len(seen) == 2:
             raise Interrupt
-        return real(model, x, y, size)
+        return real(*args)
 
-    real, training.accuracy = training.accuracy, stop_in_second_epoch
+    real, training.examine = training.examine, stop_in_second_epoch
     try:
         with pytest.raises(Interrupt):
             training.run(settings, method, 0, digits, parts)
     finally:
-        training.accuracy = real
+        training.examine = real
     got = training.run(settings, method, 0, digits, parts)
     strip = lambda records: [{k: v for k, v in r.items() if k != "seconds"} for r in records]  # noqa: E731
     assert strip(got) == strip(expected) and [r["epoch"] for r in got] == [1, 2, 3]
@@ -110,19 +112,20 @@ def test_examples_run_and_write_their_results(example, tmp_path, monkeypatch, ca
     )
     runpy.run_module(f"experiments.sigprop.{example}", run_name="__main__")
     printed = "".join(capsys.readouterr())
-    assert all(method in printed for method in training.METHODS)
+    assert all(method in printed for method in methods.METHODS)
     assert {
         "settings.json",
         "metrics.csv",
         "summary.csv",
         "accuracy.png",
         "sigprop-0.pt",
-        "sigprop-0.jsonl",
+        "sigprop-0.csv",
     } <= set(path.name for path in tmp_path.iterdir())
     assert json.loads((tmp_path / "settings.json").read_text())["train"] == 200
     if example.startswith("ex4"):
-        record = json.loads((tmp_path / "sigprop-0.jsonl").read_text())
-        assert set(record["layers"]) == {"signal:Sequential", "0:Sequential", "1:Sequential"}
+        record = pd.read_csv(tmp_path / "sigprop-0.csv")
+        layers = {"signal:Sequential", "0:Sequential", "1:Sequential"}
+        assert {f"{layer} accuracy" for layer in layers} < set(record.columns)
         assert "1:Sequential: loss" in printed
 
 

@@ -27,7 +27,7 @@ CASES = {
     "v14 first": (Contrast("max_first"), oracle.v14_first),
     # without ties the lot has one ticket
     "v14": (sigprop.loss.v14_input_target_max_rand, oracle.v14_first),
-    "v15": (sigprop.loss.v15_input_target_topk(3), lambda h, t, t0: oracle.v15(h, t, t0, 3)),
+    "v15": (sigprop.loss.v15_input_target_topk(topk=3), lambda h, t, t0: oracle.v15(h, t, t0, 3)),
 }
 
 
@@ -238,6 +238,8 @@ def test_labels_in_every_form():
         (lambda: Contrast(temperature=0.0), "temperature must be positive"),
         (lambda: Contrast("max_rand", counts=True), "counts stands for"),
         (lambda: sigprop.loss.v15_input_target_topk(2.5), "whole number"),
+        (lambda: sigprop.loss.v15_input_target_topk(), "say once how many partners"),
+        (lambda: sigprop.loss.v15_input_target_topk(3, topk=3), "got k=3 and topk=3"),
         (
             lambda: sigprop.loss.v1_input_label_direct(
                 None, torch.ones(2, 3), torch.ones(4, 3), None, None, torch.tensor([0, 4])

@@ -120,3 +120,20 @@ def test_monitors_get_unique_names_and_count():
     assert [m["count"] for m in group.as_dict().values()] == [5, 5, 5] and len(
         group.metrics().splitlines()
     ) == 3
+
+
+def test_propagators_put_themselves_into_a_manager():
+    manager = preset()
+    manager.config_propagator(loss=V9)
+    s = propagators.signals.Loss.manage(manager, signal(), loss=V9)
+    layer = propagators.Loss.manage(manager, nn.Linear(8, 8), fuse=False)
+    pool = propagators.Fixed.manage(manager, nn.ReLU())
+    out = propagators.Identity.manage(manager, nn.Linear(8, 3))
+    assert manager.signal is s and type(s) is propagators.signals.Loss
+    assert [type(p).__name__ for p in (layer, pool, out)] == ["Loss", "Fixed", "Identity"]
+    assert isinstance(layer.optimizer, torch.optim.Adam) and layer.fuse is False
+    assert manager.propagators == [layer, pool, out]
+    net = models.Forward.manage(manager, nn.Sequential(layer, pool, out))
+    assert net(torch.randn(5, 12), torch.arange(5) % 3).shape == (5, 3)
+    fixed = propagators.signals.Fixed.manage(preset(), signal())
+    assert type(fixed) is propagators.signals.Fixed

@@ -360,6 +360,28 @@ def test_a_batch_smaller_than_k_is_refused_before_the_first_layer_learns(data):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("per_class", [True, False])
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("loss", ["function", "module", "watched", "by label"])
+def test_a_short_last_batch_can_be_evaluated_with_its_labels(
+    make, data, rows, per_class, fuse, loss
+):
+    x, y = data
+    topk = sigprop.loss.v15_input_target_topk(topk=3 if per_class else 6)
+    options = {
+        "function": {"loss": lambda *args: topk(*args)},
+        "module": {"loss": topk},
+        "watched": {"loss": topk, "monitor": sigprop.monitors.loss.LabelMetrics},
+        "by label": {"loss": sigprop.loss.Contrast("topk", k=3, by="label")},
+    }
+    net = make(norm=True, per_class=per_class, fuse=fuse, **options[loss])
+    net(x, y)
+    out = net.eval()(x, y)
+    assert torch.allclose(net(x[:rows], y[:rows]), out[:rows], atol=1e-6)
+    assert all(learner.last_loss.isfinite() for learner in net.learners().values())
+
+
 def test_a_block_that_does_not_fit_is_found_before_any_has_learnt(data):
     layers = [
         nn.Linear(8, 8),

@@ -122,6 +122,12 @@ def test_what_the_others_do_to_the_streams(flow):
         )
 
 
+def test_functional_propagators_are_reached_from_both_sides():
+    assert propagators.functional.forward is functional.propagators.forward
+    assert propagators.functional.identity is functional.propagators.identity
+    assert propagators.functional.fixed is functional.propagators.fixed
+
+
 def test_functional_reshape_between_layers():
     out = functional.propagators.forward(
         (torch.ones(2, 3, 4), torch.ones(5, 3, 4), None), lambda x: x.flatten(1)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn, optim
 
 from pilimit_lib import sigprop
+from pilimit_lib.sigprop.utils import shape_numel
 
 NUM_CLASSES, INPUT_DIM, HIDDEN_CH = 4, 8, 6
 
@@ -21,10 +22,6 @@ def build_optimizer(module, lr=0.0004, weight_decay=0.0):
         return None
     optimizer = optim.Adam(p, lr=lr, weight_decay=weight_decay)
     return optimizer
-
-
-def shape_numel(shape):
-    return torch.Size(shape).numel()
 
 
 def parts():

@@ -64,8 +64,12 @@ def test_number_of_classes_may_follow_from_the_labels():
             "0 .. 2 for 3 classes, got values from 0 to 3",
         ),
         (
-            lambda: signals.LabelNumberToOnehot(3)((None, torch.eye(3))),
-            "one-hot rows need no such formatter",
+            lambda: signals.LabelNumberToOnehot(3)((None, torch.eye(4))),
+            r"rows \[b 3\] for 3 classes, got \[4, 4\]",
+        ),
+        (
+            lambda: signals.LabelNumberToOnehot(3)((None, torch.ones(2, 3, 1))),
+            "must be class numbers",
         ),
         (
             lambda: signals.DistinctBatchLabelsOnehot()((None, torch.arange(3))),

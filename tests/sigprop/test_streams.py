@@ -117,3 +117,14 @@ def test_target_rows_of_samples_carry_their_ids_and_rows_of_classes_none(fuse):
             [None] if fuse else [[7, 3, 5, 9], None]
         )
         assert core.current_ids().tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_one_target_row_is_evaluated_by_the_running_statistics(fuse):
+    norm = nn.BatchNorm1d(2)
+    norm(3 + torch.randn(50, 2))
+    t = torch.randn(1, 2)
+    _, t1 = streams.run_both(norm.eval(), torch.randn(4, 2), t, fuse)
+    assert torch.allclose(t1, norm(t))
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        streams.run_both(norm.train(), torch.randn(4, 2), t, fuse)

@@ -26,6 +26,8 @@ NAMES = {
     ],
     "propagators": ["Propagator", "Learn", "Loss", "Identity", "Fixed", "Forward", "signals"],
     "propagators.signals": ["Learn", "Loss", "Fixed"],
+    "propagators.functional": ["identity", "fixed", "forward"],
+    "utils": ["shape_numel"],
     "models": ["Model", "Forward", "LoopBack", "ForwardLoopBack"],
     "managers": ["Manager", "Prepared", "Preset"],
     "monitors": ["Group", "loss", "Memory", "Time"],
@@ -112,3 +114,10 @@ def test_parameters_follow_the_protocol_of_modules(make):
     assert len(list(twice.parameters())) == 2, (
         "a block that learns locally is not trained globally as well"
     )
+
+
+def test_numel_of_a_shape():
+    assert sigprop.utils.shape_numel((3, 4, 5)) == 60 == torch.Size((3, 4, 5)).numel()
+    assert sigprop.utils.shape_numel(()) == 1
+    # the line of the documented quick start
+    assert nn.LayerNorm(sigprop.utils.shape_numel((2, 3))).normalized_shape == (6,)

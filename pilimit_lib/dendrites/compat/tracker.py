@@ -134,7 +134,7 @@ class PAINeuronModuleTracker:
         every restructuring.
 
         Returns the optimiser, or (optimiser, scheduler) where ``sched_args`` are given. Without
-        opt_args["params"] all parameters are optimised.
+        opt_args["params"] all parameters are optimised that are not frozen.
         """
         growth = self.growth
         if self._optimizer_class is None:
@@ -177,13 +177,19 @@ class PAINeuronModuleTracker:
 
     @staticmethod
     def _parameters(network: nn.Module, opt_args: dict[str, Any]) -> list:
+        if "params" not in opt_args:
+            return [p for p in network.parameters() if p.requires_grad]
         given = [
             {**g, "params": list(g["params"])} if isinstance(g, dict) else g
-            for g in opt_args.get("params", ())
+            for g in opt_args["params"]
         ]
         flat = [p for g in given for p in (g["params"] if isinstance(g, dict) else [g])]
-        if not flat:  # a generator that was used up by the call before
-            return [p for p in network.parameters() if p.requires_grad]
+        if not flat:
+            raise ValueError(
+                "opt_args['params'] holds no parameters: model.parameters() is used up by the "
+                "first call that gets it. Before every setup_optimizer give it anew: "
+                "opt_args['params'] = model.parameters()"
+            )
         own = {id(p) for p in network.parameters()}
         strangers = sum(id(p) not in own for p in flat)
         if strangers:

@@ -1,8 +1,8 @@
-"""One dendrite of a layer, and its parameters among those of an optimiser."""
+"""One dendrite of a layer."""
 
 from torch import Tensor, nn
 
-from ...core import Change, parameters_of
+from ...core import Change
 from .correlation import CorrelationStats
 from .dimensions import along
 
@@ -62,17 +62,6 @@ def _detached(value):
     if isinstance(value, dict):
         return {k: _detached(v) for k, v in value.items()}
     return value
-
-
-def adding(neuron: nn.Module, dendrite: Dendrite, optimizer) -> Change:
-    """New parameters are optimised like the layer's own; like the last group where the optimiser
-    does not hold those (frozen neurons)."""
-    held = set() if optimizer is None else {id(p) for p in parameters_of(optimizer)}
-    beside = next((p for p in neuron.parameters() if id(p) in held), None)
-    change = Change()
-    for parameter in dendrite.parameters():
-        change += Change.adding(parameter, beside)
-    return change
 
 
 def removing(dendrite: Dendrite) -> Change:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations as kind_of
 
 from .initial import is_norm
 
@@ -50,32 +51,43 @@ def along(vector: Tensor, like: Tensor, axis: int) -> Tensor:
     return vector.to(like.dtype).view([1] * axis + [-1] + [1] * (like.dim() - axis - 1))
 
 
+def _last_of(block: nn.Module) -> nn.Module | None:
+    """The layer that settles where the neurons of a block's output are: the last one, past
+    activations and norms."""
+    if not isinstance(block, nn.Sequential):
+        return block
+    last = (m for m in reversed(block) if not is_norm(m) and kind_of(m) not in SAME)
+    return next((_last_of(m) for m in last), None)
+
+
 def known_dims(neuron: nn.Module, default) -> tuple[int, ...] | None:
-    """The dimensions before anyone set them for this layer: Linear is [-1, 0], the rest as
-    configured, or None to find out."""
+    """The dimensions before anyone set them for this layer, or None to find out at the first
+    forward pass.
+
+    As configured; but Linear layers have their neurons last, whatever the rank where the default
+    says so too ([-1, -1, 0] in transformers), and are [-1, 0] beside convolutions.
+    """
     if default is None:
         return None
-    return (-1, 0) if type(neuron) is nn.Linear else tuple(default)
+    if kind_of(_last_of(neuron)) is not nn.Linear:
+        return tuple(default)
+    return None if default[-1] == 0 else (-1, 0)
 
 
 def known_neurons(neuron: nn.Module) -> int | None:
     """How many neurons a Linear or Conv layer has; None where only a forward pass tells."""
-    if type(neuron) is nn.Linear:
+    if kind_of(neuron) is nn.Linear:
         return neuron.out_features
-    return neuron.out_channels if type(neuron) in CONVS else None
+    return neuron.out_channels if kind_of(neuron) in CONVS else None
 
 
 def found_dims(neuron: nn.Module, ndim: int) -> tuple[int, ...] | None:
     """The dimensions of an output of that rank, where the kind of layer settles them."""
-    if isinstance(neuron, nn.Sequential):
-        for child in reversed(neuron):
-            if not is_norm(child) and type(child) not in SAME:
-                return found_dims(child, ndim)
-        return None
-    if type(neuron) in LAST:
+    kind = kind_of(_last_of(neuron))
+    if kind in LAST:
         axis = ndim - 1
-    elif type(neuron) in CONVS:
-        axis = ndim - 1 - CONVS[type(neuron)]
+    elif kind in CONVS:
+        axis = ndim - 1 - CONVS[kind]
     else:
         return None
     return tuple(0 if d == axis else -1 for d in range(ndim)) if axis >= 0 else None

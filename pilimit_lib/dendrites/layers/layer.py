@@ -17,7 +17,8 @@ from ..config import DendriteConfig, check_dims
 from .correlation import tap
 from .dendrite import Dendrite
 from .dimensions import along, check_output, known_dims, known_neurons
-from .initial import fresh_copy, reference_parameter
+from .initial import check_copyable, fresh_copy, reference_parameter
+from .state_dicts import grown_in, to_dendritic
 
 
 class DendriticLayer(nn.Module):
@@ -36,6 +37,7 @@ class DendriticLayer(nn.Module):
         processor: type | None = None,
     ):
         super().__init__()
+        check_copyable(neuron, name)
         self.neuron = neuron
         self.dendrites = nn.ModuleList()
         self.config = config
@@ -46,6 +48,9 @@ class DendriticLayer(nn.Module):
         self.neurons = known_neurons(neuron) if processor is None else None
         self.dimension_error: str | None = None
         self.observer = None  # preview() looks on from here
+        self.called = self.read = (
+            False  # whether it ran; whether its weights were used from outside
+        )
 
     def __getattr__(self, name):
         try:
@@ -57,6 +62,8 @@ class DendriticLayer(nn.Module):
                 return self.set_this_input_dimensions
             if "neuron" not in modules or (name.startswith("__") and name.endswith("__")):
                 raise
+            if name in modules["neuron"]._parameters:
+                self.__dict__["read"] = True
             try:
                 return getattr(modules["neuron"], name)
             except AttributeError:
@@ -100,6 +107,7 @@ class DendriticLayer(nn.Module):
         return self.dims.index(0)
 
     def forward(self, *args, **kwargs):
+        self.called = True
         output = self.neuron(*args, **kwargs)
         y = output if self.processor is None else self.processor.post_n1(output)
         if check_output(self, y) and len(self.dendrites):
@@ -135,6 +143,12 @@ class DendriticLayer(nn.Module):
                 y = y + along(dendrite.w, y, self.axis) * activations[-1]
         return y
 
+    @property
+    def bypassed(self) -> bool:
+        """Whether only its weights are used, as in F.linear(x, layer.weight): dendrites would never
+        act."""
+        return self.read and not self.called
+
     def clear_processors(self) -> None:
         """Forget hidden states that processors keep from one call to the next."""
         modules = self.__dict__["_modules"]
@@ -148,15 +162,11 @@ class DendriticLayer(nn.Module):
         if self.neurons is None:
             raise RuntimeError(
                 f"'{self.name}' does not know how many neurons it has: run one batch through the "
-                "network before "
-                "it grows"
-                + (
-                    ""
-                    if self.dims
-                    else f", after model{self.path}.set_this_input_dimensions([...])"
-                )
+                f"network before it grows, after model{self.path}.set_this_input_dimensions([...]) "
+                "if its kind of layer is not known"
             )
         config = self.config
+        check_copyable(self.neuron, self.name)
         body = fresh_copy(self.neuron, generator, config.init_scale, config.init_by_main)
         return self._attach(body, candidate)
 
@@ -192,14 +202,14 @@ class DendriticLayer(nn.Module):
         if structure["activation"] != self.config.activation_name:
             raise ValueError(
                 f"'{self.name}' was saved with dendrites of activation "
-                f"'{structure['activation']}', but is configured "
-                f"with '{self.config.activation_name}'; give DendriteConfig(activation=...) as it "
-                "was"
+                f"'{structure['activation']}', but is configured with "
+                f"'{self.config.activation_name}'; give DendriteConfig(activation=...) as it was"
             )
         self.dims = None if structure["dims"] is None else tuple(structure["dims"])
         self.neurons = structure["neurons"]
         wanted, before, removed = structure["dendrites"], list(self.dendrites), []
-        while self.dendrites and (len(self.dendrites) > wanted or self.dendrites[-1].candidate):
+        kept = wanted - structure["candidate"]  # a candidate is made anew
+        while self.dendrites and (len(self.dendrites) > kept or self.dendrites[-1].candidate):
             removed += list(self.dendrites[-1].parameters())
             del self.dendrites[-1]
         while len(self.dendrites) < wanted:
@@ -217,23 +227,11 @@ class DendriticLayer(nn.Module):
         return change
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """A plain state_dict of a grown network loads into a network that has not grown: the
-        dendrites are made first."""
-        keys = [
-            k[len(prefix + "dendrites.") :]
-            for k in state_dict
-            if k.startswith(prefix + "dendrites.")
-        ]
-        wanted = 1 + max((int(k.split(".")[0]) for k in keys), default=-1)
-        if wanted > len(self.dendrites):
-            candidate = any(k.startswith(f"{wanted - 1}.stats.") for k in keys)
-            neurons = state_dict[f"{prefix}dendrites.0.w"].shape[0]
-            self.restructure(
-                {
-                    **self.structure(),
-                    "dendrites": wanted,
-                    "neurons": neurons,
-                    "candidate": candidate,
-                }
-            )
+        """The layer gets as many dendrites as a state_dict of another size has, and a plain one
+        (pretrained, or of finalize) is read as that of a dendritic layer."""
+        to_dendritic(state_dict, prefix, self.neuron)
+        found = grown_in(state_dict, prefix)
+        now = self.structure()
+        if found is not None and found != {key: now[key] for key in found}:
+            self.restructure({**now, "neurons": self.neurons, **found})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,12 +1,12 @@
 """What growth does to a network: adding dendrites, and the phases of correlation training."""
 
 import difflib
+import warnings
 
-from ...core import Change, follow
 from .. import distributed
 from ..conversion import dendritic_layers
-from ..layers.dendrite import adding
 from ..layers.initial import generator_for
+from .optimizers import include
 from .run import Run
 
 
@@ -14,7 +14,8 @@ def add_dendrites(run: Run) -> tuple[str, ...]:
     """Add one dendrite to each chosen layer; the optimiser follows. Nothing changes unless every
     layer can grow."""
     layers = dict(dendritic_layers(run.network))
-    chosen = list(layers) if run.select is None else list(run.select(run.network))
+    acting = [name for name, layer in layers.items() if not layer.bypassed]
+    chosen = acting if run.select is None else list(run.select(run.network))
     for name in chosen:
         if name not in layers:
             near = difflib.get_close_matches(name, layers, n=3)
@@ -31,16 +32,25 @@ def add_dendrites(run: Run) -> tuple[str, ...]:
         )
     state = run.plateau.state
     candidate = run.config.mode == "correlation"
-    change = Change()
     for name in chosen:
-        dendrite = layers[name].grow(
-            generator_for(run.seed, name, state.dendrites, state.tries), candidate
-        )
-        change += adding(layers[name].neuron, dendrite, run.optimizer)
+        layers[name].grow(generator_for(run.seed, name, state.dendrites, state.tries), candidate)
     if run.optimizer is not None:
-        follow(run.optimizer, change)
+        include(run, chosen)
     run.candidates = {}
     return tuple(chosen)
+
+
+def name_bypassed(run: Run) -> None:
+    """Say, once for each, which layers are used without being called."""
+    found = {name for name, layer in dendritic_layers(run.network) if layer.bypassed}
+    for name in sorted(found - run.bypassed):
+        warnings.warn(
+            f"layer '{name}' was never called, only its weights were read (as in F.linear(x, "
+            f"layer.weight)): dendrites would never act, so it gets none. Call the layer, or track "
+            f"it: DendriteConfig(track=['.{name}'])",
+            stacklevel=3,
+        )
+    run.bypassed |= found
 
 
 def set_trainable(run: Run) -> None:
@@ -62,22 +72,28 @@ def set_trainable(run: Run) -> None:
 
 def candidate_scores(run: Run) -> dict[str, list[float]]:
     """S_i of every candidate over the last epoch, by layer; the best weights of each layer are kept
-    aside."""
+    aside, and candidates that a step made infinite go back to them."""
     result = {}
     for name, layer in dendritic_layers(run.network):
-        for dendrite in layer.dendrites:
+        for k, dendrite in enumerate(layer.dendrites):
             if not dendrite.candidate:
                 continue
-            scores = distributed.agree(
-                dendrite.stats.take_scores().tolist(), "mean", dendrite.w.device
-            )
+            scores = dendrite.stats.take_scores()
+            scores = distributed.agree(scores.tolist(), "mean", dendrite.w.device)
             result[name] = scores
-            if name not in run.candidates or sum(scores) > run.candidates[name]["score"]:
-                weights = {
-                    key: value.detach().clone()
-                    for key, value in dendrite.state_dict().items()
-                    if not key.startswith("stats.")
-                }
+            kept = run.candidates.get(name)
+            weights = {
+                key: value.detach().clone()
+                for key, value in dendrite.state_dict().items()
+                if not key.startswith("stats.")
+            }
+            if not all(value.isfinite().all() for value in weights.values()):
+                start = f"{name}.dendrites.{k}." if name else f"dendrites.{k}."
+                born = {key: run.base["model"][start + key] for key in weights}
+                dendrite.load_state_dict(born if kept is None else kept["weights"], strict=False)
+                for parameter in dendrite.parameters() if run.optimizer is not None else ():
+                    run.optimizer.state.pop(parameter, None)  # its moments are infinite too
+            elif kept is None or sum(scores) > kept["score"]:
                 run.candidates[name] = {"score": sum(scores), "weights": weights}
     return result
 

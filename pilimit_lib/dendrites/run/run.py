@@ -44,6 +44,7 @@ class Run:
         self.pending: tuple[str, Any] | None = None
         self.optimizer: Optimizer | None = None
         self.scheduler: Any = None
+        self.bypassed: set[str] = set()  # layers that were named as such
         self.bookkeeping = 0.0
         self.packed: dict[int, tuple[dict, dict]] = {}
         self.restart_clock()

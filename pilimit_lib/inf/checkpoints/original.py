@@ -10,7 +10,6 @@ which inert stand-ins for the original's two classes are made known, and mapped 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +18,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn, serialization
 
+from ...core import read_archive
 from .architecture import ALPHAS
 
 Network = TypeVar("Network", bound=nn.Module)
 ARRAYS = {"As": "A", "Bs": "B", "Amult": "Amult", "biases": "bias"}
-ZIP, OLD_FORMAT = b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 Source = str | os.PathLike | Mapping[str, Any]
 
 
@@ -154,29 +153,13 @@ def to_pilimit_orig(net: nn.Module) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    with path.open("rb") as file:
-        head = file.read(len(OLD_FORMAT))
-    zipped = head.startswith(ZIP)
-    # torch before 2.6 executes what tar files of a still older format contain, weights_only or not.
-    if not zipped and head != OLD_FORMAT:
-        raise ValueError(
-            f"{path} is not a file of torch.save (it begins with {head[:8]!r}); plain pickles can "
-            "be converted with python -m pilimit_orig.convert_net"
-        )
     try:
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    raise ValueError(f"the record {damaged} does not have its checksum")
         with _known_stand_ins():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:
-        # A damaged pickle can fail in any of Python's ways.
+            return read_archive(path, mmap=True)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is damaged, or holds what no checkpoint of the original code contains; "
-            f"nothing in it was executed: {error}"
+            f"{error}. Nothing in it was executed; plain pickles of the original code can be "
+            "converted with python -m pilimit_orig.convert_net"
         ) from error
 
 

@@ -6,19 +6,22 @@ Index legend: b samples, r rank in, o rank out, h w rows and columns of a map, P
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from ..derivatives.tape import followed, pulled_back
 from ..dual.features import PolynomialFeatures
-from ..numerics import accumulator
+from ..numerics import accumulator, transformed
 from . import sums
 from .compiled import conv2d
 from .geometry import Geometry
 
 
 class FeatureConv2d(torch.autograd.Function):
-    """Puts the convolution on the tape; keeps g and V only. Differentiable twice through
-    `sums.plain`."""
+    """Puts the convolution on the tape; keeps g and V only. What is more than an ordinary backward
+    pass runs through `sums.plain`."""
 
     @staticmethod
     def forward(
@@ -32,9 +35,7 @@ class FeatureConv2d(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(g, V)
         ctx.how = features, geometry, layernorm, chunk_elements
-        return sums.forward(
-            features, g.transpose(0, 1), V, geometry, layernorm, chunk_elements
-        ).transpose(0, 1)
+        return _forward(features, g, V, geometry, layernorm, chunk_elements)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -43,28 +44,25 @@ class FeatureConv2d(torch.autograd.Function):
         need = ctx.needs_input_grad[:2]
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.to(g.dtype)
-            if torch.is_grad_enabled():
-                inputs = [tensor for tensor, wanted in zip((g, V), need) if wanted]
-                found = iter(
-                    torch.autograd.grad(
-                        sums.plain(features, g, V, geometry, layernorm),
-                        inputs,
-                        grad,
-                        create_graph=True,
-                    )
-                )
-                return *(next(found) if wanted else None for wanted in need), None, None, None, None
-            dg, dV = sums.backward(
-                features,
-                g.transpose(0, 1),
-                V,
-                geometry,
-                grad.transpose(0, 1),
-                *need,
-                layernorm,
-                chunk_elements,
-            )
+            if followed(grad):
+                plain = partial(sums.plain, features, geometry=geometry, layernorm=layernorm)
+                return *pulled_back(plain, (g, V), grad, need), None, None, None, None
+            across = g.transpose(0, 1), V, geometry, grad.transpose(0, 1)
+            dg, dV = sums.backward(features, *across, *need, layernorm, chunk_elements)
         return None if dg is None else dg.transpose(0, 1), dV, None, None, None, None
+
+
+def _forward(
+    features: PolynomialFeatures,
+    g: Tensor,
+    V: Tensor,
+    geometry: Geometry,
+    layernorm: bool,
+    chunk_elements: int | None,
+) -> Tensor:
+    """`sums.forward` for g [b r h w]."""
+    across = g.transpose(0, 1)
+    return sums.forward(features, across, V, geometry, layernorm, chunk_elements).transpose(0, 1)
 
 
 def feature_conv2d(
@@ -82,12 +80,12 @@ def feature_conv2d(
     """
     with torch.autocast(g.device.type, enabled=False):
         wide = g.to(accumulator(V.dtype))
-        if torch.compiler.is_compiling():
+        if transformed():
+            out = sums.plain(features, wide, V, geometry, layernorm)
+        elif torch.compiler.is_compiling():
             out = conv2d(wide, V, features.kappa, geometry.numbers, layernorm, chunk_elements)
         elif torch.is_grad_enabled() and (g.requires_grad or V.requires_grad):
             out = FeatureConv2d.apply(wide, V, features, geometry, layernorm, chunk_elements)
         else:
-            out = sums.forward(
-                features, wide.transpose(0, 1), V, geometry, layernorm, chunk_elements
-            ).transpose(0, 1)
+            out = _forward(features, wide, V, geometry, layernorm, chunk_elements)
         return out.to(g.dtype)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..derivatives.operators import differentiable, or_empty
 from ..dual.shared import shared_features
-from ..operators import differentiable, or_empty
 from . import sums
 from .geometry import Geometry
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..entries import LoadsWhole
 from ..finite.layers import InfiniteLayer
-from ..finite.projection import ProjectGradient, basis_of
+from ..finite.projection import basis_of, project_gradient
 from ..numerics import accumulator, direction
 from .geometry import Geometry, check_map, convolve, describe
 
@@ -38,7 +39,7 @@ class InfiniteConv(InfiniteLayer, Protocol):
         """What a finite layer applies to its input first; None where that are images."""
 
 
-class FinPiConv2d(nn.Module):
+class FinPiConv2d(LoadsWhole):
     """A convolution with n_out channels that tends to `inf_layer` as widths grow: an input layer, a
     hidden one or a readout.
 
@@ -69,7 +70,10 @@ class FinPiConv2d(nn.Module):
         like = torch.empty(0, device=device, dtype=dtype)
         basis = None
         if self.project:
-            omega = torch.randn(self.n_out, inf_layer.r_out).to(like) if omega is None else omega
+            if omega is None:
+                omega = torch.randn(self.n_out, inf_layer.r_out).to(like)
+            else:  # a copy of one that is shared: a file of tensors can't hold one twice
+                omega = omega.clone()
             basis = basis_of(omega).to(like)
         self.register_buffer("omega", omega if self.project else None)
         self.register_buffer("basis", basis)
@@ -120,8 +124,8 @@ class FinPiConv2d(nn.Module):
         check_map(self, h, self.n_in, "channels", self.geometry)
         weight, bias = self.weight, self.bias
         if self.project:
-            weight = ProjectGradient.apply(weight.flatten(1), self.basis).view_as(weight)
-            bias = None if bias is None else ProjectGradient.apply(bias, self.basis)
+            weight = project_gradient(weight.flatten(1), self.basis).view_as(weight)
+            bias = None if bias is None else project_gradient(bias, self.basis)
         if self.nonlin is not None:
             h = h.movedim(-3, -1)
             if self.layernorm:

@@ -78,10 +78,13 @@ class Basis:
     """What the tiles of one batch of directions `u` [b r] are made of: u and (u, u) transposed,
     monomials of degree 2 ... D-1."""
 
-    def __init__(self, features: PolynomialFeatures, u: Tensor) -> None:
+    def __init__(self, features: PolynomialFeatures, u: Tensor, taped: bool = False) -> None:
         self.u = u.T.contiguous()  # [r b]
         self.windows = None
-        if 2 in features.degrees:
+        if 2 in features.degrees and taped:
+            # The derivative of a view by unfold has no rule under vmap, that of a roll has.
+            self.windows = torch.stack([self.u.roll(-d, 0) for d in range(features.r // 2 + 1)])
+        elif 2 in features.degrees:
             # Window d of (u, u) is u_d ... u_{d+r-1}, indices mod r: roll(u, -d). [r+1 r b]
             self.windows = torch.cat([self.u, self.u]).unfold(0, features.r, 1).transpose(1, 2)
         self.monomials = {1: self.u}
@@ -119,7 +122,7 @@ class PolynomialFeatures:
     def matrix(self, u: Tensor) -> Tensor:
         """All of Φ(u): [b P]. Differentiable to any order; this is the definition that the rest is
         tested against."""
-        basis = Basis(self, u)
+        basis = Basis(self, u, taped=True)
         return torch.cat([self.tile(tile, basis) for tile in self.tiles(len(u))]).T
 
     def tiles(self, batch: int) -> Iterator[Tile]:

@@ -18,9 +18,10 @@ import torch
 from opt_einsum import contract
 from torch import Tensor, nn
 
+from ..entries import LoadsWhole
 from ..numerics import accumulator, direction
 from ..rows.initial import initial_columns_, initial_rows
-from .projection import ProjectGradient, basis_of
+from .projection import basis_of, project_gradient
 
 
 class InfiniteLayer(Protocol):
@@ -80,8 +81,8 @@ def _linear(layer: nn.Module, x: Tensor) -> Tensor:
     """x Wᵀ + bias_alpha · bias, with projected gradients."""
     weight, bias = layer.weight, layer.bias
     if layer.project:
-        weight = ProjectGradient.apply(weight, layer.basis)
-        bias = None if bias is None else ProjectGradient.apply(bias, layer.basis)
+        weight = project_gradient(weight, layer.basis)
+        bias = None if bias is None else project_gradient(bias, layer.basis)
     h = x @ weight.T
     return h if bias is None else h + layer.bias_alpha * bias
 
@@ -99,7 +100,7 @@ def _description(layer: nn.Module) -> str:
     )
 
 
-class FinPiInputLinearReLU(nn.Module):
+class FinPiInputLinearReLU(LoadsWhole):
     """The first layer of width `n_out`: data x [..., n_in] to pre-activations [..., n_out].
 
     Sampled from `inf_layer` where one is given, else from the start of an
@@ -145,7 +146,7 @@ class FinPiInputLinearReLU(nn.Module):
         return _description(self)
 
 
-class FinPiLinearReLU(nn.Module):
+class FinPiLinearReLU(LoadsWhole):
     """A layer of width `n_out` on pre-activations [..., n_in], to which it applies the activation
     first.
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...core import UNKNOWN
+from ..numerics import transformed
+from ..rows.autograd import refuse_ddp, refuse_second_order, untrainable
 from ..rows.layer import RowLayer
 from ..rows.pending import Rows
 from ..summary import summary
@@ -41,37 +43,41 @@ class KernelReadout(RowLayer):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d:
             raise ValueError(f"KernelReadout expects samples [..., {self.d}], got {list(x.shape)}")
+        if transformed():
+            out = self.output(x)
+            return out + untrainable(self, self.A) if self.A.requires_grad else out
         if torch.is_grad_enabled() and self.A.requires_grad:
-            return _KernelFunction.apply(x, self.A, self)
-        return self.output(x)
+            refuse_ddp(self)
+            return _KernelFunction.apply(x, self.A, self.Amult, self.B, self)
+        with torch.no_grad():
+            return self.output(x)
 
-    @torch.no_grad()
     def output(self, x: Tensor) -> Tensor:
         """f(x) [b o], summed block by block."""
         out = x.new_zeros(len(x), self.r_out)
         for A, Amult, B in self.row_blocks():
-            out += self.kernel(x, B).to(out) @ (Amult[:, None] * A)
+            out = out + self.kernel(x, B).to(out) @ (Amult[:, None] * A)
         return out
 
 
 class _KernelFunction(torch.autograd.Function):
-    """f on the tape. `probe` keeps it there; samples are data, and get no gradient."""
+    """f on the tape, where its parameters keep it; samples are data, and get no gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, probe: Tensor, layer: KernelReadout) -> Tensor:
+    def forward(
+        ctx, x: Tensor, A: Tensor, Amult: Tensor, B: Tensor, layer: KernelReadout
+    ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer = layer
         return layer.output(x)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[None, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         layer = ctx.layer
-        layer.pending.add(
-            Rows(grad, x, torch.full((len(x),), UNKNOWN, device=x.device), layer.kernel)
-        )
-        return None, None, None
+        refuse_second_order(layer)
+        unknown = torch.full((len(x),), UNKNOWN, device=x.device)
+        return None, *layer.deliver(Rows(grad, x, unknown, layer.kernel)), None
 
 
 class KernelMLP(nn.Module):

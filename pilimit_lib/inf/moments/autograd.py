@@ -6,19 +6,22 @@ r rank in, o rank out, P moments.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from ..derivatives.tape import accumulates, followed, pulled_back
 from ..dual.features import PolynomialFeatures
-from ..numerics import accumulator, direction, output_scale
+from ..numerics import accumulator, direction, output_scale, transformed
 from . import sums
 from .compiled import linear
 from .parameter import FactoredParameter, Factors, refuse_ddp
 
 
 class FeatureLinear(torch.autograd.Function):
-    """Puts Φ(u) V on the tape. Differentiable twice: with create_graph the backward pass is that of
-    the plain product."""
+    """Puts Φ(u) V on the tape. What is more than an ordinary backward pass runs through
+    `sums.plain`."""
 
     @staticmethod
     def forward(ctx, u: Tensor, V: Tensor, features: PolynomialFeatures) -> Tensor:
@@ -34,34 +37,20 @@ class FeatureLinear(torch.autograd.Function):
         need_u, need_V, _ = ctx.needs_input_grad
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.to(u.dtype)
-            if torch.is_grad_enabled():
-                return _taped_backward(ctx, u, V, grad)
-            if need_V and ctx.parameter is not None:
+            if followed(grad):
+                plain = partial(sums.plain, ctx.features)
+                return *pulled_back(plain, (u, V), grad, (need_u, need_V)), None
+            if need_V and ctx.parameter is not None and accumulates(ctx.parameter):
                 ctx.parameter.parts.append(Factors(u.detach(), grad))
                 need_V = False
             return *sums.backward(ctx.features, u, V, grad, need_u, need_V), None
 
 
-def _taped_backward(
-    ctx, u: Tensor, V: Tensor, grad: Tensor
-) -> tuple[Tensor | None, Tensor | None, None]:
-    if ctx.parameter is not None:
-        raise RuntimeError(
-            "a fused layer keeps the gradient of V off the tape, so it can't be differentiated "
-            "twice; "
-            "build it with fused=False for second-order methods"
-        )
-    need = ctx.needs_input_grad[:2]
-    inputs = [tensor for tensor, wanted in zip((u, V), need) if wanted]
-    found = iter(
-        torch.autograd.grad(ctx.features.matrix(u) @ V.to(u.dtype), inputs, grad, create_graph=True)
-    )
-    return *(next(found) if wanted else None for wanted in need), None
-
-
 def feature_linear(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
     """Φ(u) V [b o] for directions u [b r] and moments V [P o]; summed in u's dtype, which is
     float32 or float64."""
+    if transformed():
+        return sums.plain(features, u, V)
     if torch.compiler.is_compiling():
         return linear(u, V, features.kappa)
     if torch.is_grad_enabled() and (u.requires_grad or V.requires_grad):

@@ -6,6 +6,7 @@ coefficient a (|Amult A|).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import Series, hermite_series
 from ..dual.relu import relu_k_prime
+from ..entries import parameter_misfits, refused
 from ..numerics import accumulator
 from .finite_weight import finite_moments
 from .sums import update_
@@ -79,26 +81,27 @@ class FoldedRows(nn.Module):
         self.V = self.V.to(accumulator(self.V.dtype))
         return self
 
-    def _load_from_state_dict(
-        self,
-        state: dict[str, Any],
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
-        """A checkpoint without folded rows has none."""
-        if prefix + "V" not in state:
-            for name, value in self.named_buffers():
-                state[prefix + name] = self.kappa if name == "kappa" else torch.zeros_like(value)
-        elif not torch.allclose(
-            state[prefix + "kappa"].cpu(), self.kappa.cpu(), rtol=1e-6, atol=1e-9
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        """A checkpoint without folded rows has none; one with some has all that belongs to them,
+        made with the same kernel."""
+        if not any(prefix + name in state for name, _ in self.named_buffers()):
+            return
+        found = list(parameter_misfits(self, state, prefix, strict=True))
+        if not found and not torch.allclose(
+            state[prefix + "kappa"].cpu().double(), self.kappa.cpu().double(), rtol=1e-6, atol=1e-9
         ):
-            errors.append(
+            found.append(
                 f"{prefix}V: rows were folded with kernel coefficients "
-                f"{state[prefix + 'kappa'].tolist()}, "
-                f"here they are {self.kappa.tolist()}; use the same degree and fit"
+                f"{state[prefix + 'kappa'].tolist()}, here they are {self.kappa.tolist()}; use the "
+                "same degree and fit"
+            )
+        yield from found
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        if refused(self, state, prefix, errors):
+            return
+        for name, value in self.named_buffers():
+            state.setdefault(
+                prefix + name, self.kappa if name == "kappa" else torch.zeros_like(value)
             )
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)

@@ -10,22 +10,24 @@ that clipping uses. Index legend as in `features`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..bias import bias_parameter, check_sizes, take_bias_alpha
+from ..bias import bias_misfits, bias_parameter, check_sizes, take_bias_alpha
 from ..checks import check_memory
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import Series, hermite_series
+from ..entries import parameter_misfits, refused, tensor_misfit
 from ..finite.activation import TruncatedActivation
 from ..finite.layers import FinPiLinearReLU
 from ..numerics import accumulator
 from ..rows.initial import initial_rows
 from ..rows.layer import RowLayer
-from ..rows.storage import as_rows, pop_rows
+from ..rows.parameter import ROWS
+from ..rows.storage import BESIDE, as_rows, pop_rows, rows_misfits
 from .autograd import moments_output
 from .finite_weight import finite_moments
 from .parameter import FactoredParameter
@@ -38,6 +40,7 @@ class MomentsLayer(nn.Module):
 
     V: nn.Parameter
     bias_alpha: float
+    also_loads: tuple[str, ...] = ("bias", "bias_alpha", "kappa")
     series: Series
     features: PolynomialFeatures
 
@@ -78,21 +81,18 @@ class MomentsLayer(nn.Module):
         destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
         destination[prefix + "kappa"] = torch.tensor(self.series.kappa, dtype=torch.float64)
 
-    def _load_from_state_dict(
-        self,
-        state: dict,
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
-        problem = series_misfit(self.series, state.pop(prefix + "kappa", None))
-        if problem:
-            errors.append(f"{prefix}V: {problem}")
-            return  # these moments would mean another function here
-        take_bias_alpha(self, state, prefix, errors)
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        """What keeps entries of a state dict from being loaded: moments of another kernel would
+        mean another function here."""
+        yield from parameter_misfits(self, state, prefix, strict)
+        yield from bias_misfits(self, state, prefix)
+        yield from kappa_misfits(self.series, state, prefix, "kappa")
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        if refused(self, state, prefix, errors):
+            return
+        state.pop(prefix + "kappa", None)
+        take_bias_alpha(self, state, prefix)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
 
@@ -112,11 +112,12 @@ class InfPiLinear(MomentsLayer):
         dtype: of the bias; V_dtype: of V (bfloat16 halves its memory; sums are float32, but each
         step is rounded to V's dtype).
         fused: leave the gradient of V in its factors. `PiSGD` then updates V in place; see
-            `FactoredParameter`. Not for DistributedDataParallel, torch.compile or second
-            derivatives.
+            `FactoredParameter`. Not for DistributedDataParallel.
 
     `truncation` is the largest error of the dual kernel on [-1, 1]; `series` holds the rest.
     """
+
+    also_loads = (*MomentsLayer.also_loads, *ROWS, *BESIDE)
 
     def __init__(
         self,
@@ -215,64 +216,63 @@ class InfPiLinear(MomentsLayer):
             f"layernorm={self.layernorm}, fused={self.fused}"
         )
 
-    def _load_from_state_dict(
-        self,
-        state: dict,
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        if prefix + "A" not in state:
+            yield from super().entry_misfits(state, prefix, strict)
+        elif prefix + "V" in state:
+            yield f"{prefix}A and {prefix}V: rows and moments; one of them was expected"
+        elif self.series.activation != "relu":
+            yield (
+                f"{prefix}A holds rows of ReLU units, this layer has activation "
+                f"{self.series.activation}"
+            )
+        else:
+            yield from rows_misfits(state, prefix, self.r, self.r_out, strict=True)
+            yield from parameter_misfits(self, state, prefix, strict, but=("V",))
+            yield from bias_misfits(self, state, prefix)
+            yield from kappa_misfits(self.series, state, prefix, "folded.kappa")
+            if prefix + "folded.V" in state:
+                misfit = tensor_misfit(state[prefix + "folded.V"], prefix + "folded.V")
+                if misfit:
+                    yield misfit
+                elif state[prefix + "folded.V"].shape != self.V.shape:
+                    shape = list(state[prefix + "folded.V"].shape)
+                    yield f"{prefix}folded.V has shape {shape}; expected {list(self.V.shape)}"
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
         """A checkpoint of rows loads too: its rows are summed into V."""
-        if prefix + "A" in state and prefix + "V" not in state:
-            try:
-                state[prefix + "V"] = self._moments_of_state(state, prefix)
-            except ValueError as error:
-                errors.append(f"{prefix}V: {error}")
-                state[prefix + "V"] = self.V.detach()
+        if refused(self, state, prefix, errors):
+            return
+        if prefix + "A" in state:
+            state[prefix + "V"] = self._moments_of_state(state, prefix)
         if isinstance(self.V, FactoredParameter):
             self.V.parts = []
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
     def _moments_of_state(self, state: dict, prefix: str) -> Tensor:
-        state.pop(prefix + "layer_alpha", None)
-        state.pop(prefix + "origin", None)
+        """V of the rows in a state dict that fits, which are taken out of it."""
         rows = {name: as_rows(pieces, name) for name, pieces in pop_rows(state, prefix).items()}
-        folded = {
-            name: state.pop(f"{prefix}folded.{name}", None)
-            for name in ("V", "kappa", "rows", "error")
-        }
-        for name in ("merged", "error"):
-            state.pop(f"{prefix}limits.{name}", None)
-        if self.series.activation != "relu":
-            raise ValueError(
-                "the checkpoint holds rows of ReLU units, this layer has activation "
-                f"{self.series.activation}"
-            )
-        problem = series_misfit(self.series, folded["kappa"])
-        if problem:
-            raise ValueError(f"the checkpoint's folded rows: {problem}")
-        shapes = {name: list(value.shape) for name, value in rows.items()}
-        if (
-            rows["A"].shape[1:] != (self.r_out,)
-            or rows["B"].shape[1:] != (self.r,)
-            or len({len(v) for v in rows.values()}) > 1
-        ):
-            raise ValueError(
-                f"rows of shapes {shapes}; A [m {self.r_out}], Amult [m], B [m {self.r}] were "
-                "expected"
-            )
+        folded = state.get(prefix + "folded.V")
+        for name in BESIDE:
+            state.pop(prefix + name, None)
         V = moments_of(self.features, [tuple(rows.values())], self.r_out, self.V)
-        return V if folded["V"] is None else V + folded["V"].to(V)
+        return V if folded is None else V + folded.to(V)
 
 
-def series_misfit(series: Series, kappa: Tensor | None) -> str | None:
+def kappa_misfits(
+    series: Series, state: Mapping[str, Any], prefix: str, name: str
+) -> Iterator[str]:
+    """Why the kernel's coefficients of a checkpoint are not those of `series`; it may lack them."""
+    if prefix + name in state:
+        misfit = tensor_misfit(state[prefix + name], prefix + name, ndim=1)
+        other = None if misfit else series_misfit(series, state[prefix + name])
+        if misfit or other:
+            yield misfit or f"{prefix}: {other}"
+
+
+def series_misfit(series: Series, kappa: Tensor) -> str | None:
     """Why moments made with the coefficients `kappa` mean nothing to a layer with this series; None
     if they fit."""
-    if kappa is None:
-        return None
     theirs = [float(value) for value in kappa]
     longest = max(len(theirs), len(series.kappa))
     pairs = zip(*((list(values) + [0.0] * longest)[:longest] for values in (theirs, series.kappa)))

@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Factors:
 
 class PendingFactors:
     """The gradient of a `FactoredParameter` while it is in factors; see
-    `inf.pending.PendingGradient`."""
+    `optim.pending.PendingGradient`."""
 
     def __init__(self, parameter: FactoredParameter) -> None:
         self.parameter = parameter
@@ -64,9 +65,8 @@ class FactoredParameter(nn.Parameter):
 
     `PiSGD` applies the factors in place and `clip_grad_norm_` of this package measures and scales
     them. Whatever else reads `.grad` (another optimiser, torch's clipping) gets the matrix ∂V [P
-    o], formed on demand, so that no step is ever lost. Every backward pass that reaches V adds to
-    it, also that of `torch.autograd.grad`: wrap such calls in a `zero_grad`, or freeze V with
-    `requires_grad_(False)` around them.
+    o], formed on demand, so that no step is ever lost. Only `backward()` adds to it:
+    `torch.autograd.grad` hands ∂V back where it was asked for, and leaves nothing behind.
     """
 
     features: PolynomialFeatures
@@ -111,6 +111,17 @@ class FactoredParameter(nn.Parameter):
         self.parts = []
         nn.Parameter.grad.__set__(self, value)
 
+    def detach(self) -> Tensor:
+        """As of any tensor. `nn.Parameter`, which parametrizations wrap a weight in, calls it too,
+        and would then fail without a reason."""
+        if sys._getframe(1).f_globals.get("__name__") == "torch.nn.parameter":
+            raise TypeError(
+                "V of a fused layer can't be made an nn.Parameter of another module, as "
+                "parametrizations such as weight_norm do: its gradient lies in factors; build the "
+                "layer with fused=False"
+            )
+        return super().detach()
+
     def __deepcopy__(self, memo: dict) -> FactoredParameter:
         if id(self) not in memo:  # copies have no gradient, as with torch's own parameters
             memo[id(self)] = type(self)(
@@ -129,6 +140,5 @@ def refuse_ddp() -> None:
     if active is not None:
         raise RuntimeError(
             "a fused layer keeps the gradient of V out of DistributedDataParallel's reach, so its "
-            "ranks would "
-            "train apart; build it with fused=False"
+            "ranks would train apart; build it with fused=False"
         )

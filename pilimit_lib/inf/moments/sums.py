@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..dual.features import BATCH_CHUNK, Adjoint, Basis, PolynomialFeatures
-from ..implementation import chosen, triton_kernels  # noqa: F401 (its older place)
+from ..implementation import chosen
 from ..numerics import accumulator
 from . import native
 
@@ -41,6 +41,12 @@ def _twin(features: PolynomialFeatures, u: Tensor, V: Tensor) -> ModuleType | No
 
         return triton_features if triton_features.usable(features, u, V) else None
     return None
+
+
+def plain(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
+    """Φ(u) V by the definition, all of Φ at once: differentiable to any order. What the rest is
+    tested against."""
+    return features.matrix(u) @ V.to(u.dtype)
 
 
 @torch.no_grad()

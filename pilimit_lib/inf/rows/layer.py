@@ -7,7 +7,7 @@ and files take a `RowLayer`, and the user's layers derive from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,21 @@ from torch import Tensor, nn
 
 from ...core import UNKNOWN, Axis, Blocks, StoredRows
 from ..bias import check_sizes
+from ..entries import parameter_misfits, refused
 from .parameter import ROWS, InfPiParameter
-from .pending import PendingRows
-from .storage import as_rows, elsewhere, new_blocks, pop_rows, storage_misfit
+from .pending import PendingRows, Rows
+from .storage import (
+    BESIDE,
+    FOLDED,
+    LIMITS,
+    as_rows,
+    elsewhere,
+    new_blocks,
+    pieces_of,
+    pop_rows,
+    rows_misfits,
+    storage_misfit,
+)
 
 
 class RowLayer(nn.Module):
@@ -40,6 +52,7 @@ class RowLayer(nn.Module):
     limits: nn.Module | None  # `RowLimits`: bounds the number of rows
     folded: nn.Module | None  # moments of rows that were folded
     shard: Any  # this process's share, where `shard_rows` spread the rows
+    also_loads = BESIDE
     shardable = False  # whether a sum over the rows of all processes is made
 
     def __init__(
@@ -133,6 +146,12 @@ class RowLayer(nn.Module):
         unknown)."""
         self.require_whole("set_rows")
         self._hold({name: {"": value} for name, value in zip(ROWS, (A, Amult, B))}, origin)
+
+    def deliver(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the rows of a backward pass; returns the gradients of A, Amult and B with which they
+        become pending, once autograd accumulates one of them."""
+        self.pending.deliver(rows)
+        return tuple(self.row_storage(name).like() for name in ROWS)
 
     def check_append(self, momentum: float = 0.0, velocity: Tensor | None = None) -> None:
         """Raise where the pending rows could not be appended by a step with this momentum, whose
@@ -231,7 +250,7 @@ class RowLayer(nn.Module):
         for name in ROWS:
             front = getattr(self, name)
             front.blocks.convert(_at_least_float32(fn) if name == "Amult" else fn)
-            front.refresh()
+            self._parameters[name] = front.refreshed()
         self.origin_blocks.convert(fn)
         return self
 
@@ -248,19 +267,51 @@ class RowLayer(nn.Module):
         with self._rows_aside():
             super()._save_to_state_dict(destination, prefix, keep_vars)
 
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        """What keeps entries of a state dict from being loaded; any number of rows can be."""
+        if not elsewhere():
+            found = list(rows_misfits(state, prefix, self.r, self.r_out, strict))
+            if self.shard is not None:
+                found.append(
+                    f"{prefix}A is spread over {self.shard.size} processes; call "
+                    "gather_rows(model) on every rank first, or use load_rows"
+                )
+            yield from found or self._storage_misfits(state, prefix)
+        yield from parameter_misfits(self, state, prefix, strict, but=ROWS)
+        if self.folded is None and any(prefix + name in state for name in FOLDED):
+            yield (
+                f"{prefix}folded holds folded rows; build the network with row_budget, or with "
+                "memory='moments'"
+            )
+
+    def _storage_misfits(self, state: Mapping[str, Any], prefix: str) -> Iterator[str]:
+        for name in ("A", "B"):
+            pieces = pieces_of(state, prefix, name)
+            if pieces:
+                storage = self.row_storage(name).storage
+                misfit = storage_misfit(as_rows(pieces, name), storage, prefix + name)
+                if misfit:
+                    yield misfit
+
+    def _take_settings(self, state: dict, prefix: str) -> None:
+        """Take what is no tensor of this layer out of a state dict that fits."""
+        state.pop(prefix + "layer_alpha", None)
+        if self.limits is None:
+            for name in LIMITS:  # the tally of a layer whose rows were limited
+                state.pop(prefix + name, None)
+
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
         """Rows may be more or fewer than here; a checkpoint without `origin` has rows of unknown
         origin."""
+        if refused(self, state, prefix, errors):
+            return
+        self._take_settings(state, prefix)
         found, origin = pop_rows(state, prefix), state.pop(prefix + "origin", None)
         if not elsewhere():
             absent = [prefix + name for name in ROWS if name not in found]
             missing += absent
             if not absent:
-                try:
-                    self.require_whole("load_state_dict")
-                    self._hold(found, origin)
-                except ValueError as error:
-                    errors.append(f"{prefix}rows: {error}")
+                self._hold(found, origin)
         with self._rows_aside():
             super()._load_from_state_dict(
                 state, prefix, metadata, strict, missing, unexpected, errors

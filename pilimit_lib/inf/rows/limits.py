@@ -4,16 +4,17 @@ ones into moments."""
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..entries import parameter_misfits, refused
 from ..numerics import accumulator
 from .layer import RowLayer
-from .merge import check_cosine, combine, split
+from .merge import Report, check_cosine, combine, split
 from .pending import Rows
-from .report import Report
 
 
 class RowLimits(nn.Module):
@@ -113,10 +114,16 @@ class RowLimits(nn.Module):
         self.error = error.to(self.merged.device)
         return self
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        """A checkpoint without a tally begins anew."""
+        return parameter_misfits(self, state, prefix, strict=False)
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        if refused(self, state, prefix, errors):
+            return
         for name, value in self.named_buffers():
             state.setdefault(prefix + name, torch.zeros_like(value))
-        super()._load_from_state_dict(state, prefix, *args)
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
 
 @torch.no_grad()

@@ -84,5 +84,5 @@ def pi_offload(model: nn.Module, to: str | os.PathLike = "cpu") -> nn.Module:
     for layer in layers:
         for parameter in (layer.A, layer.B):
             parameter.blocks.move(allocate, layer.Amult.device if to == "device" else "cpu")
-            parameter.refresh()
+            parameter.refreshed()
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,13 +64,15 @@ class Rows:
 
 class PendingRows:
     """Rows that backward passes made and no step has appended yet; shared by A, Amult and B of one
-    layer. See `inf.pending.PendingGradient`."""
+    layer. See `optim.pending.PendingGradient`."""
 
     axis: Axis  # along which they will be appended; the layer sets it once its parameters exist
 
     def __init__(self) -> None:
         self.parts: list[Rows] = []
         self.staged: list[Rows] = []
+        self.coming: dict[int, list[Rows]] = {}  # by the backward pass that is under way
+        self.spent: Any = None  # by which step they were appended; see `PiSGD`
 
     @property
     def layer(self) -> nn.Module:
@@ -87,13 +90,33 @@ class PendingRows:
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles have no pending rows, as torch's have no `.grad`: else a copy would
         step some layers only."""
-        return {**self.__dict__, "parts": [], "staged": []}
+        return {**self.__dict__, "parts": [], "staged": [], "coming": {}, "spent": None}
 
-    def add(self, rows: Rows) -> None:
-        self.parts.append(rows)
+    def deliver(self, rows: Rows) -> None:
+        """Called by a backward pass: keep its rows until autograd accumulates a gradient into A,
+        Amult or B.
+
+        Only `backward()` does that; what `torch.autograd.grad` made is forgotten when it ends.
+        """
+        task = torch._C._current_graph_task_id()
+        if task not in self.coming:
+            self.coming[task] = []
+            engine = torch.autograd.Variable._execution_engine
+            engine.queue_callback(partial(self.coming.pop, task, None))
+        self.coming[task].append(rows)
+
+    def accumulate(self) -> None:
+        """What was delivered in this backward pass is pending from now on."""
+        coming = self.coming.get(torch._C._current_graph_task_id())
+        if coming:
+            self.parts += coming
+            self.spent = None
+            coming.clear()
 
     def clear(self) -> None:
-        self.parts.clear()
+        self.parts = []
+        self.coming.clear()
+        self.spent = None
 
     def rows(self) -> Rows | None:
         """All pending rows in the order in which they were made, or None."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +68,7 @@ class TrackedNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._tracking_mode = TrackingMode.DISABLED
+        self._chosen_mode: TrackingMode | None = None
         self._age = 0
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,13 +76,18 @@ class TrackedNetwork(nn.Module):
 
     @property
     def tracking_mode(self) -> TrackingMode:
-        """Which counters a forward pass feeds; an experiment sets it to TRAIN in training steps, to
-        EVAL in evaluation."""
+        """Which counters a forward pass feeds. In an experiment that is TRAIN in training steps,
+        EVAL in evaluation, and DISABLED otherwise; a mode set by hand wins until None is set."""
         return self._tracking_mode
 
     @tracking_mode.setter
-    def tracking_mode(self, mode: TrackingMode) -> None:
-        self._tracking_mode = TrackingMode(mode)
+    def tracking_mode(self, mode: TrackingMode | None) -> None:
+        self.count_into(TrackingMode.DISABLED if mode is None else TrackingMode(mode))
+        self.__dict__["_chosen_mode"] = None if mode is None else self._tracking_mode
+
+    def count_into(self, mode: TrackingMode) -> None:
+        """Set the mode for the time being: not one that was set by hand."""
+        self._tracking_mode = mode
         self._spread_mode()
 
     def _spread_mode(self) -> None:
@@ -134,7 +141,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     layers = [(m, m.tracking_mode) for m in modules if isinstance(m, NeuronOps)]
     networks = [(m, m.__dict__["_tracking_mode"]) for m in modules if isinstance(m, TrackedNetwork)]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    generators = rng_state()
+    generators, numpys = rng_state(), np.random.get_state()
     try:
         model.eval()
         for hook, _ in hooks:
@@ -159,6 +166,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
         set_rng_state(generators)
+        np.random.set_state(numpys)
 
 
 def _hooks_of(module: nn.Module) -> list[Hook]:

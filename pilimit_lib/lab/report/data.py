@@ -131,7 +131,7 @@ class RunView:
         if after is None or self.checkpoints is None or after not in self.checkpoints:
             return None
         entry = self.checkpoints.entry(after)
-        return entry["branch"], entry["age"]
+        return entry.get("branch", 0), entry.get("age", 0)
 
     def timeline(self) -> list[dict[str, Any]]:
         """What was done to the run: everything that is no point of a curve."""

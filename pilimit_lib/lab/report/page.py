@@ -183,7 +183,7 @@ def _tree(view: RunView) -> str:
         [
             "&nbsp;&nbsp;" * depth + f"<b>{entry['id']}</b>",
             "" if entry["parent"] is None else entry["parent"],
-            f"{entry['age']:,}",
+            f"{entry.get('age', 0):,}",
             *(f"<code>{escape(str(entry.get(key, '')))}</code>" for key in hashes),
             escape(entry.get("note", "")),
         ]

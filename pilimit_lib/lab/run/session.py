@@ -39,11 +39,13 @@ def first(batch: Any) -> tuple:
 
 
 class Session:
-    """The state of a run; for the arguments see `watch`.
+    """The state of a run; for the arguments see `watch`. Without a `tracking` nothing is counted
+    but in a mode that was set by hand.
 
-    `age` counts training samples learned from, `steps` training steps, `window` holds loss and hits
-    of the steps since the last scalar, `past` what `undo` goes back to: a summary of each of the
-    last `undo_depth` edits with the way back before it.
+    `age` counts training samples learned from, `steps` training steps; `window` holds loss and hits
+    of the steps since the last scalar; `finite` says whether the last recorded loss was; `past` is
+    what `undo` goes back to: a summary of each of the last `undo_depth` edits with the way back
+    before it.
     """
 
     def __init__(
@@ -58,14 +60,15 @@ class Session:
         folder: str | Path | None = None,
         name: str | None = None,
         also: dict[str, Any] | None = None,
-        auto_track: bool = False,
+        tracking: Tracking | None = None,
+        nonfinite: str = "stop",
         log_every: int = 10,
         undo_depth: int = 1,
     ) -> None:
         self.module, self.optimizer = module, optimizer
         self.loader, self.eval_loader = loader, eval_loader
         self.inputs, self.also, self.log_every = inputs, dict(also or {}), log_every
-        self.tracking = Tracking(module, auto_track)
+        self.tracking = tracking or Tracking(module, manual=True)
         self.folder = None if folder is None else Path(folder)
         self.journal, self.chkpt_manager = Journal(), None
         if self.folder is not None:
@@ -73,6 +76,9 @@ class Session:
             self.chkpt_manager = CheckpointManager(self.folder / "checkpoints")
             name = name or self.folder.resolve().name
         self.name = name or type(module).__name__
+        if nonfinite not in ("stop", "skip"):
+            raise ValueError(f"nonfinite={nonfinite!r}: 'stop' or 'skip' was expected")
+        self.nonfinite, self.finite = nonfinite, True
         self.age = self.steps = 0
         self.window: list[list[float]] = []
         self.past: list[tuple[str, Any]] = []
@@ -92,6 +98,29 @@ class Session:
 
     def __reduce__(self) -> tuple:
         return type(None), ()  # a copy of a watched model is not watched
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.described()}"
+
+    def described(self) -> str:
+        """What this run is and where it stands, in a few lines."""
+        sizes = sum(p.numel() for p in self.module.parameters())
+        what = f"'{self.name}': {type(self.module).__name__} ({sizes:,} parameters)"
+        if self.optimizer is not None:
+            rates = ", ".join(f"{group['lr']:g}" for group in self.optimizer.param_groups)
+            what += f", {type(self.optimizer).__name__} at learning rate {rates}"
+        lines = [what, f"age {self.age:,} samples, {self.steps:,} steps"]
+        for which, loader in self.loaders().items():
+            samples, allowed = len(loader.dataset), loader.dataset.allowed
+            denied = f", {samples - allowed:,} denied" if allowed < samples else ""
+            lines.append(
+                f"{which} set: {samples:,} samples{denied}, batches of {loader.batch_size}"
+            )
+        if self.chkpt_manager is not None:
+            current = self.chkpt_manager.current
+            stands = "" if current is None else f", grown out of checkpoint {current}"
+            lines.append(f"{len(self.chkpt_manager)} checkpoints in {self.folder}{stands}")
+        return "\n  ".join(lines)
 
     def _before_step(self) -> None:
         if self.editing:
@@ -116,12 +145,12 @@ class Session:
 
     @property
     def tracking_mode(self) -> TrackingMode:
-        """Which counters a forward pass feeds. Under `watch` and in an Experiment it follows
-        `model.training`."""
+        """Which counters a forward pass feeds: TRAIN or EVAL in steps, by `model.training`, and
+        DISABLED otherwise. A mode that is set wins, until None is set."""
         return self.tracking.mode
 
     @tracking_mode.setter
-    def tracking_mode(self, mode: TrackingMode) -> None:
+    def tracking_mode(self, mode: TrackingMode | None) -> None:
         self.tracking.mode = mode
 
     def tracking_paused(self) -> AbstractContextManager[None]:

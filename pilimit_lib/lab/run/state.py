@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 
 from ...core import follow, restore, rng_state, set_rng_state, snapshot
-from ..neurons.tracked import TrackedNetwork
+from ..neurons.tracked import TrackedNetwork, undisturbed
 from .session import Session
 from .structure import check_fits, digest, resize, sizes
 
@@ -105,19 +106,59 @@ def set_full_state(session: Session, state: dict[str, Any]) -> None:
                 "here"
             )
         loaders[name].dataset.ledger.check_state(part)
+        loaders[name].check_state(state["loaders"][name])
     missing = sorted(set(state["also"]) ^ set(session.also))
     if missing:
         raise ValueError(
             f"{missing} is in `also=` on one side only, here or in the checkpoint; watch the same "
             "things"
         )
+    stored, here = state["settings"]["optimizer"], type(session.optimizer).__name__
+    if session.optimizer is not None and stored != here:
+        raise ValueError(
+            f"the checkpoint's optimiser is of class {stored}, here it is {here}, to which its "
+            f"state means something else; to go on from it, build this run with {stored}"
+        )
     check_fits(session.module, state["network"]["sizes"])
+    check_same_data(session, state)
     before = full_state(session)
     try:
         _set_full(session, state)
     except Exception:
         _set_full(session, before)
         raise
+
+
+def fingerprints(session: Session) -> dict[str, Any]:
+    """What the data sets hold in a few places, to be compared when a checkpoint is loaded."""
+    with undisturbed(session.module):  # transforms may draw random numbers
+        return {name: loader.dataset.fingerprint() for name, loader in session.loaders().items()}
+
+
+def check_same_data(session: Session, state: dict[str, Any]) -> None:
+    """Raise where the checkpoint was written with other data: another number or label at some
+    position. Other arrays may come of other transforms, and are warned of."""
+    stored = state.get("data", {})
+    for name, here in fingerprints(session).items() if stored else ():
+        differ = {"labels": [], "arrays": []}
+        for position, (one, other) in enumerate(zip(stored[name], here)):
+            if [size for size, _ in one] != [size for size, _ in other]:
+                differ["arrays"].append(position)
+            for (size, key), (_, now) in zip(one, other):
+                if key != now and None not in (key, now):
+                    differ["labels" if size == 1 else "arrays"].append(position)
+        what = f"checked at {len(here)} places, the {name} set is not the one of the checkpoint"
+        if differ["labels"]:
+            raise ValueError(
+                f"{what}: labels differ at {len(set(differ['labels']))} of them. Its ledger would "
+                "speak of other samples; load it with the data set that it was written for"
+            )
+        if differ["arrays"]:
+            warnings.warn(
+                f"{what}: the labels are the same, the inputs differ at "
+                f"{len(set(differ['arrays']))} of them (other transforms, or other data)",
+                stacklevel=4,
+            )
 
 
 def _set_full(session: Session, state: dict[str, Any]) -> None:

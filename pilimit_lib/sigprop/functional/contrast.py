@@ -16,6 +16,7 @@ from torch import Tensor
 
 MODES = ("max_all", "max_rand", "max_first", "topk")
 PARTNERS_BY = ("product", "cosine", "label")
+IGNORED = -100  # the label that F.cross_entropy passes over by default
 
 
 def similarity(h: Tensor, t: Tensor, *, normalize: bool = False) -> Tensor:
@@ -109,13 +110,14 @@ def contrast(
 
 
 def labels_of(context: Tensor | None, rows: int | None = None) -> Tensor:
-    """Class numbers [b] of a context given as class numbers [b] or [b 1], or as one-hot rows [b
-    classes]."""
+    """Class numbers [b] of a context given as class numbers [b] or [b 1], or as one-hot or soft
+    rows [b classes], whose largest entry is taken."""
     if context is None:
         raise ValueError("this needs labels, but the context is None: call model(x, y)")
     if context.ndim == 2 and context.shape[1] > 1:
         labels = context.argmax(1)
     elif context.ndim == 1 or (context.ndim == 2 and context.shape[1] == 1):
+        check_whole(context)
         labels = context.reshape(-1).long()
     else:
         raise ValueError(
@@ -125,6 +127,45 @@ def labels_of(context: Tensor | None, rows: int | None = None) -> Tensor:
     if rows is not None and len(labels) != rows:
         raise ValueError(f"{rows} input rows but {len(labels)} labels; each sample needs its label")
     return labels
+
+
+def shares_of(context: Tensor | None) -> Tensor | None:
+    """The context as shares of each class [b classes] where it is given so (one-hot, smoothed or
+    mixed labels); None where it is class numbers."""
+    if context is not None and context.ndim == 2 and context.shape[1] > 1:
+        return context
+    return None
+
+
+def not_ignored(context: Tensor) -> Tensor | None:
+    """Which samples [b] have a class number other than IGNORED; None if all have."""
+    numbers = context.ndim == 1 or (context.ndim == 2 and context.shape[1] == 1)
+    if not numbers or context.is_floating_point() or not context.dtype.is_signed:
+        return None
+    kept = context.reshape(-1) != IGNORED
+    return None if bool(kept.all()) else kept
+
+
+def check_rows(x: Tensor, context: Tensor) -> None:
+    """Refuse an empty batch, and one whose context is not one entry per sample."""
+    if context.ndim == 0 or len(context) != len(x):
+        raise ValueError(
+            f"{len(x)} inputs but a context of shape {list(context.shape)}; each sample needs its "
+            "own"
+        )
+    if not len(x):
+        raise ValueError(
+            "the batch is empty: there is nothing to learn from or to compare; pass over it"
+        )
+
+
+def check_whole(labels: Tensor) -> None:
+    """Refuse class numbers between two classes."""
+    if labels.is_floating_point() and bool((broken := labels != labels.round()).any()):
+        raise ValueError(
+            f"class numbers must be whole, got {float(labels[broken][0]):g}; shares of classes are "
+            "given as rows [b classes]"
+        )
 
 
 def check_k(k: int | None, rows: int) -> None:

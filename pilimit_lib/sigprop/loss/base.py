@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..functional.contrast import labels_of
+from ..functional.contrast import labels_of, shares_of
 
 
 class Loss(nn.Module):
@@ -42,3 +42,14 @@ def class_labels(h1: Tensor, t1: Tensor, context: Tensor) -> Tensor:
             "makes the latter)"
         )
     return labels
+
+
+def class_shares(t1: Tensor, context: Tensor) -> Tensor | None:
+    """Soft labels as shares [b classes] of the target rows of classes; None for class numbers."""
+    shares = shares_of(context)
+    if shares is not None and shares.shape[1] != len(t1):
+        raise ValueError(
+            f"soft labels have {shares.shape[1]} classes but there are {len(t1)} target rows of "
+            "classes"
+        )
+    return shares

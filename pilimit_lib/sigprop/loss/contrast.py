@@ -16,7 +16,7 @@ from ..functional.contrast import (
     partners,
     similarity,
 )
-from .base import Loss, class_labels, class_rows
+from .base import Loss, class_labels, class_rows, class_shares
 
 
 class Contrast(Loss):
@@ -28,8 +28,10 @@ class Contrast(Loss):
     everyone most. "label" cannot drift, "cosine" less. `cosine`: similarities y as cosines (then a
     temperature near 0.1 is usual). `normalize`: partners weigh one in sum. `counts`: with one
     target row per class, weigh each class by its samples in the batch, so that the loss (for mode
-    "max_all") equals that of one target row per sample. Target rows may stand for samples or for
-    classes; see `class_rows`.
+    "max_all") equals that of one target row per sample.
+
+    Target rows may stand for samples or for classes; see `class_rows`. Soft labels [b classes]
+    share out the partners of class rows; among rows of samples their largest class counts.
     """
 
     def __init__(
@@ -69,41 +71,55 @@ class Contrast(Loss):
 
     def check(self, sp_learn, rows, context):
         if self.mode == "topk" and not getattr(sp_learn, "class_rows", False):
-            check_k(self.k, rows)
+            check_k(self._k(sp_learn, rows), rows)
         if self.by == "label":
             labels_of(context, rows)
 
     def forward(self, sp_learn, h1, t1, h0, t0, y):
-        # [b r]
-        similar = similarity(h1, t1, normalize=self.cosine)
-        counts = None
+        similar = similarity(h1, t1, normalize=self.cosine)  # [b r]
+        k = self._k(sp_learn, len(t0))
         if class_rows(sp_learn, h1, t1):
-            labels = class_labels(h1, t1, y)
-            classes = torch.arange(len(t1), device=labels.device)
-            if self.by == "label" and not self.counts:
-                # each class is its only partner
-                return F.cross_entropy(similar / self.temperature, labels)
-            if self.counts:
-                counts = torch.bincount(labels, minlength=len(t1))
-                # as with repeated rows, a class that the batch lacks is nobody's partner
-                present = classes[counts > 0]
-                w = similar.new_zeros(len(t1), len(t1))
-                w[present[:, None], present] = self._partners(t0[present], present)
+            labels, shares = class_labels(h1, t1, y), class_shares(t1, y)
+            return self._among_classes(similar, labels, shares, t0, k)
+        w = self._partners(t0, labels_of(y, len(h1)) if self.by == "label" else None, k)
+        return self._contrast(similar, w)
+
+    def _among_classes(
+        self, similar: Tensor, labels: Tensor, shares: Tensor | None, t0: Tensor, k: int | None
+    ) -> Tensor:
+        """The loss where target rows [classes ...] stand for classes; soft labels share out their
+        partners."""
+        shares = None if shares is None else shares.to(similar.dtype)
+        if self.by == "label" and not self.counts:
+            # each class is its only partner
+            return F.cross_entropy(similar / self.temperature, labels if shares is None else shares)
+        classes = torch.arange(len(t0), device=labels.device)
+        counts = None
+        if self.counts:
+            if shares is None:
+                counts = torch.bincount(labels, minlength=len(t0))
             else:
-                # [classes classes]
-                w = self._partners(t0, classes)
-            # [b classes]
-            w = w[labels]
+                counts = shares.sum(0)
+            # as with repeated rows, a class that the batch lacks is nobody's partner
+            present = classes[counts > 0]
+            w = similar.new_zeros(len(t0), len(t0))
+            w[present[:, None], present] = self._partners(t0[present], present, k)
         else:
-            w = self._partners(t0, labels_of(y, len(h1)) if self.by == "label" else None)
+            w = self._partners(t0, classes, k)  # [classes classes]
+        return self._contrast(similar, w[labels] if shares is None else shares @ w, counts)
+
+    def _contrast(self, similar: Tensor, w: Tensor, counts: Tensor | None = None) -> Tensor:
         return contrast(
             similar, w, temperature=self.temperature, normalize=self.normalize, counts=counts
         )
 
-    def _partners(self, t0: Tensor, labels: Tensor | None) -> Tensor:
-        return partners(
-            t0, self.mode, k=self.k, by=self.by, labels=labels, generator=self.generator
-        )
+    def _k(self, sp_learn, rows: int) -> int | None:
+        """How many partners: a short last batch can be evaluated, though not learnt from."""
+        evaluating = not self.training or not getattr(sp_learn, "training", True)
+        return min(self.k, rows) if evaluating and self.k is not None else self.k
+
+    def _partners(self, t0: Tensor, labels: Tensor | None, k: int | None) -> Tensor:
+        return partners(t0, self.mode, k=k, by=self.by, labels=labels, generator=self.generator)
 
     def extra_repr(self) -> str:
         return (

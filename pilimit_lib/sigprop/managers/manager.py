@@ -9,6 +9,7 @@ from torch import nn
 
 from ..models.local import optimizer_for
 from ..propagators import Learn
+from ..propagators.optimizers import check_builder
 
 
 class Manager:
@@ -147,11 +148,7 @@ class Preset(Manager):
             propagator_kwargs,
             signal_kwargs,
         )
-        if not callable(optimizer_builder):
-            raise TypeError(
-                "optimizer_builder must be a function module -> optimiser, got "
-                f"{type(optimizer_builder).__name__}"
-            )
+        check_builder(optimizer_builder, "optimizer_builder")
         self.optimizer_builder = optimizer_builder
 
     def build_optimizer(self, module):

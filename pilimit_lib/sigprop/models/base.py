@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..propagators import Learn, Propagator
+from ..functional.contrast import check_rows, not_ignored
+from ..propagators import Learn, NonFinite, Propagator
 from ..propagators.base import propagators_in
-from . import exits, local, trial
+from . import exits, local, nonfinite, trial
 
 
 class Model(nn.Module):
@@ -21,6 +22,14 @@ class Model(nn.Module):
     labels only in evaluation. `signal` is a signal in a propagator, `model` the propagators of the
     layers. `optimizer` is a function that takes a module and gives its optimiser (or None): every
     learning propagator that has none yet gets one.
+
+    A batch with infinite or NaN numbers is refused (`NonFinite`) before a layer has learnt from it.
+    `nonfinite = "skip"` passes over such batches, counted in `skipped`: the output is then what
+    inference makes of them, with zeros for what is not finite, and no gradient reaches a parameter.
+    "allow" looks at nothing.
+
+    Samples with the label -100 (F.cross_entropy's ignored one) pass through the network, but no
+    layer learns from them.
 
     `parameters()` are those that the caller's global loss trains; `named_parameters()` and
     `state_dict()` cover everything.
@@ -42,6 +51,7 @@ class Model(nn.Module):
         self.model, self.signal = model, signal
         self._schedule: local.Schedule | None = None
         self._tried = False
+        self.nonfinite, self.skipped = "raise", 0
         if optimizer is not None:
             self.build_optimizers(optimizer)
 
@@ -54,36 +64,68 @@ class Model(nn.Module):
                     f"{len(input)} entries{beside}"
                 )
             input, context = input
-        self._check(input, context)
-        if self.training and not self._tried and isinstance(input, Tensor):
-            trial.fits(self, input)
-            self._tried = True
-        return super().__call__((input, context))
+        kept = None
+        try:
+            kept = self._check(input, context)
+            if kept is not None:
+                self._set_kept(kept)
+            if self.training and not self._tried and isinstance(input, Tensor):
+                trial.fits(self, input)
+                self._tried = True
+            return super().__call__((input, context))
+        except NonFinite as error:
+            if self.nonfinite == "skip":
+                self.skipped += 1
+                return nonfinite.inferred(self, input)
+            nonfinite.locate(self, error)
+            raise
+        finally:
+            if kept is not None:
+                self._set_kept(None)
 
-    def _check(self, x, context) -> None:
-        """Everything that can be refused before the first layer has learnt."""
+    def _set_kept(self, kept: Tensor | None) -> None:
+        for _, propagator in propagators_in(self):
+            propagator.kept = kept
+
+    @property
+    def nonfinite(self) -> str:
+        return self._nonfinite
+
+    @nonfinite.setter
+    def nonfinite(self, mode: str) -> None:
+        if mode not in nonfinite.MODES:
+            raise ValueError(f"nonfinite is one of {nonfinite.MODES}, got {mode!r}")
+        self._nonfinite = mode
+
+    def _check(self, x, context) -> Tensor | None:
+        """Refuse everything that can be refused before the first layer has learnt. Returns which
+        samples [b] are not ignored; None: all."""
         if context is None:
             if self.training:
                 raise ValueError(
                     "training needs the context (labels): call model(x, y); for inference call "
                     "model.eval() before"
                 )
-            return
+            return None
+        if self.training and self.nonfinite != "allow":
+            nonfinite.check_batch(x, context)
+        rows, kept = len(x) if isinstance(x, Tensor) else 0, None
         if isinstance(x, Tensor) and isinstance(context, Tensor):
-            if context.ndim == 0 or len(context) != len(x):
-                raise ValueError(
-                    f"{len(x)} inputs but a context of shape {list(context.shape)}; each sample "
-                    "needs its own"
-                )
+            check_rows(x, context)
+            kept = not_ignored(context)
         class_rows = any(
             getattr(m, "class_rows", False)
             for m in self.signal.modules()
             if not isinstance(m, Propagator)
         )
+        if kept is not None:
+            rows, context = int(kept.sum()), context[kept]
         for learner in self.learners().values():
             learner.class_rows = class_rows
-            if isinstance(x, Tensor):
-                learner.check(len(x), context)
+            learner.refuses_nonfinite = self.nonfinite != "allow"
+            if rows:
+                learner.check(rows, context)
+        return kept
 
     def flow(self, x: Tensor, context: Tensor | None, target: Tensor | None = None) -> Tensor:
         """One pass; the target stream starts from `target`, or from the context itself."""
@@ -179,8 +221,24 @@ class Model(nn.Module):
                 learner.deferred = False
 
     def local_step(self) -> None:
-        """Step all local optimisers on the gradients that `accumulate` left, and drop these."""
-        for learner in self.learners().values():
+        """Step all local optimisers on the gradients that `accumulate` left, and drop these.
+
+        If any of them is not finite, all are dropped and none steps.
+        """
+        learners = list(self.learners().values())
+        try:
+            for learner in learners:
+                learner.check_gradients()
+        except NonFinite as error:
+            for learner in learners:
+                if learner.optimizer is not None:
+                    learner.optimizer.zero_grad(set_to_none=True)
+            if self.nonfinite == "skip":
+                self.skipped += 1
+                return
+            nonfinite.locate(self, error)
+            raise
+        for learner in learners:
             learner.step()
 
     def exits(

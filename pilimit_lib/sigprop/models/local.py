@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from ..propagators import Learn
+from ..propagators.optimizers import check_builder, check_optimizer
 
 
 class Schedule:
@@ -27,18 +28,24 @@ class Schedule:
 
 def optimizer_for(builder: Callable, module: nn.Module):
     """What `builder` makes for `module`, or None for a module without trainable parameters."""
-    return builder(module) if any(p.requires_grad for _, p in module.named_parameters()) else None
+    if not any(p.requires_grad for _, p in module.named_parameters()):
+        return None
+    optimizer = builder(module)
+    if optimizer is not None:
+        check_optimizer(optimizer)
+    return optimizer
 
 
 def build(learners: dict[str, Learn], builder: Callable) -> None:
     """Optimisers for those that have none."""
-    if not callable(builder):
-        raise TypeError(
-            f"optimizer must be a function module -> optimiser, got {type(builder).__name__}"
-        )
-    for learner in learners.values():
-        if learner.optimizer is None:
-            learner.optimizer = optimizer_for(builder, learner.module)
+    check_builder(builder)
+    built = {
+        name: optimizer_for(builder, learner.module)
+        for name, learner in learners.items()
+        if learner.optimizer is None
+    }
+    for name, optimizer in built.items():
+        learners[name].optimizer = optimizer
 
 
 def state_dict(learners: dict[str, Learn], schedule: Schedule | None) -> dict:

@@ -22,6 +22,8 @@ class Propagator(nn.Module):
 
     globally_trained = True
     fuse: bool | str = "auto"
+    # set by the model for each batch: which samples [b] have a label that is not ignored; None: all
+    kept: Tensor | None = None
 
     def __init__(
         self,
@@ -42,12 +44,21 @@ class Propagator(nn.Module):
                 )
             self.module = module
 
+    @classmethod
+    def manage(cls, manager, module: nn.Module, **options) -> Propagator:
+        """Let `manager` wrap `module` in a propagator of this class."""
+        return manager.add_propagator(module, cls, **options)
+
     def propagate(
         self, h: Tensor, t: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         """(h1, t1, h0, t0): both streams after the block, and what a loss compares them by."""
         h1, t1 = run_both(self.module, h, t, self.fuse)
         return h1, t1, h, t
+
+    def targets(self, t: Tensor | None) -> Tensor | None:
+        """The target stream as it enters the block."""
+        return t
 
     def route(self, h: Tensor, t: Tensor | None, context) -> tuple:
         """What the next layer gets."""
@@ -57,7 +68,7 @@ class Propagator(nn.Module):
         """Both streams through the block and on to the next layer, without learning."""
         check_flow(input)
         h, t, context = input
-        h1, t1, _, _ = self.propagate(h, t)
+        h1, t1, _, _ = self.propagate(h, self.targets(t))
         return self.route(h1, t1, context)
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .base import Propagator, check_flow
+from .finite import NonFinite, finite, statistics_kept
+from .optimizers import check_dtypes, check_optimizer
 
 _NO_NUMBER = "the loss of a propagator must return one number as a tensor, got {}"
 
@@ -23,10 +25,14 @@ class Learn(Propagator):
     is called, as `loss(propagator, h1, t1, h0, t0, context)`.
 
     `scaler`: a torch.amp.GradScaler of its own, for float16 autocast.
+
+    Activations, losses and gradients that are not finite raise `NonFinite` before the block learns,
+    and its running statistics are then as before; `refuses_nonfinite = False` leaves that unread.
     """
 
     globally_trained = False
     loss_required = False  # whether the constructor insists on a loss
+    refuses_nonfinite = True
     class_rows = False  # set by the model when the signal sends one target row per class
 
     def __init__(
@@ -39,15 +45,8 @@ class Learn(Propagator):
         scaler: torch.amp.GradScaler | None = None,
     ):
         super().__init__(module, fuse=fuse)
-        if optimizer is not None and not (
-            hasattr(optimizer, "step") and hasattr(optimizer, "zero_grad")
-        ):
-            raise TypeError(
-                "optimizer must be a built optimiser like Adam(module.parameters()), got "
-                f"{type(optimizer).__name__}"
-                "; functions that build one go to sigprop.wrap, managers.Preset or Model(..., "
-                "optimizer=)"
-            )
+        if optimizer is not None:
+            check_optimizer(optimizer)
         if loss is not None and not callable(loss):
             raise TypeError(
                 "loss must be callable as loss(propagator, h1, t1, h0, t0, context), got "
@@ -66,16 +65,36 @@ class Learn(Propagator):
     def forward(self, input):
         check_flow(input)
         h, t, context = input
+        t = self.targets(t)
         h, t = h.detach(), None if t is None else t.detach()
         compare = t is not None and context is not None
         training = self.training and compare and torch.is_grad_enabled()
         with nullcontext() if training and self.needs_graph() else torch.no_grad():
-            h1, t1, h0, t0 = self.propagate(h, t)
+            h1, t1, h0, t0 = self._finite_streams(h, t) if training else self.propagate(h, t)
             if compare:
-                self.last_loss = (self.train_ if training else self.eval_)(h1, t1, h0, t0, context)[
-                    0
-                ]
+                learn = self.train_ if training else self.eval_
+                self.last_loss = learn(*self._not_ignored(h1, t1, h0, t0, context))[0]
         return self.route(h1.detach(), None if t1 is None else t1.detach(), context)
+
+    def _finite_streams(self, h: Tensor, t: Tensor) -> tuple:
+        if not self.refuses_nonfinite:
+            return self.propagate(h, t)
+        with statistics_kept(self.module):
+            streams = self.propagate(h, t)
+            if not finite(*streams[:2]):
+                raise NonFinite(
+                    "a block made infinite or NaN activations; it has not learnt from this batch. "
+                    "Lower the learning rate, or normalise inputs and blocks",
+                    self,
+                )
+        return streams
+
+    def _not_ignored(self, h1, t1, h0, t0, context) -> tuple:
+        """Streams as a loss gets them; the target stream lacks ignored samples from the signal
+        on."""
+        if self.kept is None:
+            return h1, t1, h0, t0, context
+        return h1[self.kept], t1, h0[self.kept], t0, context[self.kept]
 
     def loss_(self, h1, t1, h0, t0, context) -> Tensor:
         if self.loss is None:
@@ -107,6 +126,12 @@ class Learn(Propagator):
         `model.accumulate()`."""
         if self.optimizer is None:
             return
+        if self.refuses_nonfinite and not finite(loss):
+            raise NonFinite(
+                f"the local loss of a block is {float(loss.detach())}; the block has not learnt "
+                "from this batch. Look at the loss, or lower the learning rate",
+                self,
+            )
         if not self.deferred:
             self.optimizer.zero_grad()
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -118,6 +143,7 @@ class Learn(Propagator):
         up over the depth."""
         if self.optimizer is None:
             return
+        self.check_gradients()
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -125,8 +151,23 @@ class Learn(Propagator):
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def check_gradients(self) -> None:
+        """Refuse, and drop, gradients at hand that are not finite; a scaler does so by itself."""
+        if self.optimizer is None or self.scaler is not None or not self.refuses_nonfinite:
+            return
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if not finite(*(p.grad for p in parameters)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NonFinite(
+                "the local gradient of a block is not finite though its loss is; the block has not "
+                "learnt from this batch. Look at the loss, or lower the learning rate",
+                self,
+            )
+
     def check(self, rows: int, context: Tensor) -> None:
         """Refuse a batch that the loss cannot work with, before any layer has learnt from it."""
+        if self.optimizer is not None:
+            check_dtypes(self.optimizer)
         check = getattr(self.loss, "check", None)
         if check is not None:
             check(self, rows, context)

@@ -4,7 +4,7 @@ layers get the pair (h, t)."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import learn
 from .base import Propagator
@@ -29,6 +29,18 @@ def _propagate(self: Propagator, h: Tensor, t: Tensor | None) -> tuple:
     return tuple(made)
 
 
+def _targets(self: Propagator, t: Tensor | None) -> Tensor | None:
+    """The context without samples whose label is ignored: nobody is compared with them."""
+    if t is None or self.kept is None or len(t) != len(self.kept):
+        return t
+    return t[self.kept] if self.kept.any() else None
+
+
+def _manage(cls: type, manager, module: nn.Module, **options) -> Propagator:
+    """Let `manager` wrap the signal `module` in a propagator of this class."""
+    return manager.set_signal(module, cls, **options)
+
+
 def _route(self: Propagator, h: Tensor, t: Tensor | None, context) -> tuple:
     """The context goes no further."""
     return h, t
@@ -37,21 +49,24 @@ def _route(self: Propagator, h: Tensor, t: Tensor | None, context) -> tuple:
 class Learn(learn.Learn):
     """As propagators.Learn, for the signal."""
 
-    propagate, route = _propagate, _route
+    manage = classmethod(_manage)
+    targets, propagate, route = _targets, _propagate, _route
 
 
 class Loss(learn.Learn):
     """As propagators.Loss, for the signal: its projections learn."""
 
     loss_required = True
-    propagate, route = _propagate, _route
+    manage = classmethod(_manage)
+    targets, propagate, route = _targets, _propagate, _route
 
 
 class Fixed(Propagator):
     """As propagators.Fixed, for a signal that is constructed rather than learnt."""
 
     globally_trained = False
-    propagate, route = _propagate, _route
+    manage = classmethod(_manage)
+    targets, propagate, route = _targets, _propagate, _route
 
     def forward(self, input):
         with torch.no_grad():

@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..functional import signals as functional
 from .base import Formatter
 
 
 class LabelNumberToOnehot(Formatter):
-    """Class numbers [b] or [b 1] become float one-hot rows [b num_classes]; labels outside of the
-    classes are refused."""
+    """Class numbers [b] or [b 1] become one-hot rows [b num_classes] of the model's dtype; labels
+    outside of the classes are refused. Rows [b num_classes], soft labels, pass as they are."""
 
     def __init__(self, num_classes: int | None = None):
         super().__init__()
         self.num_classes = num_classes
+        # follows model.double(), .half() and .to(...), as parameters do
+        self.register_buffer("_like", torch.zeros(()), persistent=False)
 
     def forward(self, input):
         h, t = input
-        return h, functional.label_number_to_onehot(t, self.num_classes)
+        return h, functional.label_number_to_onehot(t, self.num_classes, self._like.dtype)
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}"

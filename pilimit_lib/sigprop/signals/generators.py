@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..functional.contrast import labels_of
 from .base import Generator
 
 
@@ -93,7 +94,8 @@ def project(
             f"{list(input_shape)} wants {math.prod(input_shape)}; labels become vectors by "
             "LabelNumberToOnehot(num_classes) before"
         )
-    out = module(flat)
+    dtypes = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    out = module(flat.to(dtypes[0]) if dtypes else flat)
     if out.numel() != len(t) * math.prod(output_shape):
         raise ValueError(
             f"the context module made rows of shape {list(out.shape[1:])}, "
@@ -164,7 +166,7 @@ class FixedDrawContext(Generator):
                 f"{self.places} digits of {CELL} x {CELL} do not fit into images of {height} x "
                 f"{width}"
             )
-        numbers = t.reshape(-1).long()
+        numbers = labels_of(t)
         if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= 10**self.places):
             raise ValueError(
                 f"{self.places} digits show 0 .. {10**self.places - 1}, got numbers from "

@@ -4,15 +4,16 @@ finite."""
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..rows.parameter import InfPiParameter
 from .pending import gradient_of, pending_of
-from .rows.parameter import InfPiParameter
 
 
 class PiSGD(torch.optim.SGD):
@@ -67,6 +68,7 @@ class PiSGD(torch.optim.SGD):
             for group in self.param_groups
             for pending in pending_of(group["params"])
         ]
+        self._check_unspent()
         for group, pending in ready:
             buffer = self.state.get(pending.parameter, {}).get("momentum_buffer")
             pending.check(group["momentum"], buffer)
@@ -79,6 +81,9 @@ class PiSGD(torch.optim.SGD):
             lr, decay = sign * float(group["lr"]), sign * group["weight_decay"]
             velocity = partial(self._velocity, pending.parameter, group, decay)
             pending.apply(lr, decay, velocity if group["momentum"] else None)
+        spent = weakref.ref(self), self._ordinary_gradients()
+        for _, pending in ready:
+            pending.spent = spent
         # Rows are no longer pending, so torch's SGD finds no gradient on π-layers and passes them
         # over. Unwrapped, because its wrapper would run the hooks of this optimiser a second time.
         inspect.unwrap(torch.optim.SGD.step)(self)
@@ -100,6 +105,31 @@ class PiSGD(torch.optim.SGD):
                     "learning rate applies; list layer.A, layer.Amult and layer.B, or use "
                     "param_groups(net, lr)"
                 )
+
+    def _check_unspent(self) -> None:
+        """Raise where rows were appended by a step with the same gradients as this one: ordinary
+        parameters would be stepped a second time, and these not."""
+        mine = self._ordinary_gradients()
+        held = (p for group in self.param_groups for p in group["params"])
+        for parameter in held:
+            pending = parameter.pending if isinstance(parameter, InfPiParameter) else None
+            if pending is None or pending or pending.spent is None:
+                continue
+            stepper, theirs = pending.spent
+            same = any(g() is h() and version == v for g, version in theirs for h, v in mine)
+            if same or not (theirs or mine or stepper() in (None, self)):
+                raise RuntimeError(
+                    f"the rows of {pending.layer} were appended already, by an earlier step of "
+                    "this optimiser or by another one that holds the layer too, and can't be "
+                    "appended twice: call zero_grad() after each step, and give every layer to one "
+                    "optimiser"
+                )
+
+    def _ordinary_gradients(self) -> list[tuple[weakref.ref, int]]:
+        """The gradients that torch keeps, and their versions, by which they are known again."""
+        parameters = (p for group in self.param_groups for p in group["params"])
+        grads = (p.grad for p in parameters if not hasattr(p, "pending"))
+        return [(weakref.ref(grad), grad._version) for grad in grads if grad is not None]
 
     def _finite(self) -> bool:
         """Whether the step may be made; NaN or Inf in any group raises, or is counted as a step to
@@ -155,54 +185,3 @@ def _all_finite(parameters: Iterable[Tensor]) -> bool:
 
 
 InfSGD = PiSGD  # the name in the original's experiments
-
-
-def param_groups(
-    net: nn.Module,
-    lr: float,
-    weight_decay: float = 0,
-    first_layer_lr_mult: float = 1,
-    last_layer_lr_mult: float = 1,
-    bias_lr_mult: float = 1,
-    apply_lr_mult_to_wd: bool = True,
-) -> list[dict[str, Any]]:
-    """Parameter groups with the paper's learning-rate multipliers, for networks of any width with a
-    list `layers`.
-
-    Args:
-        first_layer_lr_mult, last_layer_lr_mult: of the weights of the input layer and the readout;
-        bias_lr_mult: of every bias.
-        apply_lr_mult_to_wd: where False, weight decay is divided by the multiplier, so that lr · wd
-        is the same for every group.
-    """
-    layers = getattr(net, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or len(layers) < 2:
-        raise TypeError(
-            "param_groups needs a network with a ModuleList `layers` of input, hidden and readout "
-            "layers, "
-            f"got {type(net).__name__}; write the groups by hand for other networks"
-        )
-    kinds: dict[str, tuple[float, list[Tensor]]] = {
-        "first": (first_layer_lr_mult, []),
-        "hidden": (1, []),
-        "last": (last_layer_lr_mult, []),
-        "bias": (bias_lr_mult, []),
-    }
-    for number, layer in enumerate(layers):
-        place = {0: "first", len(layers) - 1: "last"}.get(number, "hidden")
-        for name, parameter in layer.named_parameters():
-            kinds["bias" if name == "bias" else place][1].append(parameter)
-    groups = []
-    for name, (mult, parameters) in kinds.items():
-        if mult < 0 or mult == 0 and weight_decay and not apply_lr_mult_to_wd:
-            raise ValueError(
-                f"the learning-rate multiplier of {name} parameters is {mult}; weight decay can't "
-                "be divided by it "
-                "(apply_lr_mult_to_wd=True, or a positive multiplier)"
-            )
-        if parameters:
-            decay = weight_decay if apply_lr_mult_to_wd or not weight_decay else weight_decay / mult
-            groups.append(
-                {"params": parameters, "lr": lr * mult, "weight_decay": decay, "name": name}
-            )
-    return groups
