@@ -2,26 +2,30 @@
 and its spread over seeds.
 
     python -m experiments.plots output/run1 output/run2 --against epoch --out epochs.png
-    python -m experiments.plots output/* --against width --out width.png     # mean and deviation over seeds; infinite: a line
+    # mean and deviation over seeds; infinite: a line
+    python -m experiments.plots output/* --against width --out width.png
     python -m experiments.plots output/* --against r
-    python -m experiments.plots output/* --by run                            # a line for each run, named after its folder
-    python -m experiments.plots output/* --against seed                      # distribution over seeds, one per kind of network
+    # a line for each run, named after its folder
+    python -m experiments.plots output/* --by run
+    # distribution over seeds, one per kind of network
+    python -m experiments.plots output/* --against seed
 
 A run is a folder of `cifar10mlp`, `transfer_imagenet` or `experiments.meta.train`; folders without
-results are named and refused.
-A figure shows one kind of accuracy, the first of these that all runs have: of transfer to CIFAR-10
-(kernel regression, the best ridge), on test data (without --nilmax and with the inner steps of
-training), on validation tasks.
+results are named and refused. A figure shows one kind of accuracy, the first of these that all runs
+have: of transfer to CIFAR-10 (kernel regression, the best ridge), on test data (without --nilmax
+and with the inner steps of training), on validation tasks.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from experiments.training.errors import errors_of
+from experiments.training.flags import plain_command_line
 
 # What runs write: (kind of accuracy, settings, table, column, whether a record is of an epoch).
 SOURCES = (
@@ -132,9 +136,11 @@ def _about(settings: dict[str, Any]) -> dict[str, Any]:
     width = settings["hidden_size"] if meta else settings["width"]
     infinite = width in (-1, 0)
     mu = settings.get("mu_init") or settings.get("gaussian_init")
-    kind = "infinite π" if infinite else "finite μ" if mu else "finite π"
+    kind = "infinite π" if infinite else "finite π"
     if infinite and settings.get("memory") == "moments":
         kind = "infinite π, moments"
+    elif mu and not infinite:
+        kind = "finite μ"
     about = {
         "network": kind,
         "width": float("inf") if infinite else width,
@@ -217,12 +223,7 @@ def plot(runs: list[Path], against: str, out: Path, by: str = "network") -> pd.D
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    arguments = argparse.ArgumentParser(
-        prog="python -m experiments.plots",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = plain_command_line("plots", __doc__)
     arguments.add_argument("runs", nargs="+", type=Path, help="output folders of runs")
     arguments.add_argument("--against", choices=AGAINST, default="epoch")
     arguments.add_argument(
@@ -233,15 +234,13 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     )
     arguments.add_argument("--out", type=Path, default=Path("figure.png"))
     args = arguments.parse_args(argv)
-    try:
+    with errors_of(arguments):
         frame = plot(args.runs, args.against, args.out, args.by)
-    except (ValueError, OSError) as error:
-        arguments.error(str(error))
-    last = frame.groupby(["network", "run"], as_index=False).last()
-    for kind, group in last.groupby("network"):
-        spread = f" ± {group.accuracy.std():.2f} (s.d.)" if len(group) > 1 else ""
-        print(f"{kind}: {group.accuracy.mean():.2f}{spread} % over {len(group)} run(s)")
-    print(f"drawn into {args.out}")
+        last = frame.groupby(["network", "run"], as_index=False).last()
+        for kind, group in last.groupby("network"):
+            spread = f" ± {group.accuracy.std():.2f} (s.d.)" if len(group) > 1 else ""
+            print(f"{kind}: {group.accuracy.mean():.2f}{spread} % over {len(group)} run(s)")
+        print(f"drawn into {args.out}")
     return frame
 
 

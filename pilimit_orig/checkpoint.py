@@ -1,6 +1,8 @@
 """Checkpoints of the original code as one plain dictionary, whichever of its three forms they have.
 
-    a whole pickled network (torch.save(net))      a pickled dictionary whose arrays are DynArr      what convert_net writes
+    a whole pickled network (torch.save(net))
+    a pickled dictionary whose arrays are DynArr
+    what convert_net writes
 
 The dictionary: first_layer_alpha, last_layer_alpha, bias_alpha, last_bias_alpha (float), layernorm
 (bool) and, by layer from 1, As {1: [d r], l: [M r], L+1: [M dout]}, Bs {l: [M r]}, Amult {l: [M]},

@@ -1,10 +1,10 @@
 """Turn a checkpoint of the original code into a plain dictionary of tensors.
 
-    python -m pilimit_orig.convert_net IN [OUT]        (default OUT: IN with _converted.th for its ending)
+    python -m pilimit_orig.convert_net IN [OUT]
 
-IN is a whole pickled network, a pickled dictionary, or a dictionary that was converted before.
-Nothing in it is executed and the original code is not needed. Layers keep their numbers; the
-library counts one hidden layer less.
+OUT is IN with _converted.th for its ending where it is left out. IN is a whole pickled network, a
+pickled dictionary, or a dictionary that was converted before. Nothing in it is executed and the
+original code is not needed. Layers keep their numbers; the library counts one hidden layer less.
 """
 
 import argparse

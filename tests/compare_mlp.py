@@ -1,8 +1,10 @@
 """The library against pilimit_orig, a second implementation that shares no code with it: 100 steps
 on random data.
 
-    python -m tests.compare_mlp            # a table; exit status 1 if any case differs by more than the tolerance
-    pytest tests/compare_mlp.py            # the same cases as tests
+    # a table; exit status 1 if any case differs by more than the tolerance
+    python -m tests.compare_mlp
+    # the same cases as tests
+    pytest tests/compare_mlp.py
 
 Every case trains both networks from the same start on the same batches and compares losses and test
 outputs after every step, as max|difference| / max|output|: within 1e-5 in float32, 1e-10 in

@@ -1,8 +1,10 @@
 """The library against pilimit_orig on real images: 100 steps on CIFAR-10, with the paper's
 hyperparameters among others.
 
-    python -m tests.compare_mlp_cifar10 [--data DIR]     # a table; DIR holds cifar-10-batches-py
-    pytest tests/compare_mlp_cifar10.py -m slow          # the same as tests; skipped where ../shared/data lacks the images
+    # a table; DIR holds cifar-10-batches-py
+    python -m tests.compare_mlp_cifar10 [--data DIR]
+    # the same as tests; skipped where ../shared/data lacks the images
+    pytest tests/compare_mlp_cifar10.py -m slow
 
 Compared as in tests.compare_mlp: after every step, relative to the largest output.
 """

@@ -10,9 +10,8 @@ from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers already fill the cores: with torch's own threads on top the suite takes several times
-    # as long.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
-    torch.set_num_threads(1)
+    # as long. Set for the processes that tests start, too.
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 settings.register_profile(
     "pilimit", derandomize=True, database=None, deadline=None, max_examples=25, print_blob=False

@@ -28,8 +28,9 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from pilimit_lib.core import write_text
+from pilimit_lib.inf.conv.autograd import feature_conv2d
 from pilimit_lib.inf.conv.geometry import Geometry
-from pilimit_lib.inf.conv.sums import feature_conv2d, plain
+from pilimit_lib.inf.conv.sums import plain
 from pilimit_lib.inf.dual.features import PolynomialFeatures
 from pilimit_lib.inf.dual.hermite import hermite_series
 

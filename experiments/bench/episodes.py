@@ -1,7 +1,8 @@
 """Batches of few-shot tasks per second: `Episodes`, against the same tasks built sample by sample
 as a dataset and a collate do.
 
-    python -m experiments.bench.episodes --rounds 5                    # 8 tasks, 5-way 1-shot, images of random bytes
+    # 8 tasks, 5-way 1-shot, images of random bytes
+    python -m experiments.bench.episodes --rounds 5
 
 The two take turns in one process and one thread. Images are random: what they show does not matter
 here.

@@ -31,8 +31,9 @@ from torch import Tensor
 from experiments.cifar10.cifar10mlp import Settings, train
 from pilimit_lib.core import write_text
 from pilimit_lib.inf.dual.hermite import Series, hermite_series
-from pilimit_lib.inf.rows import autograd as functional
-from pilimit_lib.inf.rows.sums.choice import row_twin
+from pilimit_lib.inf.implementation import implementation
+from pilimit_lib.inf.rows import pending
+from pilimit_lib.inf.rows.sums import plain
 
 KINDS = {
     "rows": {},
@@ -75,13 +76,13 @@ def rows_with_kernel(series: Series) -> Iterator[None]:
             prime.mul_(c).add_(j * series.kappa[j])
         return prime * (2 * math.pi), (series.kernel(c) - c * prime) * (2 * math.pi)
 
-    exact = functional.relu_k, functional.relu_k_parts
-    functional.relu_k, functional.relu_k_parts = relu_k, relu_k_parts
+    exact = pending.relu_k, plain.relu_k_parts
+    pending.relu_k, plain.relu_k_parts = relu_k, relu_k_parts
     try:
-        with row_twin("plain"):  # the faster twins have ReLU's kernel built in
+        with implementation(rows="plain"):  # the faster ones have ReLU's kernel built in
             yield
     finally:
-        functional.relu_k, functional.relu_k_parts = exact
+        pending.relu_k, plain.relu_k_parts = exact
 
 
 def run_plan(plan: str, out: Path, data: str, seeds: int | None) -> None:

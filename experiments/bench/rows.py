@@ -1,9 +1,12 @@
 """A full training step on exact rows, against the same step with rows appended by `torch.cat`
 (pilimit_orig).
 
-    python -m experiments.bench.rows --save-dir output/bench_rows                     # about 15 minutes on one core
-    python -m experiments.bench.rows --sizes 20000 --ranks 100 --batches 8            # one cell
-    python -m experiments.bench.rows --variants chunked:float32 native:bfloat16       # twin:storage of rows
+    # about 15 minutes on one core
+    python -m experiments.bench.rows --save-dir output/bench_rows
+    # one cell
+    python -m experiments.bench.rows --sizes 20000 --ranks 100 --batches 8
+    # twin:storage of rows
+    python -m experiments.bench.rows --variants chunked:float32 native:bfloat16
 
 Every cell is measured in a process of its own: memory that an allocator kept from earlier work
 makes the baseline up to twice as fast as it is in a training run. There the networks hold the same
@@ -36,10 +39,11 @@ from tqdm import tqdm
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_
 from pilimit_lib.inf.dual.relu import relu_k, relu_k_prime
-from pilimit_lib.inf.rows.sums.choice import row_twin
+from pilimit_lib.inf.implementation import implementation
 from pilimit_orig.inf.pimlp import InfPiMLP
 
-LR, DECAY, CLIP, CLASSES = 1e-3, 1e-5, 0.4, 10
+LR, DECAY, CLIP = 1e-3, 1e-5, 0.4
+CLASSES = 10
 VARIANTS = (
     "plain:float32",
     "chunked:float32",
@@ -88,7 +92,7 @@ def ours(cell: Cell, x: Tensor, y: Tensor, variant: str) -> tuple[Callable[[], N
 
     def step() -> None:
         optimizer.zero_grad()
-        with row_twin(twin):
+        with implementation(rows=twin):
             F.cross_entropy(net(x), y).backward()
         clip_grad_norm_(net, CLIP, per_param=True)
         optimizer.step()
@@ -200,7 +204,7 @@ def errors(cell: Cell, variant: str) -> tuple[float, float]:
     layer.set_rows(A, amult, B)
     g, weights = torch.randn(2, min(cell.batch, PROBES), cell.rank)
     found = g.clone().requires_grad_()
-    with torch.enable_grad(), row_twin(twin):
+    with torch.enable_grad(), implementation(rows=twin):
         out = layer(found)
         out.backward(weights)
     g, weights = g.double(), weights.double()

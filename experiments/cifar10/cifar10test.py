@@ -1,11 +1,14 @@
 """Test a saved network, its feature kernel, or the NNGP and NTK of a ReLU network, on images. No
 training.
 
-    python -m experiments.cifar10.cifar10test --load-model-path PATH                            # a checkpoint of this library
-    python -m experiments.cifar10.cifar10test --load-model-path PATH --load-from-pilimit-orig   # one of the paper's code
-    python -m experiments.cifar10.cifar10test --load-model-path PATH --width 4096               # a finite sample of it
-    python -m experiments.cifar10.cifar10test --load-model-path PATH --test-kernel              # regression on its features
-    python -m experiments.cifar10.cifar10test --gp --depth 2 --train-subset-size 10000          # NNGP; --ntk for the NTK
+    # a checkpoint of this library, and one of the paper's code
+    python -m experiments.cifar10.cifar10test --load-model-path PATH
+    python -m experiments.cifar10.cifar10test --load-model-path PATH --load-from-pilimit-orig
+    # a finite sample of it, and regression on its features
+    python -m experiments.cifar10.cifar10test --load-model-path PATH --width 4096
+    python -m experiments.cifar10.cifar10test --load-model-path PATH --test-kernel
+    # NNGP; --ntk for the NTK
+    python -m experiments.cifar10.cifar10test --gp --depth 2 --train-subset-size 10000
 
 Kernel regression says what memory it needs before it starts. --save-kernel keeps the kernel matrix
 in --save-dir; the same command line then goes on where it was interrupted. Results go to
@@ -17,22 +20,33 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from experiments.cifar10.cifar10mlp import evaluate
+from experiments.cifar10.mlp_networks import evaluate
 from experiments.cifar10.results import draw, prepare
 from experiments.cifar10.saved_networks import ALPHAS, load_network
 from experiments.cifar10.settings import Settings as TrainSettings
+from experiments.training.errors import errors_of
+from experiments.training.flags import (
+    add_switches,
+    command_line,
+    dated_folder,
+    flag_of,
+    picked,
+    require_none,
+    settings_of,
+)
 from experiments.training.images import DATASETS, ImageSet, load_images
-from experiments.training.process import human_bytes, pick_device
+from experiments.training.lock import only_process
+from experiments.training.process import human_bytes, pick_device, shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP
-from pilimit_lib.inf.gp.regression import (
+from pilimit_lib.inf.gp import (
     ReLUKernel,
     embed,
     features_of,
@@ -100,8 +114,7 @@ class Settings:
             ):
                 if getattr(self, name):
                     problems.append(
-                        f"--{name.replace('_', '-')} belongs to a network: give its "
-                        "--load-model-path"
+                        f"{flag_of(name)} belongs to a network: give its --load-model-path"
                     )
         if self.load_model_path or self.gp:
             for name in (
@@ -112,7 +125,7 @@ class Settings:
             ):
                 if getattr(self, name) != getattr(type(self), name):
                     problems.append(
-                        f"--{name.replace('_', '-')} is part of the tangent kernel: it needs --ntk"
+                        f"{flag_of(name)} is part of the tangent kernel: it needs --ntk"
                     )
         if self.width is not None and self.width < 1:
             problems.append(
@@ -121,8 +134,7 @@ class Settings:
             )
         if self.kernel_reg < 0:
             problems.append(f"--kernel-reg must not be negative, got {self.kernel_reg}")
-        if problems:
-            raise ValueError("; ".join(problems))
+        require_none(problems)
 
     @property
     def regs(self) -> list[float]:
@@ -217,7 +229,8 @@ def test_kernel(
     else:
         kernel = features_of(net)
         x, x_test = (
-            embed(net, part, settings.batch_size, not quiet) for part in (data.train_x, data.test_x)
+            embed(net, part, settings.batch_size, shows_bars(quiet))
+            for part in (data.train_x, data.test_x)
         )
     dtype = torch.float32 if settings.float else torch.float64
     needed = memory_needed(len(x), dtype, settings.method, len(settings.regs))
@@ -235,7 +248,7 @@ def test_kernel(
         dtype=dtype,
         cache=folder / "kernel.npy" if save_kernel else None,
         device=device,
-        progress=not quiet,
+        progress=shows_bars(quiet),
     )
     built = time.perf_counter() - started
     targets = nn.functional.one_hot(data.train_y, data.classes).double() - 1 / data.classes
@@ -247,7 +260,7 @@ def test_kernel(
     ):
         try:
             coefficients += list(
-                kernel_ridge(K, targets, group, method=settings.method, progress=not quiet)
+                kernel_ridge(K, targets, group, method=settings.method, progress=shows_bars(quiet))
             )
             records += [{"what": describe(settings, net), "reg": reg} for reg in group]
         except ValueError as error:
@@ -257,7 +270,12 @@ def test_kernel(
     if coefficients:
         outputs = iter(
             kernel_product(
-                kernel, x_test, x, torch.stack(coefficients), device=device, progress=not quiet
+                kernel,
+                x_test,
+                x,
+                torch.stack(coefficients),
+                device=device,
+                progress=shows_bars(quiet),
             )
         )
         for record in records:
@@ -302,101 +320,80 @@ def run(
     device = pick_device(settings.cuda)
     net = network(settings, device) if settings.load_model_path else None
     data = images_for(settings, net)
-    folder = prepare(Path(save_dir), asdict(settings), overwrite)
-    if verbose:
-        print(net if net is not None else kernel_of(settings))
-    if net is not None and not settings.test_kernel:
-        records = test_network(settings, net, data)
-    else:
-        records = test_kernel(settings, net, data, folder, save_kernel, quiet, device)
-    for record in records:
-        record |= {"dataset": data.name, "train": len(data.train_y), "test": len(data.test_y)}
-    write_text(folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    draw(records, folder)
+    folder = Path(save_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_process(folder):
+        prepare(folder, asdict(settings), overwrite)
+        if verbose:
+            print(net if net is not None else kernel_of(settings))
+        if net is not None and not settings.test_kernel:
+            records = test_network(settings, net, data)
+        else:
+            records = test_kernel(settings, net, data, folder, save_kernel, quiet, device)
+        for record in records:
+            record |= {"dataset": data.name, "train": len(data.train_y), "test": len(data.test_y)}
+        write_text(
+            folder / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records)
+        )
+        draw(records, folder)
     return records
+
+
+CHOICES = {
+    "dataset": DATASETS,
+    "loss": ("xent", "mse"),
+    "method": ("auto", "cholesky", "eigen"),
+}
+HELPS = {
+    "depth": "hidden layers: of the kernel (default 2); of a network, to check it",
+    "r": "to check the network",
+    "width": "test a finite sample of this width",
+    "bias_lr_mult": "default 1 where --varb is positive, else no biases",
+    "dataset": "default: what fits the network; cifar10 for --gp and --ntk",
+    "kernel_reg": "ridge, relative to the mean of the kernel's diagonal; default 1e-08",
+    "ntk_as_published": "the tangent kernel as the paper's code computes it",
+    "float": "float32 kernel and rows",
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line: one flag per setting, and what concerns the output only."""
-    result = argparse.ArgumentParser(
-        prog="python -m experiments.cifar10.cifar10test",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    choices = {
-        "dataset": DATASETS,
-        "loss": ("xent", "mse"),
-        "method": ("auto", "cholesky", "eigen"),
-    }
-    helps = {
-        "depth": "hidden layers: of the kernel (default 2); of a network, to check it",
-        "r": "to check the network",
-        "width": "test a finite sample of this width",
-        "bias_lr_mult": "default 1 where --varb is positive, else no biases",
-        "dataset": "default: what fits the network; cifar10 for --gp and --ntk",
-        "kernel_reg": "ridge, relative to the mean of the kernel's diagonal; default 1e-08",
-        "ntk_as_published": "the tangent kernel as the paper's code computes it",
-        "float": "float32 kernel and rows",
-    }
-    for field in fields(Settings):
-        flag, text = f"--{field.name.replace('_', '-')}", helps.get(field.name)
-        if field.default is False:
-            result.add_argument(flag, action="store_true", help=text)
-        else:
-            kind = {"int | None": int, "float | None": float}.get(str(field.type), str)
-            kind = type(field.default) if field.default is not None else kind
-            result.add_argument(
-                flag,
-                type=kind,
-                default=field.default,
-                choices=choices.get(field.name),
-                help=text or f"default {field.default}",
-            )
+    result = command_line("cifar10.cifar10test", Settings, __doc__, choices=CHOICES, helps=HELPS)
     result.add_argument(
         "--save-dir", default="", help="output folder; default output/cifar10test/<date and time>"
     )
-    for flag, text in (
-        ("save-kernel", "keep the kernel matrix in --save-dir"),
-        ("overwrite", "replace the test in --save-dir"),
-        ("verbose", "print the network or kernel"),
-        ("quiet", "no progress bars"),
-        ("human", "round what is printed"),
-    ):
-        result.add_argument(f"--{flag}", action="store_true", help=text)
+    switches = {
+        "save-kernel": "keep the kernel matrix in --save-dir",
+        "overwrite": "replace the test in --save-dir",
+        "verbose": "print the network or kernel",
+        "quiet": "no progress bars",
+        "human": "round what is printed",
+    }
+    add_switches(result, switches)
     return result
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments = parser()
     args = arguments.parse_args(argv)
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
     if args.save_kernel and not args.save_dir:
         arguments.error("--save-kernel needs a --save-dir, to be found there again")
-    save_dir = args.save_dir or Path("output") / "cifar10test" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    try:
-        records = run(
-            settings,
-            save_dir,
-            save_kernel=args.save_kernel,
-            overwrite=args.overwrite,
-            quiet=args.quiet,
-            verbose=args.verbose,
-        )
-    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        arguments.error(str(error))
-    for record in records:
-        reg = f", ridge {record['reg']:g}" if "reg" in record else ""
-        if "failed" in record:
-            print(f"{record['what']}{reg}: {record['failed']}")
-        else:
-            digits = 1 if args.human else 2
-            print(
-                f"{record['what']}{reg}: {100 * record['test_acc']:.{digits}f} % of "
-                f"{record['test']} test images "
-                f"({record['dataset']}), loss {record['test_loss']:.4f}"
-            )
-    print(f"results in {save_dir}")
+    save_dir = args.save_dir or dated_folder("cifar10test")
+    with errors_of(arguments):
+        how = picked(args, ("save_kernel", "overwrite", "quiet", "verbose"))
+        records = run(settings_of(args, Settings), save_dir, **how)
+        for record in records:
+            reg = f", ridge {record['reg']:g}" if "reg" in record else ""
+            if "failed" in record:
+                print(f"{record['what']}{reg}: {record['failed']}")
+            else:
+                digits = 1 if args.human else 2
+                print(
+                    f"{record['what']}{reg}: {100 * record['test_acc']:.{digits}f} % of "
+                    f"{record['test']} test images ({record['dataset']}), loss "
+                    f"{record['test_loss']:.4f}"
+                )
+        print(f"results in {save_dir}")
     return records
 
 

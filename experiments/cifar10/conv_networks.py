@@ -36,12 +36,8 @@ class ReLUConvNet(nn.Module):
         kind: str,
     ) -> None:
         super().__init__()
-        self.pools, self.sources, self.kind, self.width = (
-            tuple(pools),
-            {j: i for i, j in shortcuts},
-            kind,
-            width,
-        )
+        self.kind, self.width, self.pools = kind, width, tuple(pools)
+        self.sources = {end: begin for begin, end in shortcuts}
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
         for number in range(len(pools) + 1):
             self.convs.append(
@@ -123,3 +119,52 @@ def groups(net: nn.Module, settings: Settings) -> list[dict[str, Any]]:
     if isinstance(net, ReLUConvNet):
         return net.groups(settings.lr, settings.wd, settings.optimizer)
     return [{"params": list(net.parameters()), "lr": settings.lr, "weight_decay": settings.wd}]
+
+
+def optimizer_of(settings: Settings, net: nn.Module) -> torch.optim.Optimizer:
+    parts = groups(net, settings)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parts, settings.lr, momentum=settings.momentum)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](
+        parts, settings.lr
+    )
+
+
+def scheduler_of(
+    settings: Settings, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """Schedules advance with every step, of which there are `steps`."""
+    schedulers = torch.optim.lr_scheduler
+    if settings.scheduler == "onecycle":
+        rates = [group["lr"] for group in optimizer.param_groups]
+        # Momentum stays as it is: cycling it would make a different SGD of every step.
+        return schedulers.OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
+    if settings.scheduler == "cosine":
+        return schedulers.CosineAnnealingLR(optimizer, steps)
+    return None
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[float, float]:
+    """(mean cross entropy, accuracy as a fraction) over all images."""
+    training = net.training
+    net.eval()
+    output = torch.cat([net(part) for part in x.split(size)])
+    net.train(training)
+    return F.cross_entropy(output, y).item(), (output.argmax(1) == y).float().mean().item()
+
+
+def cutout(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Each image [b c h w] with a square of `size` pixels around a random place set to 0, the
+    mean."""
+    b, _, h, w = x.shape
+
+    def covered(length: int) -> Tensor:
+        """Which places along a side lie in the square: [b length]."""
+        middle = torch.randint(0, length, (b, 1), generator=generator).to(x.device)
+        begin = middle - size // 2
+        place = torch.arange(length, device=x.device)
+        return (place >= begin) & (place < begin + size)
+
+    rows, columns = covered(h), covered(w)
+    return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)

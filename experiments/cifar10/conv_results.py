@@ -1,18 +1,19 @@
 """A table and a picture of several runs of `cifar10conv`: accuracy against the time they trained.
 
-python -m experiments.cifar10.conv_results output/cifar10conv/a output/cifar10conv/b --out
-output/conv_results
+    python -m experiments.cifar10.conv_results output/cifar10conv/a output/cifar10conv/b \\
+        --out output/conv_results
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from experiments.training.errors import errors_of
+from experiments.training.flags import plain_command_line
 from pilimit_lib.core import write_text
 
 RUN = ["run", "network", "seed"]
@@ -95,20 +96,16 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_command_line("cifar10.conv_results", __doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
-    try:
+    with errors_of(parser):
         records = collect(args.runs)
-    except FileNotFoundError as error:
-        parser.error(str(error))
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_text(args.out / "table.md", table(records))
-    draw(records, args.out / "compare.png")
-    print(table(records))
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_text(args.out / "table.md", table(records))
+        draw(records, args.out / "compare.png")
+        print(table(records))
 
 
 if __name__ == "__main__":

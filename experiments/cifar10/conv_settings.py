@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
+from experiments.training.flags import add_switches, command_line, require_none, too_small
 from experiments.training.images import DATASETS, FLIPS
 from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
 
@@ -55,17 +56,9 @@ class Settings:
 
     def check(self) -> None:
         """Raise on settings that contradict each other or can't be meant."""
-        problems = []
-        for name in ("batch_size", "test_batch_size", "epochs", "degree"):
-            if getattr(self, name) < 1:
-                problems.append(
-                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-                )
-        for name in ("wd", "gclip", "momentum", "shift", "cutout", "label_smoothing", "width"):
-            if getattr(self, name) < 0:
-                problems.append(
-                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
-                )
+        problems = too_small(self, ("batch_size", "test_batch_size", "epochs", "degree"), 1)
+        zeros = ("wd", "gclip", "momentum", "shift", "cutout", "label_smoothing", "width")
+        problems += too_small(self, zeros, 0)
         if not 0 <= self.ema < 1 or not self.label_smoothing < 1:
             problems.append(
                 f"--ema {self.ema} and --label-smoothing {self.label_smoothing} must be at least 0 "
@@ -74,25 +67,21 @@ class Settings:
         if (self.network == "infinite") != (self.width == 0):
             problems.append(
                 f"--network {self.network} with --width {self.width}: a finite network has a "
-                "width, the infinite one "
-                "has none"
+                "width, the infinite one has none"
             )
         try:
             layers, pools, _ = len(self.rank_list), len(self.pool_list), self.shortcut_list
             if layers != pools + 1:
                 problems.append(
                     f"--pools {self.pools} must have one entry less than --ranks {self.ranks}: one "
-                    "for each hidden "
-                    "layer"
+                    "for each hidden layer"
                 )
         except ValueError:
             problems.append(
                 f"--ranks {self.ranks!r} and --pools {self.pools!r} are numbers separated by "
-                "commas, --shortcuts "
-                f"{self.shortcuts!r} pairs of layers such as 1-3,3-5"
+                f"commas, --shortcuts {self.shortcuts!r} pairs of layers such as 1-3,3-5"
             )
-        if problems:
-            raise ValueError("; ".join(problems))
+        require_none(problems)
 
     @property
     def rank_list(self) -> list[int]:
@@ -120,62 +109,64 @@ class Settings:
         )
 
 
+CHOICES = {
+    "fit": FITS,
+    "activation": tuple(ACTIVATIONS),
+    "optimizer": ("sgd", "adam", "adamw"),
+    "dataset": DATASETS,
+    "scheduler": ("none", "onecycle", "cosine"),
+    "network": NETWORKS,
+}
+
+
 def parser(description: str | None = None) -> argparse.ArgumentParser:
     """The command line of `cifar10conv`: one flag per setting, and what concerns the output
     only."""
-    result = argparse.ArgumentParser(
-        prog="python -m experiments.cifar10.cifar10conv",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    result = command_line(
+        "cifar10.cifar10conv",
+        Settings,
+        description,
+        choices=CHOICES,
+        helps={"flips": "mirror images; default: as suits the data"},
     )
-    choices = {
-        "fit": FITS,
-        "activation": tuple(ACTIVATIONS),
-        "optimizer": ("sgd", "adam", "adamw"),
-        "dataset": DATASETS,
-        "scheduler": ("none", "onecycle", "cosine"),
-        "network": NETWORKS,
-    }
-    for field in fields(Settings):
-        flag, default = f"--{field.name.replace('_', '-')}", field.default
-        if "bool" in str(field.type):
-            result.add_argument(
-                flag,
-                action=argparse.BooleanOptionalAction,
-                default=default,
-                help="default: as suits the data" if default is None else f"default {default}",
-            )
-        else:
-            kind = {"int | None": int}.get(str(field.type)) or type(default)
-            result.add_argument(
-                flag,
-                type=kind,
-                default=default,
-                choices=choices.get(field.name),
-                help=f"default {default}",
-            )
     result.add_argument(
         "--beside", default="", help="finite networks to train too, such as batchnorm:16,mup:64"
     )
+    result.add_argument("--beside-lr", type=float, help="their learning rate; default that of --lr")
     result.add_argument(
-        "--beside-lr", type=float, default=None, help="their learning rate; default that of --lr"
-    )
-    result.add_argument(
-        "--beside-epochs",
-        type=int,
-        default=None,
-        help="their number of epochs; default that of --epochs",
+        "--beside-epochs", type=int, help="their number of epochs; default that of --epochs"
     )
     result.add_argument(
         "--save-dir", default="", help="output folder; default output/cifar10conv/<date and time>"
     )
-    for flag, meaning in (
-        ("resume", "continue the runs in --save-dir"),
-        ("overwrite", "replace the runs in --save-dir"),
-        ("save-model", "write model.th (a state_dict) at the end"),
-        ("quiet", "print nothing while training"),
-        ("verbose", "print the network"),
-    ):
-        result.add_argument(f"--{flag}", action="store_true", help=meaning)
+    switches = {
+        "resume": "continue the runs in --save-dir",
+        "overwrite": "replace the runs in --save-dir",
+        "save-model": "write model.th (a state_dict) at the end",
+        "quiet": "print nothing while training",
+        "verbose": "print the network",
+    }
+    add_switches(result, switches)
+    return result
+
+
+def beside(text: str, settings: Settings, lr: float | None, epochs: int | None) -> list[Settings]:
+    """Settings of the finite networks that `text`, such as batchnorm:16,mup:64, asks for."""
+    result = []
+    for part in filter(None, text.split(",")):
+        network, _, width = part.partition(":")
+        if network not in NETWORKS[1:] or not width.isdigit():
+            raise ValueError(
+                f"--beside {text!r}: {part!r} is not one of {', '.join(NETWORKS[1:])} with a "
+                "width, such as batchnorm:64"
+            )
+        result.append(
+            replace(
+                settings,
+                network=network,
+                width=int(width),
+                lr=settings.lr if lr is None else lr,
+                epochs=epochs or settings.epochs,
+            )
+        )
     return result

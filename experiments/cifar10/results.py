@@ -8,19 +8,18 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.training.flags import read_settings
 from pilimit_lib.core import write_text
 
 
-def prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> Path:
-    """The output folder; one that holds a test with other settings is refused."""
+def prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Write the settings of a test; a folder that holds one with other settings is refused."""
     known = folder / "settings.json"
-    if known.exists() and not overwrite and json.loads(known.read_text()) != settings:
+    if known.exists() and not overwrite and read_settings(known) != settings:
         raise FileExistsError(
             f"{folder} holds a test with other settings; choose another --save-dir, or --overwrite"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(known, json.dumps(settings, indent=2) + "\n")
-    return folder
 
 
 def draw(records: list[dict[str, Any]], folder: Path) -> None:

@@ -13,9 +13,9 @@ from torch import nn
 
 from pilimit_lib.core import load
 from pilimit_lib.inf import FinPiMLPSample, InfMLP
+from pilimit_lib.inf.checkpoints.architecture import ALPHAS
 
 UNITS = ("memory", "degree", "fit", "activation", "row_budget")
-ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
 
 
 def load_network(

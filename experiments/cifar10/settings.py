@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
+from experiments.training.flags import (
+    add_switches,
+    command_line,
+    milestones,
+    require_none,
+    too_small,
+)
 from experiments.training.images import DATASETS
-from experiments.training.process import milestones
+from experiments.training.run_folder import Names
 from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
 
 REMOVED = {  # flags that did nothing in the original's library, or named what it never had
@@ -24,7 +31,7 @@ class Settings:
     """One training run. The defaults train digits; the README lists those of the paper for
     CIFAR-10."""
 
-    may_differ = ("epochs",)  # of a run that is resumed
+    names = Names("cifar10.cifar10mlp")
     dataset: str = "digits"
     data: str = "./dataset"
     train_subset_size: int | None = None
@@ -75,15 +82,9 @@ class Settings:
 
     def check(self) -> None:
         """Raise on settings that contradict each other or can't be meant."""
-        problems = []
-        for name in ("r", "batch_size", "accum_steps", "test_batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                problems.append(
-                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-                )
-        for name in ("width", "depth", "wd", "gclip", "momentum"):
-            if getattr(self, name) < 0:
-                problems.append(f"--{name} must not be negative, got {getattr(self, name)}")
+        ones = ("r", "batch_size", "accum_steps", "test_batch_size", "epochs")
+        problems = too_small(self, ones, 1)
+        problems += too_small(self, ("width", "depth", "wd", "gclip", "momentum"), 0)
         if self.gaussian_init and not self.width:
             problems.append("--gaussian-init makes a finite μ-network: give its --width")
         if self.optimizer != "sgd":
@@ -109,8 +110,26 @@ class Settings:
             )
         if not self.teacher_path and (self.teacher_alpha, self.teacher_temp) != (0.5, 1.0):
             problems.append("--teacher-alpha and --teacher-temp need a --teacher-path")
-        if problems:
-            raise ValueError("; ".join(problems))
+        require_none(problems)
+
+    def describe(self) -> str:
+        finite = f"{'μ' if self.gaussian_init else 'π'}-network, width {self.width}"
+        kind = finite if self.width else "infinite π-network"
+        return f"{kind}, r={self.r}, depth {self.depth}, seed {self.seed}"
+
+
+CHOICES = {
+    "memory": ("rows", "moments"),
+    "fit": FITS,
+    "activation": tuple(ACTIVATIONS),
+    "optimizer": ("sgd", "adam", "adamw"),
+    "dataset": DATASETS,
+    "loss": ("xent", "mse"),
+    "scheduler": ("None", "cosine", "multistep"),
+}
+
+# what concerns a run's output, and is no part of its settings
+OUTPUT = ("resume", "overwrite", "model_path", "save_model", "quiet", "human", "verbose")
 
 
 def parser(
@@ -121,51 +140,22 @@ def parser(
 ) -> argparse.ArgumentParser:
     """The command line of a training run: one flag per setting, and what concerns the output
     only."""
-    result = argparse.ArgumentParser(
-        prog=f"python -m experiments.{command}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    choices = {
-        "memory": ("rows", "moments"),
-        "fit": FITS,
-        "activation": tuple(ACTIVATIONS),
-        "optimizer": ("sgd", "adam", "adamw"),
-        "dataset": DATASETS,
-        "loss": ("xent", "mse"),
-        "scheduler": ("None", "cosine", "multistep"),
-        **(more_choices or {}),
-    }
-    for field in fields(settings):
-        flag, default = f"--{field.name.replace('_', '-')}", field.default
-        if default is False:
-            result.add_argument(flag, action="store_true")
-        else:
-            kind = {"int | None": int, "float | None": float}.get(str(field.type)) or type(default)
-            result.add_argument(
-                flag,
-                type=kind,
-                default=default,
-                choices=choices.get(field.name),
-                help=f"default {default}",
-            )
+    choices = {**CHOICES, **(more_choices or {})}
+    result = command_line(command, settings, description, choices=choices)
     result.add_argument(
         "--save-dir",
         default="",
         help=f"output folder; default output/{command.split('.')[-1]}/<date and time>",
     )
-    result.add_argument(
-        "--save-model", action="store_true", help="write model.th (a state_dict) at the end"
-    )
     result.add_argument("--model-path", default="", help="start from this state_dict")
-    for flag, meaning in (
-        ("resume", "continue the run in --save-dir"),
-        ("overwrite", "replace the run in --save-dir"),
-        ("test", "only test the network of --model-path"),
-        ("verbose", "print the network"),
-        ("quiet", "print nothing while training"),
-        ("human", "counts and bytes with units"),
-    ):
-        result.add_argument(f"--{flag}", action="store_true", help=meaning)
+    switches = {
+        "save-model": "write model.th (a state_dict) at the end",
+        "resume": "continue the run in --save-dir",
+        "overwrite": "replace the run in --save-dir",
+        "test": "only test the network of --model-path",
+        "verbose": "print the network",
+        "quiet": "print nothing while training: no bar, no table",
+        "human": "counts and bytes with units",
+    }
+    add_switches(result, switches)
     return result

@@ -19,14 +19,14 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from experiments.dendrites.data import digits
 from experiments.dendrites.images import ConvNet
 from experiments.dendrites.training import accuracy, train_epoch
-from pilimit_lib.dendrites import DendriteConfig, Growth, History, dendritic
+from pilimit_lib.dendrites import DendriteConfig, Growth, Patience, dendritic
 
 
 def measure(width: float, epochs: int, **settings) -> dict:
     torch.manual_seed(0)
     sets = digits()
     x, y = sets["train"]
-    config = DendriteConfig(switch=History(patience=5), max_dendrites=3, seed=0, **settings)
+    config = DendriteConfig(switch=Patience(patience=5), max_dendrites=3, seed=0, **settings)
     growth = Growth(
         dendritic(ConvNet(width, 8), config),
         optimizer=lambda ps: torch.optim.Adam(ps, 3e-3),

@@ -11,7 +11,7 @@ import argparse
 import transformers
 
 from experiments.dendrites.data import digits
-from pilimit_lib.dendrites import DendriteConfig, History, dendritic
+from pilimit_lib.dendrites import DendriteConfig, Patience, dendritic
 from pilimit_lib.dendrites.integrations.huggingface import DendriteCallback
 
 
@@ -45,7 +45,7 @@ def main(argv=None):
         attention_probs_dropout_prob=0.0,
     )
     config = DendriteConfig(
-        switch=History(patience=args.patience),
+        switch=Patience(patience=args.patience),
         max_dendrites=2,
         save_dir=args.out,
         seed=0,

@@ -1,12 +1,14 @@
 """A small conv net with dendrites on digits or Fashion-MNIST, beside two controls that are trained
 by the same machinery.
 
-    python -m experiments.dendrites.images --set digits --widths 0.25 0.5 --seeds 0 1 2 --out
-    results/dendrites/digits python -m experiments.dendrites.images --set fashion --data DIR
-    --widths 0.25 --seeds 0 1 2 --max-epochs 60 --out results/dendrites/fashion
+    python -m experiments.dendrites.images --set digits --widths 0.25 0.5 --seeds 0 1 2 \\
+        --out results/dendrites/digits
+    python -m experiments.dendrites.images --set fashion --data DIR --widths 0.25 \\
+        --seeds 0 1 2 --max-epochs 60 --out results/dendrites/fashion
 
 arms   dendrites   grows when learning stalls
-       restarts    the same network: at each stall back to the best weights and a restarted learning rate, but nothing grows
+       restarts    the same network: at each stall back to the best weights and a restarted
+                   learning rate, but nothing grows
        wider       a network as large as the dendritic one became, with the same restarts
 Both controls train for as many epochs as the dendritic run took. Interrupted, the same command goes
 on where it stopped.
@@ -26,7 +28,7 @@ from tqdm import tqdm
 from experiments.dendrites.data import digits, fashion
 from experiments.dendrites.table import write_table
 from experiments.dendrites.training import accuracy, train_epoch
-from pilimit_lib.dendrites import DendriteConfig, Growth, History, PAISequential, dendritic
+from pilimit_lib.dendrites import DendriteConfig, Growth, PAISequential, Patience, dendritic
 
 ARMS = ("dendrites", "restarts", "wider")
 
@@ -82,7 +84,7 @@ def fit(
     (x, y), side = sets["train"], sets["train"][0].shape[-1]
     grows = arm == "dendrites"
     config = DendriteConfig(
-        switch=History(patience=settings.patience),
+        switch=Patience(patience=settings.patience),
         max_dendrites=settings.max_dendrites if grows else 10**6,
         max_tries=2 if grows else 10**6,
         save_dir=str(folder),

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.dendrites.data import digits
 from experiments.dendrites.images import ConvNet
-from pilimit_lib.dendrites import DendriteConfig, History, dendritic
+from pilimit_lib.dendrites import DendriteConfig, Patience, dendritic
 from pilimit_lib.dendrites.integrations.lightning import DendriteCallback
 
 
@@ -46,7 +46,7 @@ def main(argv=None):
     parser.add_argument("--out", default="results/dendrites/lightning")
     args = parser.parse_args(argv)
     pl.seed_everything(0)
-    config = DendriteConfig(switch=History(patience=5), max_dendrites=2, save_dir=args.out, seed=0)
+    config = DendriteConfig(switch=Patience(patience=5), max_dendrites=2, save_dir=args.out, seed=0)
     sets = digits()
 
     def load(name: str, shuffle: bool) -> DataLoader:

@@ -1,15 +1,16 @@
 """ImageNet32, the downsampled set of Chrabaszcz, Loshchilov & Hutter 2017, from its pickle files
 without executing them.
 
-    DIR/train_data_batch_1 ... 10, DIR/val_data     dict: data uint8 [n 3072] (red, green, blue planes of 32 x 32), labels 1..1000
-                                                    (a list), mean float [3072] in training batches
+    DIR/train_data_batch_1 ... 10, DIR/val_data
+        dict: data uint8 [n 3072] (red, green, blue planes of 32 x 32), labels 1..1000 (a list),
+        mean float [3072] in training batches
 
 How to get the files: data/README.md. Images stay bytes; a batch is normalised when it is taken.
 """
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +20,31 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.training.images import ImageSet
+from experiments.training.process import shows_bars
+from pilimit_orig.cifar10.data import Array, ArrayReader
+from pilimit_orig.unpickle import NumpyType
 
 BATCHES = 10
 FEATURES = 3 * 32 * 32
 CLASSES = 1000
 GET = "get the 32 x 32 files at https://image-net.org/download-images.php and unpack them there"
 
-# Pickles of numpy arrays, old and new, need these names and no others.
-_SAFE = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
-}
+
+def _from_buffer(data: bytes, kind: NumpyType, shape: Sequence[int], order: str) -> Array:
+    """How newer pickles hold an array."""
+    array = Array()
+    array.__setstate__((1, shape, kind, order != "C", bytes(data)))
+    return array
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows numpy arrays and nothing that could run code."""
+class _Reader(ArrayReader):
+    """Knows numpy's arrays of numbers as inert bytes with a shape: numpy's own reconstruction would
+    trust what the file says of them, and can be made to crash."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _SAFE:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no image file needs")
-        return super().find_class(module, name)
+    kind = "file of ImageNet32"
+    known = ArrayReader.known | {
+        (f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")
+    }
 
 
 class ByteImages:
@@ -96,7 +95,8 @@ def load_imagenet32(
     if missing:
         raise FileNotFoundError(f"ImageNet32 in {root.resolve()} lacks {', '.join(missing)}: {GET}")
     parts, count = [], 0
-    for path in tqdm(train_files, desc="reading ImageNet32", disable=quiet, leave=False):
+    hidden = not shows_bars(quiet)
+    for path in tqdm(train_files, desc="reading ImageNet32", disable=hidden, leave=False):
         if train_size is None or count < train_size:
             parts.append(read_file(path))
             count += len(parts[-1][1])
@@ -123,24 +123,11 @@ def load_imagenet32(
 
 def read_file(path: Path) -> tuple[Tensor, Tensor]:
     """(images uint8 [n 3 32 32], labels from 0 [n]) of one published file."""
-    try:
-        with open(path, "rb") as file:
-            found = _Unpickler(file, encoding="latin1").load()
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        ImportError,
-        # damaged lengths ask for any memory, damaged names for any encoding
-        MemoryError,
-    ) as error:
-        raise ValueError(f"{path} is damaged or no file of ImageNet32 ({error}); {GET}") from error
-    if not isinstance(found, dict) or not {"data", "labels"} <= set(found):
-        held = sorted(map(str, found)) if isinstance(found, dict) else type(found).__name__
-        raise ValueError(f"{path} holds {held}; a dict with data and labels was expected")
+    found = _held(path)
+    if not {"data", "labels"} <= set(found):
+        raise ValueError(
+            f"{path} holds {sorted(map(str, found))}; a dict with data and labels was expected"
+        )
     data, labels = found["data"], np.asarray(found["labels"])
     if (
         not isinstance(data, np.ndarray)
@@ -148,19 +135,15 @@ def read_file(path: Path) -> tuple[Tensor, Tensor]:
         or data.ndim != 2
         or data.shape[1] != FEATURES
     ):
-        kind = (
-            f"{data.dtype} {list(data.shape)}"
-            if isinstance(data, np.ndarray)
-            else type(data).__name__
-        )
+        is_array = isinstance(data, np.ndarray)
+        kind = f"{data.dtype} {list(data.shape)}" if is_array else type(data).__name__
         raise ValueError(
             f"data in {path} are {kind}; uint8 [n, {FEATURES}] were expected (the 32 x 32 version)"
         )
     if labels.shape != (len(data),) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"{path} holds {len(data)} images and labels of shape {list(labels.shape)}, "
-            f"{labels.dtype}; one whole "
-            "number per image was expected"
+            f"{labels.dtype}; one whole number per image was expected"
         )
     if len(labels) and not 1 <= labels.min() <= labels.max() <= CLASSES:
         raise ValueError(
@@ -177,14 +160,29 @@ def read_file(path: Path) -> tuple[Tensor, Tensor]:
     ) - 1
 
 
+def _held(path: Path) -> dict[str, Any]:
+    """The dict in a published file, with arrays for the stand-ins."""
+    try:
+        with open(path, "rb") as file:
+            found = _Reader(file, encoding="bytes").load()
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, not a dict")
+        texts = {key.decode() if isinstance(key, bytes) else key: found[key] for key in found}
+        return {
+            key: value.values if isinstance(value, Array) else value for key, value in texts.items()
+        }
+    except OSError:
+        raise
+    except Exception as error:
+        # A damaged pickle can fail in any of Python's ways; none of them is the caller's business.
+        raise ValueError(f"{path} is damaged or no file of ImageNet32 ({error}); {GET}") from error
+
+
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel [1 3 1 1], in pieces: the bytes of all images are
     gigabytes already."""
-    total, squares, count = (
-        torch.zeros(3, dtype=torch.float64),
-        torch.zeros(3, dtype=torch.float64),
-        0,
-    )
+    total, squares = torch.zeros(2, 3, dtype=torch.float64)
+    count = 0
     for part in images.split(20_000):
         values = part.double().flatten(2)
         total, squares = total + values.sum((0, 2)), squares + values.square().sum((0, 2))

@@ -8,7 +8,7 @@ loader that yields this form can take the place of `Episodes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,13 +81,8 @@ class Episodes:
                 f"{shots} support and {shots_test} query samples of a class were asked for, the "
                 f"data have {samples}"
             )
-        self.ways, self.shots, self.shots_test, self.batch_size, self.dtype = (
-            ways,
-            shots,
-            shots_test,
-            batch_size,
-            dtype,
-        )
+        self.ways, self.shots, self.shots_test = ways, shots, shots_test
+        self.batch_size, self.dtype = batch_size, dtype
         self.features, self.seed = classes.features, seed
         self.images = classes.flat()
         # A table of what a byte means: cheaper than arithmetic on every batch.
@@ -168,13 +163,8 @@ class Sinusoids:
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.shots, self.shots_test, self.batch_size, self.seed, self.dtype = (
-            shots,
-            shots_test,
-            batch_size,
-            seed,
-            dtype,
-        )
+        self.shots, self.shots_test = shots, shots_test
+        self.batch_size, self.seed, self.dtype = batch_size, seed, dtype
         self.restart()
 
     def restart(self) -> None:
@@ -202,3 +192,41 @@ class Sinusoids:
         return batch
 
     state, load_state = Episodes.state, Episodes.load_state
+
+
+class Epochs:
+    """A stream of batches cut into epochs of `size`; after an interruption an epoch gives what is
+    left of it.
+
+    `same`: the stream begins again with every epoch. A loader of yours that ends early is an error.
+    """
+
+    def __init__(self, stream: Iterable[Batch], size: int, same: bool = False) -> None:
+        self.stream, self.size, self.same = stream, size, same
+        self.done = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[tuple[Batch]]:
+        if self.same and not self.done:
+            self.stream.restart()
+        for batch in self.stream:
+            self.done += 1
+            yield (batch,)
+            if self.done >= self.size:
+                break
+        if self.done < self.size:
+            raise ValueError(
+                f"the loader ended after {self.done} batches, --num-batches is {self.size}"
+            )
+        self.done = 0
+
+    def state(self) -> dict[str, Any] | None:
+        """Where the stream stands; that of a foreign loader is not known."""
+        return self.stream.state() if hasattr(self.stream, "state") else None
+
+    def load_state(self, state: dict[str, Any] | None, done: int) -> None:
+        self.done = done
+        if state is not None:
+            self.stream.load_state(state)

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from experiments.meta.episodes import Batch, Classes, Episodes, Sinusoids
 from experiments.meta.omniglot import load_omniglot
 from experiments.meta.settings import DTYPES, Settings
-from experiments.training.process import milestones, seed_everything
+from experiments.training.flags import milestones
+from experiments.training.process import seed_everything, shows_bars
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
-from pilimit_lib.inf.gp.learner import KernelMLP
-from pilimit_lib.inf.gp.regression import ReLUKernel
-from pilimit_lib.inf.meta.inner_loop import (
+from pilimit_lib.inf.gp import KernelMLP, ReLUKernel
+from pilimit_lib.inf.meta import (
     Adapted,
     TaskLoss,
     adapt,
@@ -30,7 +30,7 @@ from pilimit_lib.inf.meta.inner_loop import (
     readout_kernel,
     smooth_l1,
 )
-from pilimit_lib.inf.rows.autograd import direction
+from pilimit_lib.inf.numerics import direction
 
 
 def tasks(
@@ -114,18 +114,14 @@ def build(settings: Settings, device: torch.device) -> nn.Module:
 def hold_fixed(settings: Settings, net: nn.Module) -> None:
     """What the meta-optimiser doesn't learn gets no gradient, so that it costs nothing and no norm
     counts it."""
+    last = len(net.layers) - 1
+    # a network of one layer has a readout only, so the last entry wins
+    mults = {0: settings.first_layer_lr_mult} | {last: settings.last_layer_lr_mult}
     for number, layer in enumerate(net.layers):
-        last = number == len(net.layers) - 1
-        mult = (
-            settings.last_layer_lr_mult
-            if last
-            else settings.first_layer_lr_mult
-            if number == 0
-            else 1
-        )
+        learned = number == last or not settings.train_last_layer_only
         for name, parameter in layer.named_parameters():
-            own = settings.bias_lr_mult if name == "bias" else mult
-            parameter.requires_grad_(bool(own) and (last or not settings.train_last_layer_only))
+            mult = settings.bias_lr_mult if name == "bias" else mults.get(number, 1)
+            parameter.requires_grad_(bool(mult) and learned)
 
 
 def optimizer_of(settings: Settings, net: nn.Module) -> torch.optim.Optimizer:
@@ -148,11 +144,8 @@ def scheduler_of(
     settings: Settings, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
     """Schedules advance with every batch; milestones and the ratio of 'exp' are in epochs."""
-    s, schedulers, total = (
-        settings,
-        torch.optim.lr_scheduler,
-        settings.num_epochs * settings.num_batches,
-    )
+    s, schedulers = settings, torch.optim.lr_scheduler
+    total = s.num_epochs * s.num_batches
     if s.scheduler == "cosine":
         return schedulers.CosineAnnealingLR(optimizer, total)
     if s.scheduler == "linear":
@@ -216,7 +209,6 @@ def meta_step(
     before the step."""
     outputs = adapted_to(settings, net, batch, learn=True)(batch["test"][0])
     loss = losses_of(settings)[1](outputs, batch["test"][1]).mean()
-    require_finite(loss.item(), "the training loss")
     if loss.requires_grad:  # a kernel learner whose readout is fixed has nothing to learn
         optimizer.zero_grad()
         loss.backward()
@@ -224,16 +216,6 @@ def meta_step(
             clip_grad_norm_(net, settings.grad_clip, settings.gclip_per_param)
         optimizer.step()
     return {"loss": loss.item(), **accuracy(settings, outputs, batch["test"][1])}
-
-
-def require_finite(loss: float, what: str) -> None:
-    """Raise where a run has diverged: what would follow is NaN."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"{what} became {loss}; lower --meta-lr or --step-size, or bound the meta-gradient "
-            "with "
-            "--grad-clip"
-        )
 
 
 def accuracy(settings: Settings, outputs: Tensor, y: Tensor) -> dict[str, float]:
@@ -277,7 +259,11 @@ def evaluate(
     interval (of one task None)."""
     per_task: dict[str, list[Tensor]] = {"loss": [], "acc": []}
     for batch in tqdm(
-        islice(batches, count), total=count, desc="testing", leave=False, disable=quiet
+        islice(batches, count),
+        total=count,
+        desc="testing",
+        leave=False,
+        disable=not shows_bars(quiet),
     ):
         batch = placed(batch, device, DTYPES[settings.dtype])
         y = batch["test"][1]

@@ -9,6 +9,7 @@ https://github.com/brendenlake/omniglot/tree/master/python
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 import zlib
 from collections import defaultdict
@@ -19,10 +20,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from experiments.training.process import shows_bars
 from pilimit_lib.core import replacing
 
 PARTS = ("images_background", "images_evaluation")
 SIDE, DRAWINGS, CHARACTERS = 28, 20, 1623
+LARGEST = 1 << 20  # bytes and pixels of a drawing; the published ones have 105 x 105 pixels
 WHERE = "https://github.com/brendenlake/omniglot/tree/master/python"
 
 # The Vinyals split in words: five alphabets of the background set validate. The evaluation set is
@@ -88,13 +91,23 @@ def _sources(root: Path) -> list[Path]:
 
 def _files(source: Path) -> Iterator[tuple[tuple[str, ...], bytes]]:
     """(path inside the part, content) of every drawing."""
+
+    def require_drawing(name: str, size: int) -> None:
+        if size > LARGEST:
+            raise ValueError(
+                f"{name} in {source} is no drawing: it unpacks to {size} bytes; get the file again "
+                f"from {WHERE}"
+            )
+
     if source.is_dir():
         for path in sorted(source.rglob("*.png")):
+            require_drawing(path.name, path.stat().st_size)
             yield path.relative_to(source).parts, path.read_bytes()
         return
     try:
         with zipfile.ZipFile(source) as archive:
             for name in sorted(name for name in archive.namelist() if name.endswith(".png")):
+                require_drawing(name, archive.getinfo(name).file_size)
                 yield tuple(name.split("/"))[-3:], archive.read(name)
     # zlib.error, NotImplementedError and RuntimeError: a damaged stream, compression method or
     # encryption flag.
@@ -109,7 +122,9 @@ def _files(source: Path) -> Iterator[tuple[tuple[str, ...], bytes]]:
         raise ValueError(f"{source} is damaged ({error}); get it again from {WHERE}") from error
 
 
-def _read(sources: list[Path], quiet: bool) -> dict[str, np.ndarray]:
+def _small(content: bytes) -> np.ndarray:
+    """A drawing as bytes [28 28]. Raises ValueError where it is no image, or a picture whose
+    unpacking would take more memory than any drawing's."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -117,24 +132,43 @@ def _read(sources: list[Path], quiet: bool) -> dict[str, np.ndarray]:
             "reading Omniglot needs Pillow, which comes with torchvision: pip install "
             "'pilimit[images]'"
         ) from error
+    try:
+        # Pillow only warns of a picture that is somewhat too large, and opens it
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(io.BytesIO(content))
+        if image.width * image.height > LARGEST:
+            raise ValueError(f"it has {image.width} x {image.height} pixels")
+        resized = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise ValueError(str(error)) from error
+    return np.asarray(resized)
+
+
+def _read(sources: list[Path], quiet: bool) -> dict[str, np.ndarray]:
     drawings = defaultdict(list)
-    bar = tqdm(total=CHARACTERS * DRAWINGS, desc="reading Omniglot", disable=quiet, leave=False)
+    bar = tqdm(
+        total=CHARACTERS * DRAWINGS,
+        desc="reading Omniglot",
+        disable=not shows_bars(quiet),
+        leave=False,
+    )
     with bar:
         for part, source in zip(PARTS, sources):
             for where, content in _files(source):
                 try:
-                    image = (
-                        Image.open(io.BytesIO(content))
-                        .convert("L")
-                        .resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-                    )
-                except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                    image = _small(content)
+                except ValueError as error:
                     raise ValueError(
                         f"{'/'.join(where)} in {source} is no image ({error}); get the file again "
-                        "from "
-                        f"{WHERE}"
+                        f"from {WHERE}"
                     ) from error
-                drawings[part, *where[-3:-1]].append(np.asarray(image))
+                drawings[part, *where[-3:-1]].append(image)
                 bar.update()
     by_split = defaultdict(list)
     for key in sorted(drawings):

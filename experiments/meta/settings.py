@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from experiments.training.process import milestones
+from experiments.training.flags import (
+    add_switches,
+    command_line,
+    milestones,
+    require_none,
+    too_small,
+)
 from pilimit_lib.inf.dual.hermite import FITS
 
 REMOVED = {
@@ -27,6 +33,27 @@ REMOVED = {
 }
 # of everything but rows
 DTYPES = {"float16": torch.float32, "float32": torch.float32, "float64": torch.float64}
+
+AT_LEAST_ONE = (
+    "num_ways",
+    "num_shots",
+    "num_shots_test",
+    "infnet_r",
+    "batch_size",
+    "num_epochs",
+    "num_batches",
+    "num_test_batches",
+    "num_steps",
+    "depth",
+)
+NOT_NEGATIVE = (
+    "step_size",
+    "meta_lr",
+    "meta_momentum",
+    "first_layer_lr_mult",
+    "last_layer_lr_mult",
+    "bias_lr_mult",
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +120,9 @@ class Settings:
     @property
     def kernel(self) -> str | None:
         """nngp or ntk for learners without features, else None."""
-        return "nngp" if self.gp or self.gp1lp else "ntk" if self.ntk or self.ntk1lp else None
+        if self.gp or self.gp1lp:
+            return "nngp"
+        return "ntk" if self.ntk or self.ntk1lp else None
 
     @property
     def hidden_layers(self) -> int:
@@ -118,35 +147,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise on settings that contradict each other or can't be meant."""
-        problems = []
-        for name in (
-            "num_ways",
-            "num_shots",
-            "num_shots_test",
-            "infnet_r",
-            "batch_size",
-            "num_epochs",
-            "num_batches",
-            "num_test_batches",
-            "num_steps",
-            "depth",
-        ):
-            if getattr(self, name) < 1:
-                problems.append(
-                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-                )
-        for name in (
-            "step_size",
-            "meta_lr",
-            "meta_momentum",
-            "first_layer_lr_mult",
-            "last_layer_lr_mult",
-            "bias_lr_mult",
-        ):
-            if getattr(self, name) < 0:
-                problems.append(
-                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
-                )
+        problems = too_small(self, AT_LEAST_ONE, 1) + too_small(self, NOT_NEGATIVE, 0)
         if self.dataset == "miniimagenet":
             problems.append(
                 "there is no reader of mini-ImageNet here; --dataset omniglot or sinusoid"
@@ -176,8 +177,7 @@ class Settings:
         if rows and not self.first_order and not self.adapt_readout_only:
             problems.append(
                 "second order through adapted rows is no sum of rows: --adapt-readout-only, "
-                "--first-order, or "
-                "--memory moments"
+                "--first-order, or --memory moments"
             )
         learned_rows = rows and (
             self.depth > 1 and not self.train_last_layer_only or self.last_layer_lr_mult
@@ -185,13 +185,11 @@ class Settings:
         if self.optimizer != "sgd" and (learned_rows or self.kernel):
             problems.append(
                 f"--optimizer {self.optimizer} needs --memory moments or a finite network: rows "
-                "are appended by SGD "
-                "only"
+                "are appended by SGD only"
             )
         if self.optimizer != "sgd" and self.meta_momentum:
             problems.append(f"--meta-momentum is SGD's; --optimizer {self.optimizer} has its own")
-        if problems:
-            raise ValueError("; ".join(problems))
+        require_none(problems)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -209,6 +207,7 @@ CHOICES = {
     "dtype": tuple(DTYPES),
 }
 HELPS = {
+    "folder": "folder that holds the data; default ./dataset",
     "Gproj_inner": "project inner gradients of the finite π-network; nothing for any other",
     "Gproj_outer": "project meta-gradients of the finite π-network; nothing for any other",
     "hidden_size": "width of a finite network; -1: infinite (default 64)",
@@ -233,38 +232,15 @@ HELPS = {
 
 def parser(description: str | None = None) -> argparse.ArgumentParser:
     """The command line of `train`: one flag per setting, and what concerns the output only."""
-    result = argparse.ArgumentParser(
-        prog="python -m experiments.meta.train",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    result = command_line(
+        "meta.train",
+        Settings,
+        description,
+        choices=CHOICES,
+        helps=HELPS,
+        aliases={"infnet_r": "--infnet_r"},
+        positional="folder",
     )
-    result.add_argument(
-        "folder",
-        nargs="?",
-        default="./dataset",
-        help="folder that holds the data; default ./dataset",
-    )
-    for field in fields(Settings)[1:]:
-        flags, text = (
-            [f"--{field.name.replace('_', '-')}"],
-            HELPS.get(field.name, f"default {field.default}"),
-        )
-        if field.name == "infnet_r":
-            flags.append("--infnet_r")
-        if field.default is False:
-            result.add_argument(
-                *flags, dest=field.name, action="store_true", help=HELPS.get(field.name)
-            )
-        else:
-            result.add_argument(
-                *flags,
-                dest=field.name,
-                type=type(field.default),
-                default=field.default,
-                choices=CHOICES.get(field.name),
-                help=text,
-            )
     result.add_argument("--output-folder", default="", help="default output/meta/<date and time>")
     result.add_argument(
         "--store",
@@ -272,12 +248,12 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         default="jsonl",
         help="cox: also write the tables as a cox store (pip install 'pilimit[cox]')",
     )
-    for flag, meaning in (
-        ("resume", "continue the run in --output-folder"),
-        ("overwrite-existing", "replace the run in --output-folder"),
-        ("validate-only", "no training: validate the network of --load-model-path, or a fresh one"),
-        ("verbose", "print the network"),
-        ("quiet", "print nothing while training"),
-    ):
-        result.add_argument(f"--{flag}", action="store_true", help=meaning)
+    switches = {
+        "resume": "continue the run in --output-folder",
+        "overwrite-existing": "replace the run in --output-folder",
+        "validate-only": "no training: validate the network of --load-model-path, or a fresh one",
+        "verbose": "print the network",
+        "quiet": "print nothing while training",
+    }
+    add_switches(result, switches)
     return result

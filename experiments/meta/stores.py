@@ -89,13 +89,9 @@ def _write_cox(folder: Path, tables: dict[str, Records]) -> None:
 
 def _plain(value: Any) -> Any:
     """What a column can hold: numbers and texts; nothing is an empty text."""
-    return (
-        value
-        if isinstance(value, bool | int | float | str)
-        else ""
-        if value is None
-        else json.dumps(value)
-    )
+    if value is None:
+        return ""
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
 def _kind(column: pd.Series) -> type:

@@ -1,8 +1,10 @@
 """Test a meta-learned network on tasks of classes that it has never seen.
 
     python -m experiments.meta.test --config results/config.json
-    python -m experiments.meta.test --config results/config.json --num-steps 5     # with other inner steps than in training
-    python -m experiments.meta.test --config results/config.json --nilmax          # no inner steps: the nearest class
+    # with other inner steps than in training
+    python -m experiments.meta.test --config results/config.json --num-steps 5
+    # no inner steps: the nearest class
+    python -m experiments.meta.test --config results/config.json --nilmax
 
 The result is printed and added to test.jsonl beside the config, and to the cox store there if the
 run has one.
@@ -10,7 +12,6 @@ run has one.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 from experiments.meta.learner import build, evaluate, hold_fixed, tasks
 from experiments.meta.settings import Settings
 from experiments.meta.stores import require_cox, write_tables
+from experiments.training.errors import errors_of
+from experiments.training.flags import add_switches, plain_command_line
 from experiments.training.process import pick_device
 from pilimit_lib.core import load
 
@@ -91,9 +94,10 @@ def test(
         steps,
         without_steps,
     )
+    taken = settings.num_steps if steps is None else steps
     record = {
         "split": split,
-        "num_steps": 0 if without_steps else settings.num_steps if steps is None else steps,
+        "num_steps": 0 if without_steps else taken,
         "nilmax": without_steps,
         "seed": seed,
         **found,
@@ -110,12 +114,7 @@ def _interval(half: float | None, times: float, digits: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    arguments = argparse.ArgumentParser(
-        prog="python -m experiments.meta.test",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    arguments = plain_command_line("meta.test", __doc__)
     arguments.add_argument("--config", required=True, help="config.json of the training run")
     arguments.add_argument("--folder", help="folder that holds the data; default: as in training")
     arguments.add_argument(
@@ -134,15 +133,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         help="of a torchmeta loader; the sampler here needs none",
     )
     arguments.add_argument("--seed", type=int, help="draw other test tasks")
-    for flag, meaning in (
-        ("nilmax", "no inner steps: classify by the readout's kernel"),
-        ("use-cuda", "test on the GPU"),
-        ("verbose", "print the network"),
-        ("quiet", "no progress bar"),
-    ):
-        arguments.add_argument(f"--{flag}", action="store_true", help=meaning)
+    switches = {
+        "nilmax": "no inner steps: classify by the readout's kernel",
+        "use-cuda": "test on the GPU",
+        "verbose": "print the network",
+        "quiet": "no progress bar",
+    }
+    add_switches(arguments, switches)
     args = arguments.parse_args(argv)
-    try:
+    with errors_of(arguments):
         record = test(
             args.config,
             folder=args.folder,
@@ -155,18 +154,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             quiet=args.quiet,
             verbose=args.verbose,
         )
-    except (ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
-        arguments.error(str(error))
-    accuracy = (
-        f"accuracy {100 * record['acc']:.2f}{_interval(record['acc_ci95'], 100, 2)} %, "
-        if "acc" in record
-        else ""
-    )
-    print(
-        f"{accuracy}loss {record['loss']:.4f}{_interval(record['loss_ci95'], 1, 4)} over "
-        f"{record['tasks']} tasks of the "
-        f"{record['split']} split (95 % interval)"
-    )
+        accuracy = (
+            f"accuracy {100 * record['acc']:.2f}{_interval(record['acc_ci95'], 100, 2)} %, "
+            if "acc" in record
+            else ""
+        )
+        print(
+            f"{accuracy}loss {record['loss']:.4f}{_interval(record['loss_ci95'], 1, 4)} over "
+            f"{record['tasks']} tasks of the {record['split']} split (95 % interval)"
+        )
     return record
 
 

@@ -1,7 +1,8 @@
 """How fast do finite networks sampled from a trained infinite one converge to it, and do they stay
 together while both train?
 
-    python -m experiments.networks.convergence --save-dir output/convergence         # about 2 minutes on 2 idle cores
+    # about 2 minutes on 2 idle cores
+    python -m experiments.networks.convergence --save-dir output/convergence
 
 Trains an infinite π-network on digits, samples networks of width n from it, measures the root mean
 square of f_n - f over test images and outputs, then trains both on the same batches and measures

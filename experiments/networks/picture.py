@@ -19,7 +19,8 @@ from torch import Tensor
 from experiments.training.process import seed_everything
 from pilimit_lib.inf import InfMLP, PiSGD, param_groups
 
-WIDTHS, DRAWS, STEPS, LR = (64, 512, 4096), 5, 600, 0.2
+WIDTHS, DRAWS = (64, 512, 4096), 5
+STEPS, LR = 600, 0.2
 
 
 def inputs(t: Tensor) -> Tensor:

@@ -58,20 +58,15 @@ def load_images(
     """
     if name not in DATASETS:
         raise ValueError(f"there is no data set '{name}'; choose one of {', '.join(DATASETS)}")
-    train_x, train_y, test_x, test_y = (
-        _digits() if name == "digits" else _torchvision(name, Path(root), flag)
-    )
+    images = _digits() if name == "digits" else _torchvision(name, Path(root), flag)
+    (train_x, train_y), (test_x, test_y) = images[:2], images[2:]
     for kind, size, have in (("train", train_size, len(train_x)), ("test", test_size, len(test_x))):
         if size is not None and not 0 < size <= have:
             raise ValueError(f"{name} has {have} {kind} images; a subset of {size} was asked for")
     # of the whole set: a few images may lack some
     classes = int(torch.cat([train_y, test_y]).max()) + 1
-    train_x, train_y, test_x, test_y = (
-        train_x[:train_size],
-        train_y[:train_size],
-        test_x[:test_size],
-        test_y[:test_size],
-    )
+    train_x, train_y = train_x[:train_size], train_y[:train_size]
+    test_x, test_y = test_x[:test_size], test_y[:test_size]
     mean = train_x.mean((0, 2, 3), keepdim=True)
     deviation = train_x.std((0, 2, 3), keepdim=True)
     return ImageSet(
@@ -125,13 +120,19 @@ class Batches:
     ) -> None:
         if size < 1:
             raise ValueError(f"the batch size must be positive, got {size}")
-        self.x, self.y, self.size, self.shift, self.flips = x, y, size, shift, flips
+        self.x, self.y, self.size = x, y, size
+        self.shift, self.flips = shift, flips
         self.generator = torch.Generator().manual_seed(seed)
         self.order: Tensor | None = None
         self.position = 0
 
     def __len__(self) -> int:
         return -(-len(self.x) // self.size)
+
+    @property
+    def done(self) -> int:
+        """How many batches of the epoch begun were given; 0 between two epochs."""
+        return 0 if self.order is None else self.position
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """What is left of the epoch begun, else a whole new one."""
@@ -161,17 +162,18 @@ class Batches:
             flip = torch.rand(len(x), generator=self.generator).to(x.device) < 0.5
             x = torch.where(flip[:, None, None, None], x.flip(3), x)
         if self.shift:
-            b, c, h, w = x.shape
-            padded = torch.nn.functional.pad(x, [self.shift] * 4)
-            top, left = torch.randint(0, 2 * self.shift + 1, (2, b), generator=self.generator).to(
-                x.device
-            )
-            sample, channel, row, column = (
-                torch.arange(count, device=x.device) for count in (b, c, h, w)
-            )
-            rows, columns = (
-                (top[:, None] + row)[:, None, :, None],
-                (left[:, None] + column)[:, None, None, :],
-            )
-            x = padded[sample[:, None, None, None], channel[:, None, None], rows, columns]
+            x = self._moved(x)
         return x
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """Each image cut out of a padded one at a place of its own."""
+        b, c, h, w = x.shape
+        padded = torch.nn.functional.pad(x, [self.shift] * 4)
+        corners = torch.randint(0, 2 * self.shift + 1, (2, b), generator=self.generator)
+        top, left = corners.to(x.device)[:, :, None]
+        rows = top + torch.arange(h, device=x.device)  # [b h]
+        columns = left + torch.arange(w, device=x.device)  # [b w]
+        # The four indices broadcast to [b c h w]: image, channel, and its own rows and columns.
+        sample = torch.arange(b, device=x.device)[:, None, None, None]
+        channel = torch.arange(c, device=x.device)[:, None, None]
+        return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -133,7 +133,7 @@ class Axis:
         along the axis."""
         count = self._common_length(values)
         self._check_fill(values, count)
-        source = Source.appended(self.size, count)
+        source = Source(prefix=self.size, fresh=count)
         if any(member.blocks is None for member in self.members):
             return self._commit(source, values)
         edits = []  # every training step of a π-network comes here, so the general path is too long

@@ -20,10 +20,11 @@ _ids: ContextVar[Tensor | None] = ContextVar("pilimit_batch_ids", default=None)
 
 
 @contextmanager
-def batch(ids: Tensor | list[int] | None) -> Iterator[Tensor | None]:
+def sample_ids(ids: Tensor | list[int] | None) -> Iterator[Tensor | None]:
     """Name the samples of every forward pass inside the `with`: `ids` [b], non-negative integers.
 
-    `batch(None)` suspends a surrounding `batch`, for data that are no samples of it.
+    `sample_ids(None)` suspends a surrounding one, for data that are no samples of it. `batch` is
+    the same under its short name.
     """
     ids = None if ids is None else _checked(ids)
     token = _ids.set(ids)
@@ -31,6 +32,9 @@ def batch(ids: Tensor | list[int] | None) -> Iterator[Tensor | None]:
         yield ids
     finally:
         _ids.reset(token)
+
+
+batch = sample_ids
 
 
 def _checked(ids: Tensor | list[int]) -> Tensor:

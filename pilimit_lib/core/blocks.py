@@ -337,11 +337,10 @@ class Blocks:
     def __deepcopy__(self, memo: dict) -> Blocks:
         twin = copy.copy(self)
         memo[id(self)] = twin
-        twin._blocks, twin._factors = (
-            [self._copied(block) for block in self._blocks],
-            list(self._factors),
-        )
+        twin._blocks = [self._copied(block) for block in self._blocks]
+        twin._factors = list(self._factors)
         return twin
 
     def __repr__(self) -> str:
-        return f"Blocks({list(self.shape)}, {self.dtype}, {len(self._blocks)} x {self.block_rows} rows)"
+        blocks = f"{len(self._blocks)} x {self.block_rows} rows"
+        return f"Blocks({list(self.shape)}, {self.dtype}, {blocks})"

@@ -25,10 +25,6 @@ class Source:
     index: Tensor | None = None
 
     @staticmethod
-    def appended(size: int, count: int) -> Source:
-        return Source(size, count)
-
-    @staticmethod
     def truncated(size: int) -> Source:
         return Source(size, 0)
 
@@ -101,13 +97,28 @@ class Change:
 
     @staticmethod
     def adding(parameter: nn.Parameter, beside: nn.Parameter | None = None) -> Change:
-        """A new parameter that shall be optimised like `beside` (None: like the last group)."""
+        """A new parameter that shall be optimised like `beside` and stand after it (None: at the
+        end of the last group)."""
         return Change(added=((parameter, beside),))
 
     @staticmethod
     def removing(parameter: nn.Parameter) -> Change:
         """A parameter that is no longer part of the model."""
         return Change(removed=(parameter,))
+
+    def __repr__(self) -> str:
+        """One line, for the end of a notebook's cell."""
+        parts = [f"{len(self.edits)} tensors replaced"] if self.edits else []
+        parts += [f"{len(self.added)} parameters added"] if self.added else []
+        parts += [f"{len(self.removed)} parameters removed"] if self.removed else []
+        shown = [
+            f"{type(edit.module).__name__}.{edit.name} {list(edit.old_shape)} -> "
+            f"{list(edit.new.shape)}"
+            for edit in self.edits[:2]
+        ]
+        more = ["..."] if len(self.edits) > len(shown) else []
+        what = f" ({', '.join([*shown, *more])})" if shown else ""
+        return f"Change: {', '.join(parts) or 'nothing'}{what}"
 
     def __add__(self, other: Change) -> Change:
         parts = (self.steps or (self,)) + (other.steps or (other,))

@@ -7,17 +7,19 @@ never run code.
 from __future__ import annotations
 
 import copy
+import io
 import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .archive import read_archive
 from .change import Change
 from .files import replacing
 from .follow import follow, parameters_of
@@ -90,26 +92,12 @@ def save(obj: Any, path: str | os.PathLike) -> None:
 
 
 def load(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> Any:
-    """Read what `save` (or `torch.save` of plain tensors and builtins) wrote; nothing in the file
-    is ever executed."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = (
-            str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
-            or "it is not a torch checkpoint"
-        )
-        raise ValueError(
-            f"{path} is not loaded, because it holds more than plain tensors and builtins, or is "
-            f"damaged: {reason}"
-        ) from error
-    except OSError:
-        raise
-    except Exception as error:  # the reader stumbles over damaged bytes in many ways
-        raise ValueError(f"{path} is damaged or not a torch checkpoint: {error}") from error
+    """Read what `save` (or `torch.save` of plain tensors and builtins) wrote.
+
+    Nothing in the file is ever executed, with any version of torch; a file that was cut, or whose
+    bits were flipped, is a ValueError with its name. See `archive`.
+    """
+    return read_archive(path, map_location)
 
 
 def _check_format(state: dict[str, Any]) -> None:
@@ -205,6 +193,19 @@ def _restore_optimizer(model: nn.Module, optimizer: Optimizer, saved: dict[str, 
 _PLAIN = (bool, int, float, complex, str, bytes)
 
 
+@cache
+def _loads(kind: type) -> bool:
+    """Whether this torch reads bytes, or complex numbers, under weights_only: 2.4 does not."""
+    buffer = io.BytesIO()
+    torch.save(b"x" if issubclass(kind, bytes) else 1j, buffer)
+    buffer.seek(0)
+    try:
+        torch.load(buffer, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
+
+
 def _copied(value: Any, where: str) -> Any:
     """A deep copy of plain things, in which every tensor is detached and owns its elements: a saved
     view would drag its buffer along. Anything else is refused now, because the file with it could
@@ -217,12 +218,13 @@ def _copied(value: Any, where: str) -> Any:
         return Counter(entries) if isinstance(value, Counter) else entries
     if isinstance(value, list | tuple):
         entries = [_copied(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
-        return (
-            torch.Size(entries)
-            if isinstance(value, torch.Size)
-            else tuple(entries)
-            if isinstance(value, tuple)
-            else entries
+        if isinstance(value, torch.Size):
+            return torch.Size(entries)
+        return tuple(entries) if isinstance(value, tuple) else entries
+    if isinstance(value, bytes | complex) and not _loads(type(value)):
+        raise TypeError(
+            f"{where} is {type(value).__name__}, which torch {torch.__version__} writes but does "
+            "not read as plain data; pass a tensor, or update torch"
         )
     if value is None or type(value) in (*_PLAIN, torch.dtype, torch.device):
         return value

@@ -68,13 +68,13 @@ def _add(optimizer: Optimizer, parameter: Tensor, beside: Tensor | None) -> None
             "holds"
         )
     if beside is None:
-        group = optimizer.param_groups[-1]
+        optimizer.param_groups[-1]["params"].append(parameter)
     else:
         place = _place(optimizer, beside)
         if place is None:
             return
-        group = place[0]
-    group["params"].append(parameter)
+        group, position = place
+        group["params"].insert(position + 1, parameter)
     # torch's optional record of names would be one short: nobody told the name of the new
     # parameter.
     for group in optimizer.param_groups:

@@ -6,9 +6,18 @@ facade over it.
 
 from .compat import GPA, PBM, UPA
 from .config import DendriteConfig
-from .conversion import PAISequential, Report, dendritic, dendritic_layers, finalize, report
+from .conversion import (
+    ConversionReport,
+    PAISequential,
+    Report,
+    dendritic,
+    dendritic_layers,
+    finalize,
+    report,
+    save_plain,
+)
 from .decisions.plateau import Decision, Plateau
-from .decisions.rules import EveryEpoch, Fixed, History, Never, Rules
+from .decisions.rules import EveryEpoch, Fixed, History, Never, Patience, Rules
 from .growth import Growth, StepResult
 from .layers.dimensions import DimensionError
 from .layers.exported import PlainDendritic
@@ -25,7 +34,9 @@ from .processors import (
 from .prune import Pruned, prune
 
 __all__ = [
+    "ConversionReport",
     "Decision",
+    "ConversionReport",
     "DendriteConfig",
     "DendriticLayer",
     "DimensionError",
@@ -43,6 +54,7 @@ __all__ = [
     "Never",
     "PAISequential",
     "PBM",
+    "Patience",
     "PlainDendritic",
     "Plateau",
     "Processor",
@@ -57,4 +69,5 @@ __all__ = [
     "preview",
     "prune",
     "report",
+    "save_plain",
 ]

@@ -23,13 +23,9 @@ Rule = type | str | Callable[[nn.Module, str], bool]
 
 def check_dims(dims: Sequence[int], what: str) -> tuple[int, ...]:
     """The dimensions as a tuple; raise unless they are one 0, at the neurons' axis, among -1."""
-    values = tuple(dims) if isinstance(dims, (list, tuple, torch.Size, Tensor)) else None
-    values = (
-        tuple(int(v) for v in values)
-        if values is not None and all(float(v).is_integer() for v in values)
-        else None
-    )
-    if values is None or sorted(set(values) - {-1}) != [0] or values.count(0) != 1:
+    listed = isinstance(dims, (list, tuple, Tensor)) and all(float(v).is_integer() for v in dims)
+    values = tuple(int(v) for v in dims) if listed else ()
+    if set(values) - {-1} != {0} or values.count(0) != 1:
         raise ValueError(
             f"{what} got {dims!r}; give one entry for each dimension of the layer's OUTPUT: "
             "a single 0 where its neurons are, -1 everywhere else, for example [-1, 0, -1, -1]"
@@ -42,30 +38,32 @@ class DendriteConfig(Rules):
     """What becomes dendritic, how new dendrites begin, when they are added (see Rules) and what is
     written to disk.
 
-    ``convert``, ``track``      rules: a type (exact), a class name, an id as ".layer1.0.conv1", or a predicate (module,
-                                name) -> bool.
-                                Converted layers get dendrites as one block; tracked ones are
-                                accounted for and never get any
-    ``replace``                 {type: New}: modules of the type become New(old) before conversion
-    ``processors``              {type or class name: processor class} for layers with several tensors in or out, see processors.py
-    ``dims``                    where the neurons are in layer outputs, as [-1, 0, -1, -1]; Linear layers then use [-1, 0].
-                                None: Linear and Conv layers are known at any rank, the others must
-                                be told (set_this_input_dimensions)
-    ``debug_dims``              list all wrong dimensions at the next step() instead of raising at the first
-    ``init_scale``, ``init_by_main``  new dendrites draw N(0,1)·scale (· mean |θ| of the neurons);
-    norm layers start as
-                                      norm layers do
-    ``activation``              of a dendrite: a name, or an elementwise function of a tensor
-    ``optimizer_state``         "keep": moments of what did not change survive growth; "reset": the optimiser is built anew
-    ``seed``                    of new weights; None: torch.initial_seed()
-    ``initial_correlation_batches``  batches at the start of a correlation phase that only gather
-    averages
-    ``reduce_scores``           distributed runs: "rank0" decides by its score, "mean" by the mean over ranks
-    ``save_dir``                folder for checkpoints, CSV files and pictures; None: nothing is written
-    ``checkpoints``             when latest.pt is written: "epoch", "switch" or "never" (best_model.pt follows the best
-                                score unless "never")
-    ``graphs``                  when pictures are drawn: "switch" (and at the end), "epoch" or "never". CSV files are
-                                always written
+    convert, track      rules: a type (exact), a class name, an id as ".layer1.0.conv1", or a
+                        predicate (module, name) -> bool. Converted layers get dendrites as one
+                        block; tracked ones are accounted for and never get any
+    replace             {type: New}: modules of the type become New(old) before conversion
+    processors          {type or class name: processor class} for layers with several tensors in
+                        or out, see processors.py
+    dims                where the neurons are in layer outputs, as [-1, 0, -1, -1]; Linear layers
+                        then use [-1, 0], and their last dimension where dims ends in 0. None:
+                        Linear and Conv layers are known at any rank, the others must be told
+                        (set_this_input_dimensions)
+    debug_dims          list all wrong dimensions at the end of the forward pass instead of raising
+                        at the first
+    init_scale,         new dendrites draw N(0,1)·scale (· mean |θ| of the neurons); norm layers
+    init_by_main        start as norm layers do
+    activation          of a dendrite: a name, or an elementwise function of a tensor
+    optimizer_state     "keep": moments of what did not change survive growth; "reset": the
+                        optimiser is built anew
+    seed                of new weights; None: torch.initial_seed()
+    initial_correlation_batches
+                        batches at the start of a correlation phase that only gather averages
+    reduce_scores       distributed runs: "rank0" decides by its score, "mean" by that of all
+    save_dir            folder for checkpoints, CSV files and pictures; None: nothing is written
+    checkpoints         when latest.pt is written: "epoch", "switch" or "never" (best_model.pt
+                        follows the best score unless "never")
+    graphs              when pictures are drawn: "switch" (and at the end), "epoch" or "never". CSV
+                        files are always written
     """
 
     convert: Sequence[Rule] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, "PAISequential")
@@ -97,7 +95,8 @@ class DendriteConfig(Rules):
             rules = getattr(self, name)
             if isinstance(rules, str) or not all(isinstance(r, str) or callable(r) for r in rules):
                 raise TypeError(
-                    f'{name} got {rules!r}; give a list of types, class names, ids (".layer1.0") or predicates'
+                    f"{name} got {rules!r}; give a list of types, class names, ids "
+                    '(".layer1.0") or predicates'
                 )
         for name in ("replace", "processors"):
             if not isinstance(getattr(self, name), Mapping):
@@ -129,14 +128,9 @@ class DendriteConfig(Rules):
         """The activation as checkpoints know it."""
         if isinstance(self.activation, str):
             return self.activation
-        known = [name for name, function in ACTIVATIONS.items() if function is self.activation]
-        return (
-            known[0]
-            if known
-            else getattr(self.activation, "__name__", type(self.activation).__name__)
-        )
+        own = getattr(self.activation, "__name__", type(self.activation).__name__)
+        return next((name for name, f in ACTIVATIONS.items() if f is self.activation), own)
 
     def activate(self, z: Tensor) -> Tensor:
-        return (
-            ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
-        )(z)
+        named = isinstance(self.activation, str)
+        return (ACTIVATIONS[self.activation] if named else self.activation)(z)

@@ -2,12 +2,16 @@
 
 import copy
 import difflib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations as kind_of
 
+from ..core import save
 from .config import DendriteConfig
+from .layers.dimensions import raise_dimension_errors
 from .layers.exported import PlainDendritic
 from .layers.initial import is_norm
 from .layers.layer import DendriticLayer
@@ -28,7 +32,7 @@ class PAISequential(nn.Sequential):
 
 
 @dataclass(frozen=True)
-class Report:
+class ConversionReport:
     """What the conversion did: module names that were wrapped and tracked, parameters in neither,
     and norm layers outside of blocks."""
 
@@ -37,6 +41,9 @@ class Report:
     untracked_parameters: tuple[str, ...]
     unwrapped_parameters: tuple[str, ...]
     bare_norms: tuple[str, ...]
+
+
+Report = ConversionReport
 
 
 def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Module:
@@ -60,6 +67,9 @@ def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Modu
         if any(isinstance(m, DendriticLayer) for m in encoder.modules()):
             # torch's fused inference path reads weights and would pass the dendrites by
             encoder.activation_relu_or_gelu = 0
+    if config.debug_dims:
+        for module in _called(root):
+            module.register_forward_hook(_raise_at_the_end)
     tracked = {id(module) for module in walk.tracked.values()}
     for name, module in root.named_modules():
         if id(module) in tracked:
@@ -67,6 +77,20 @@ def dendritic(model: nn.Module, config: DendriteConfig | None = None) -> nn.Modu
         if isinstance(module, DendriticLayer):
             module.name = name
     return root
+
+
+def _called(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules that can be called; a container of several networks can't."""
+    if type(module).forward is not nn.Module.forward:
+        yield module
+    else:
+        for child in module.children():
+            yield from _called(child)
+
+
+def _raise_at_the_end(module: nn.Module, args, output) -> None:
+    """The forward hook of debugging mode: names every layer with wrong dimensions at once."""
+    raise_dimension_errors(layer for _, layer in dendritic_layers(module))
 
 
 class _Walk:
@@ -99,7 +123,7 @@ class _Walk:
         if self._id_in(config.convert, name):
             return self._wrap(module, name)
         for old, new in config.replace.items():
-            if type(module) is old:
+            if kind_of(module) is old:
                 module = new(module)
                 if not isinstance(module, nn.Module):
                     raise TypeError(
@@ -132,10 +156,10 @@ class _Walk:
     def _matches(rules, module: nn.Module, name: str) -> bool:
         for rule in rules:
             if isinstance(rule, type):
-                if type(module) is rule:
+                if kind_of(module) is rule:
                     return True
             elif isinstance(rule, str):
-                if type(module).__name__ == rule:
+                if rule in (kind_of(module).__name__, type(module).__name__):
                     return True
             elif rule(module, name):
                 return True
@@ -147,7 +171,8 @@ class _Walk:
 
     def _wrap(self, module: nn.Module, name: str) -> DendriticLayer:
         processors = self.config.processors
-        processor = processors.get(type(module), processors.get(type(module).__name__))
+        kind = kind_of(module)
+        processor = processors.get(kind, processors.get(kind.__name__))
         return DendriticLayer(module, self.config, name, processor)
 
     def check_ids(self, model: nn.Module) -> None:
@@ -182,7 +207,7 @@ def dendritic_layers(model: nn.Module) -> Iterator[tuple[str, DendriticLayer]]:
     )
 
 
-def report(model: nn.Module) -> Report:
+def report(model: nn.Module) -> ConversionReport:
     """What is wrapped, what is tracked, and what is neither."""
     wrapped = tuple(name for name, _ in dendritic_layers(model))
     tracked = tuple(
@@ -198,7 +223,7 @@ def report(model: nn.Module) -> Report:
 
     names = [name for name, _ in model.named_parameters()]
     unwrapped = tuple(n for n in names if not inside(n, wrapped))
-    return Report(
+    return ConversionReport(
         wrapped,
         tracked,
         tuple(n for n in unwrapped if not inside(n, tracked)),
@@ -221,3 +246,8 @@ def finalize(model: nn.Module) -> nn.Module:
             if isinstance(child, DendriticLayer):
                 parent._modules[key] = done.setdefault(id(child), PlainDendritic.of(child))
     return model
+
+
+def save_plain(model: nn.Module, path: str | os.PathLike) -> None:
+    """Write the network alone, without dendrite machinery, as a plain state_dict."""
+    save({k: v.detach().clone() for k, v in finalize(model).state_dict().items()}, path)

@@ -49,6 +49,13 @@ def agree(
     return tensor.tolist()
 
 
+def initial_seed() -> int:
+    """The seed that torch started with, the same on every rank."""
+    halves = divmod(torch.initial_seed(), 1 << 32)
+    high, low = (int(v) for v in agree([float(h) for h in halves]))
+    return (high << 32) + low
+
+
 def synchronise(network: nn.Module) -> None:
     """Give every rank the parameters and buffers of rank 0."""
     if active():

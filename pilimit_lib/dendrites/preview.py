@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from .conversion import dendritic_layers
-from .layers.initial import fresh_copy
+from .layers.initial import fresh_copy, generator_for
 from .layers.layer import DendriticLayer
-from .run.phases import generator_for
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 from pilimit_lib.core import Axis, Change, follow
 
 from .conversion import dendritic_layers
+from .layers.dendrite import removing
 from .layers.layer import DendriticLayer
-from .run.phases import removing
 
 
 @dataclass(frozen=True)

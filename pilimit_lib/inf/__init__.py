@@ -6,10 +6,14 @@ from .conv.finite import FinPiConv2d
 from .conv.layers import InfPiConv2d, InfPiInputConv2d
 from .convnets import FinPiConvNetSample, InfPiConvNet, InfPiResNet
 from .dual.hermite import hermite_series
+from .implementation import implementation
 from .layers import FinPiInputLinearReLU, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
 from .mlp import FinPiMLPSample, InfMLP
 from .moments.layer import InfPiLinear
 from .optim import InfSGD, PiSGD, param_groups
+from .rows.files import load_rows, save_rows
+from .rows.offload import pi_offload
+from .rows.shard import gather_rows, shard_rows
 
 __all__ = [
     "FinPiConv2d",
@@ -28,6 +32,12 @@ __all__ = [
     "InfSGD",
     "PiSGD",
     "clip_grad_norm_",
+    "gather_rows",
     "hermite_series",
+    "implementation",
+    "load_rows",
     "param_groups",
+    "pi_offload",
+    "save_rows",
+    "shard_rows",
 ]

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .moments.sums import FactoredParameter
-from .rows.parameter import InfPiParameter, Pending
-
-
-@dataclass
-class _Part:
-    """One gradient: an ordinary tensor, all pending rows of a π-layer, or moments whose gradient is
-    in factors."""
-
-    holder: Any
-    norm: Tensor
-
-    def scale_(self, factor: Tensor) -> None:
-        if isinstance(self.holder, Pending | FactoredParameter):
-            self.holder.scale_(factor)
-        else:
-            self.holder.mul_(factor.to(self.holder))
+from .optim.pending import Gradient, gradient_of
 
 
 @torch.no_grad()
@@ -49,13 +32,14 @@ def clip_grad_norm_(
             f"max_norm is {max_norm}; a positive bound was expected (leave the call out to not "
             "clip)"
         )
-    parts = list(_parts(net_or_params))
-    if not parts:
+    gradients = _gradients(net_or_params)
+    if not gradients:
         return torch.tensor(0.0)
-    total = torch.linalg.vector_norm(torch.stack([part.norm.to(parts[0].norm) for part in parts]))
-    for part in parts:
-        norm = part.norm if per_param else total
-        part.scale_((max_norm / (norm + 1e-6)).clamp(max=1))
+    norms = [gradient.norm() for gradient in gradients]
+    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+    for gradient, norm in zip(gradients, norms):
+        factor = max_norm / ((norm if per_param else total) + 1e-6)
+        gradient.scale_(factor.clamp(max=1))
     return total
 
 
@@ -73,20 +57,14 @@ def store_pi_grad_norm_(
         )
 
 
-def _parts(net_or_params: nn.Module | Tensor | Iterable[Tensor]) -> Iterator[_Part]:
+def _gradients(net_or_params: nn.Module | Tensor | Iterable[Tensor]) -> list[Gradient]:
     if isinstance(net_or_params, nn.Module):
         net_or_params = net_or_params.parameters()
     elif isinstance(net_or_params, Tensor):
         net_or_params = [net_or_params]
-    seen = set()
+    found = {}
     for parameter in net_or_params:
-        if isinstance(parameter, InfPiParameter):
-            rows = parameter.pending.rows()
-            if rows is not None and id(parameter.pending) not in seen:
-                seen.add(id(parameter.pending))
-                yield _Part(parameter.pending, rows.norm())
-        elif isinstance(parameter, FactoredParameter):
-            if parameter.in_factors or parameter.grad is not None:
-                yield _Part(parameter, parameter.gradient_norm())
-        elif parameter.grad is not None:
-            yield _Part(parameter.grad, torch.linalg.vector_norm(parameter.grad))
+        gradient = gradient_of(parameter)
+        if gradient is not None:
+            found[id(gradient)] = gradient
+    return list(found.values())

@@ -11,17 +11,21 @@ pooling of *activations*, in which the readout is linear.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoints.fits import fixed_misfits, recorded_architecture
-from .conv.layers import InfPiConv2d, InfPiInputConv2d, check_size
+from .checkpoints.architecture import KEY, built, decoded, dtype_of
+from .checkpoints.network import SavedNetwork
+from .conv.geometry import check_size
+from .conv.layers import InfPiConv2d, InfPiInputConv2d
+from .finite.projection import projection_misfits, projections, set_projections
+from .summary import summary
 
 
-class InfPiConvNet(nn.Module):
+class InfPiConvNet(SavedNetwork):
     """An infinitely wide ConvNet: images [b channels h w] to outputs [b classes].
 
     `layers` holds the input layer, `len(ranks) - 1` hidden π-layers and the readout.
@@ -41,6 +45,9 @@ class InfPiConvNet(nn.Module):
             a layer's outputs at the start, the latter where a shortcut is added to them.
         dtype: of the input layer and biases; V_dtype: of moments.
     """
+
+    taken = ("first_layer_alpha", "last_layer_alpha", "bias_alpha")
+    must_say = True
 
     def __init__(
         self,
@@ -71,30 +78,16 @@ class InfPiConvNet(nn.Module):
         pools = (1,) * hidden if pools is None else tuple(pools)
         shortcuts = tuple((int(i), int(j)) for i, j in shortcuts)
         _check_plan(ranks, pools, shortcuts, kernel_size)
-        self.channels, self.classes, self.ranks, self.pools, self.shortcuts = (
-            channels,
-            classes,
-            ranks,
-            pools,
-            shortcuts,
-        )
+        self.channels, self.classes = channels, classes
+        self.ranks, self.pools, self.shortcuts = ranks, pools, shortcuts
         self.kernel_size, self.input_stride = kernel_size, input_stride
-        self.first_layer_alpha, self.last_layer_alpha = (
-            float(first_layer_alpha),
-            float(last_layer_alpha),
-        )
-        self.bias_alpha, self.degree, self.fit, self.layernorm = (
-            float(bias_alpha or 0),
-            degree,
-            fit,
-            layernorm,
-        )
+        self.first_layer_alpha = float(first_layer_alpha)
+        self.last_layer_alpha = float(last_layer_alpha)
+        self.bias_alpha, self.layernorm = float(bias_alpha or 0), layernorm
         self.activation = activation if isinstance(activation, str) else "custom"
-        self.gain, self.branch_gain, self.chunk_elements = (
-            float(gain),
-            float(branch_gain),
-            chunk_elements,
-        )
+        self.degree, self.fit = degree, fit
+        self.gain, self.branch_gain = float(gain), float(branch_gain)
+        self.chunk_elements = chunk_elements
         common = {"bias_alpha": bias_alpha, "device": device, "dtype": dtype}
         padding = kernel_size // 2
         self.layers = nn.ModuleList(
@@ -147,80 +140,31 @@ class InfPiConvNet(nn.Module):
         cls, state: Mapping[str, Any], device: torch.device | str | None = None
     ) -> InfPiConvNet:
         """Build the network that `state` came from and load it."""
-        known = state.get("_extra_state")
-        if not isinstance(known, Mapping):
+        if KEY not in state:
             raise ValueError(
                 "the checkpoint holds no architecture of an InfPiConvNet; build the network, then "
                 "load_state_dict"
             )
-        net = cls(
-            **recorded_architecture(state),
+        net = built(
+            cls,
+            decoded(state[KEY]),
             device=device,
-            dtype=state["layers.0.weight"].dtype,
-            V_dtype=state["layers.1.V"].dtype,
+            dtype=dtype_of(state, "layers.0.weight"),
+            V_dtype=dtype_of(state, "layers.1.V"),
         )
         net.load_state_dict(state)
         return net
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ):
-        """Load a checkpoint, or raise and stay as before."""
-        problems = self._differences(state_dict.get("_extra_state")) or fixed_misfits(
-            self, state_dict, strict
-        )
-        if problems:
-            raise RuntimeError(
-                f"the checkpoint is of another InfPiConvNet: {'; '.join(problems)}. "
-                "InfPiConvNet.from_state_dict builds one that fits"
-            )
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def _differences(self, known: Any) -> list[str]:
-        """What a checkpoint's record of its architecture says otherwise."""
-        mine = self.architecture() if isinstance(known, Mapping) else {}
-        return [
-            f"{name} is {known[name]!r} in the checkpoint and {mine[name]!r} here"
-            for name in mine
-            if name not in _TUNABLE and name in known and known[name] != mine[name]
-        ]
-
-    def _load_from_state_dict(
-        self,
-        state: dict,
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
-        """As a part of another module: weights that fit another architecture would make another
-        function."""
-        differing = self._differences(state.get(prefix + "_extra_state"))
-        if differing:
-            errors.append(f"{prefix[:-1]} is another InfPiConvNet: {'; '.join(differing)}")
-            return
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+    def differences(self, settings: Mapping[str, Any]) -> Iterator[str]:
+        return _differences(self.architecture(), settings)
 
     def architecture(self) -> dict[str, Any]:
         """The constructor arguments that make a network of this shape."""
-        names = [
-            name
-            for name in inspect.signature(type(self).__init__).parameters
-            if hasattr(self, name)
-        ]
-        return {name: getattr(self, name) for name in names}
+        names = inspect.signature(InfPiConvNet.__init__).parameters
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return self.architecture()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        for name in ("first_layer_alpha", "last_layer_alpha", "bias_alpha"):
-            setattr(self, name, state[name])
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.architecture().items())
+    def __repr__(self) -> str:
+        return summary(self, self.architecture())
 
 
 def InfPiResNet(
@@ -261,17 +205,18 @@ def InfPiResNet(
     return InfPiConvNet(channels, classes, flat, pools=pools, shortcuts=shortcuts, **how)
 
 
-class FinPiConvNetSample(nn.Module):
+class FinPiConvNetSample(SavedNetwork):
     """A ConvNet of `n` channels sampled from `infnet`; trained by SGD it follows the infinite one
     at distance of order n^-½."""
+
+    taken = ("first_layer_alpha", "last_layer_alpha")
 
     def __init__(self, infnet: InfPiConvNet, n: int) -> None:
         super().__init__()
         self.n, self.shortcuts = n, infnet.shortcuts
-        self.first_layer_alpha, self.last_layer_alpha = (
-            infnet.first_layer_alpha,
-            infnet.last_layer_alpha,
-        )
+        self.first_layer_alpha = infnet.first_layer_alpha
+        self.last_layer_alpha = infnet.last_layer_alpha
+        self._infinite = infnet.architecture()
         sources = {j: i for i, j in infnet.shortcuts}
         self.layers = nn.ModuleList()
         for number, layer in enumerate(infnet.layers):
@@ -288,8 +233,53 @@ class FinPiConvNetSample(nn.Module):
         """Pre-activations [b n h w] that feed the readout."""
         return _hidden(self, x)
 
-    def extra_repr(self) -> str:
-        return f"n={self.n}, shortcuts={self.shortcuts}"
+    @classmethod
+    def from_state_dict(
+        cls, state: Mapping[str, Any], device: torch.device | str | None = None
+    ) -> FinPiConvNetSample:
+        """Build the network that `state` came from and load it."""
+        settings = decoded(state[KEY]) if KEY in state else {}
+        infinite, n = settings.get("infinite"), settings.get("n")
+        if not isinstance(infinite, Mapping) or type(n) is not int or n < 1:
+            raise ValueError(
+                "the checkpoint holds no architecture of a FinPiConvNetSample; sample a network of "
+                "the same shape, then load_state_dict"
+            )
+        dtype = dtype_of(state, "layers.0.weight")
+        net = cls(built(InfPiConvNet, infinite, device=device, dtype=dtype), n)
+        net.load_state_dict(state)
+        return net
+
+    def architecture(self) -> dict[str, Any]:
+        """The width, the multipliers, the infinite network's architecture, and which layers project
+        their gradients."""
+        return {
+            "n": self.n,
+            **{name: getattr(self, name) for name in self.taken},
+            "infinite": self._infinite,
+            "project": projections(self),
+        }
+
+    def differences(self, settings: Mapping[str, Any]) -> Iterator[str]:
+        infinite = settings.get("infinite")
+        if not isinstance(infinite, Mapping):
+            yield f"{KEY} does not say which infinite network this one was sampled from"
+            return
+        yield from _differences(self._infinite, infinite)
+        yield from projection_misfits(self, settings)
+
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
+        set_projections(self, decoded(state))
+
+    def __repr__(self) -> str:
+        return summary(self, {"n": self.n, "shortcuts": self.shortcuts})
+
+
+def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in mine.items():
+        if name not in _TUNABLE and name in theirs and theirs[name] != value:
+            yield f"{name} is {theirs[name]!r} in the checkpoint and {value!r} here"
 
 
 _READOUT = {"kernel_size": 1, "output_layer": True}

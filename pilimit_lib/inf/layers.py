@@ -2,42 +2,32 @@
 that receives them.
 
     input layer    g = x A + bias_alpha · bias                                     A [d r]
-    π-layer        g_out = s · Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) + bias_alpha · bias     A [m o], Amult [m], B [m r]
+    π-layer        g_out = s · Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) + bias_alpha · bias
+                   A [m o], Amult [m], B [m r]
 
 Training appends one row per sample and step: see `PiSGD`. Source: Yang, Santacroce & Hu 2022.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from opt_einsum import contract
 from torch import Tensor, nn
 
-from ..core import UNKNOWN, Axis, Blocks
-from .bias import BiasedLayer, bias_parameter, take_bias_alpha
-from .finite.layers import FinPiInputLinearReLU, FinPiLinearReLU
-from .moments.sums import moments_output
-from .rows.autograd import accumulator, inf_linear
+from .bias import BiasedLayer, bias_misfits, bias_parameter, check_sizes, take_bias_alpha
+from .finite.layers import FinPiInputLinearReLU, FinPiLinearReLU, relu_weight
+from .moments.autograd import moments_output
+from .moments.folded import FoldedRows
+from .moments.layer import InfPiLinear, to_moments
+from .numerics import accumulator
+from .rows.autograd import inf_linear
 from .rows.compress import compress
-from .rows.merge import FoldedRows, Report, RowLimits, merge
-from .rows.parameter import ROWS, InfPiParameter, Pending, convert_rows
-from .rows.storage import (
-    check_storage,
-    elsewhere,
-    new_blocks,
-    pop_rows,
-    put_rows,
-    require_whole,
-    take_rows,
-)
-
-if TYPE_CHECKING:
-    from .moments.layer import InfPiLinear
-    from .rows.shard import Shard
+from .rows.initial import initial_columns_, initial_rows
+from .rows.layer import RowLayer
+from .rows.limits import RowLimits
+from .rows.merge import Report, merge
 
 __all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU"]
 
@@ -64,12 +54,10 @@ class InfPiInputLinearReLU(BiasedLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.r, self.r_out, self.bias_alpha, self.layernorm = (
-            r,
-            r if r_out is None else r_out,
-            float(bias_alpha or 0),
-            layernorm,
-        )
+        self.r = r
+        self.r_out = r if r_out is None else r_out
+        self.bias_alpha = float(bias_alpha or 0)
+        self.layernorm = layernorm
         check_sizes(r, self.r_out)
         self.A = nn.Parameter(torch.empty(r, self.r_out, device=device, dtype=dtype))
         self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
@@ -78,8 +66,7 @@ class InfPiInputLinearReLU(BiasedLayer):
     @torch.no_grad()
     def initialize(self) -> None:
         """Columns of A uniform on the unit sphere, bias 0."""
-        self.A.normal_()
-        self.A /= torch.linalg.vector_norm(self.A, dim=0)
+        initial_columns_(self.A)
         if self.bias is not None:
             self.bias.zero_()
 
@@ -91,6 +78,18 @@ class InfPiInputLinearReLU(BiasedLayer):
             )
         g = x @ self.A
         return g if self.bias is None else g + self.bias_alpha * self.bias
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.A.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.A.device
+
+    def finite_weight(self, omega: Tensor | None) -> Tensor:
+        """[r_out d] on data, before a finite layer's ω and scaling."""
+        return self.A.T
 
     def sample(self, n_in: int | None = None, n_out: int = 1024) -> FinPiInputLinearReLU:
         """A finite layer of width `n_out` that computes the same function as n_out → ∞. `n_in` is
@@ -107,7 +106,7 @@ class InfPiInputLinearReLU(BiasedLayer):
         )
 
 
-class InfPiLinearReLU(nn.Module):
+class InfPiLinearReLU(RowLayer):
     """An infinitely wide layer that learns features: pre-activations g [..., r] to pre-activations
     [..., o].
 
@@ -130,6 +129,9 @@ class InfPiLinearReLU(nn.Module):
             tally.
     """
 
+    shardable = True
+    also_loads = (*RowLayer.also_loads, "bias", "bias_alpha")
+
     def __init__(
         self,
         r: int,
@@ -145,114 +147,29 @@ class InfPiLinearReLU(nn.Module):
         degree: int = 2,
         fit: str = "hermite",
     ) -> None:
-        super().__init__()
-        self.r, self.r_out, self.bias_alpha, self.layernorm = (
-            r,
-            r if r_out is None else r_out,
-            float(bias_alpha or 0),
-            layernorm,
-        )
-        check_sizes(r, self.r_out)
-        self.shard: Shard | None = None  # set by shard_rows
-        self.output_layer = output_layer
         row_dtype = row_dtype or dtype or torch.get_default_dtype()
-        self.limits = (
-            None
-            if row_budget is None and merge is None
-            else RowLimits(row_budget, merge).to(device)
-        )
-        self.folded = (
-            None
-            if row_budget is None
-            else FoldedRows(r, self.r_out, degree, fit, device, accumulator(row_dtype))
-        )
-        self.pending = Pending()
-        for name, tail in (("A", (self.r_out,)), ("Amult", ()), ("B", (r,))):
-            self.register_parameter(
-                name, InfPiParameter(new_blocks(name, tail, row_dtype, device), self.pending, name)
-            )
-        self.origin_blocks = Blocks(dtype=torch.long, device=device)
+        super().__init__(r, r if r_out is None else r_out, row_dtype, device)
+        self.bias_alpha = float(bias_alpha or 0)
+        self.layernorm = layernorm
+        self.output_layer = output_layer
+        if row_budget is not None or merge is not None:
+            self.limits = RowLimits(row_budget, merge).to(device)
+        if row_budget is not None:
+            precision = accumulator(row_dtype)
+            self.folded = FoldedRows(r, self.r_out, degree, fit, device, precision)
         self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
         self.initialize()
-        self.axis = Axis("rows")
-        for name in ROWS:
-            self.axis.join(self, name)
-        self.axis.join(self, "origin_blocks", label="origin")
-        self.pending.axis = self.axis
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """As many rows as the rank: B uniform on the sphere, A ~ N(0, 1/o) (0 in a readout), Amult
-        1, bias 0."""
-        B = torch.randn(self.r, self.r)
-        A = (
-            torch.zeros(self.r, self.r_out)
-            if self.output_layer
-            else torch.randn(self.r, self.r_out) / math.sqrt(self.r_out)
-        )
-        self.set_rows(A, torch.ones(self.r), B / torch.linalg.vector_norm(B, dim=1, keepdim=True))
+        """The rows of `initial_rows`, none pending or folded; bias 0."""
+        self.set_rows(*initial_rows(self.r, self.r_out, self.output_layer))
         self.pending.clear()
         for module in (self.limits, self.folded):
             if module is not None:
                 module.reset_()
         if self.bias is not None:
             self.bias.zero_()
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        return len(self.A.blocks)
-
-    def __bool__(self) -> bool:
-        return True  # a layer without rows is still a layer
-
-    @property
-    def origin(self) -> Tensor:
-        """Id of the sample that made each row, -1 where unknown: LongTensor [m]."""
-        return self.origin_blocks.dense()
-
-    @property
-    def row_bytes(self) -> int:
-        """Memory of A and B, and of the moments of folded rows, in bytes."""
-        rows = self.A.blocks.nbytes + self.B.blocks.nbytes
-        return (
-            rows
-            if self.folded is None
-            else rows + self.folded.V.numel() * self.folded.V.element_size()
-        )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.A.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.A.device
-
-    def row_blocks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Views (A [k o], Amult [k], B [k r]) of the rows, block by block."""
-        require_whole(self, "what reads all rows")
-        return zip(*(getattr(self, name).blocks.views() for name in ROWS))
-
-    @property
-    def edits(self) -> int:
-        """How often existing rows were changed (not how often rows were appended)."""
-        return self.A.blocks.edits + self.Amult.blocks.edits + self.B.blocks.edits
-
-    def set_rows(self, A: Tensor, Amult: Tensor, B: Tensor, origin: Tensor | None = None) -> None:
-        """Hold exactly these rows: A [m o], Amult [m], B [m r] of unit rows, origin [m] (default:
-        unknown)."""
-        require_whole(self, "set_rows")
-        origin = torch.full((len(A),), UNKNOWN) if origin is None else origin
-        given = {"A": A, "Amult": Amult, "B": B, "origin": origin}
-        for name, value in given.items():
-            self.row_storage(name).check(value, name)
-        check_storage(self, given)
-        if len({len(value) for value in given.values()}) != 1:
-            raise ValueError(
-                f"rows of different number: { {name: len(value) for name, value in given.items()} }"
-            )
-        for name, value in given.items():
-            self.row_storage(name).set(value.detach())
 
     def forward(self, g: Tensor) -> Tensor:
         if g.shape[-1] != self.r:
@@ -274,7 +191,7 @@ class InfPiLinearReLU(nn.Module):
         )
         for A, Amult, B in self.row_blocks():
             A, Amult, B = (tensor.to(total) for tensor in (A, Amult, B))
-            total += contract("mo,m,mn->on", A, Amult, torch.relu(B @ omega.to(total).T))
+            total += relu_weight(A, Amult, B, omega.to(total))
         return total if self.folded is None else total + self.folded.finite_weight(omega)
 
     def sample(
@@ -302,27 +219,16 @@ class InfPiLinearReLU(nn.Module):
     ) -> InfPiLinear:
         """All rows as one matrix of fixed size: the same function up to the truncation of the
         kernel (default: degree 2)."""
-        from .moments.layer import to_moments
-
         return to_moments(self, degree, fit, fused)
 
     def merge(self, cosine: float = 0.95) -> Report:
-        """Sum rows of the same sample whose directions agree; see `bounded.merge`."""
+        """Sum rows of the same sample whose directions agree; see `rows.merge.merge`."""
         return merge(self, cosine)
 
     def compress(self, tol: float) -> Report:
         """Keep as few rows as a relative error `tol` allows, with new coefficients; see
-        `compress.compress`."""
+        `rows.compress.compress`."""
         return compress(self, tol)
-
-    def structure(self) -> dict[str, Any]:
-        return {"rows": len(self)}
-
-    def restructure(self, structure: dict[str, Any]) -> None:
-        if elsewhere():
-            return
-        rows = structure["rows"]
-        self.set_rows(torch.zeros(rows, self.r_out), torch.zeros(rows), torch.zeros(rows, self.r))
 
     def extra_repr(self) -> str:
         return (
@@ -331,68 +237,14 @@ class InfPiLinearReLU(nn.Module):
             f"row_dtype={self.A.blocks.storage}"
         )
 
-    def row_storage(self, name: str) -> Blocks:
-        """The blocks of "A", "Amult", "B" or "origin"."""
-        return self.origin_blocks if name == "origin" else getattr(self, name).blocks
-
-    def _apply(self, fn, recurse: bool = True) -> InfPiLinearReLU:
-        return convert_rows(self, fn, recurse)
-
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
-        if keep_vars:
-            destination.update(
-                {prefix + name: getattr(self, name) for name in ROWS},
-                **{prefix + "origin": self.origin},
-            )
-        else:
-            put_rows(self, destination, prefix)
-        if self.bias is not None:
-            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
 
-    def _load_from_state_dict(
-        self,
-        state: dict,
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
-        """Rows may be more or fewer than here. Checkpoints of the original code, which lack
-        `origin`, load too."""
-        take_bias_alpha(self, state, prefix, errors)
-        # the original's learning-rate multiplier of Amult: the optimiser's matter
-        state.pop(prefix + "layer_alpha", None)
-        found, origin = pop_rows(state, prefix), state.pop(prefix + "origin", None)
-        absent = [prefix + name for name in ROWS if name not in found and not elsewhere()]
-        missing += absent
-        if not absent and not elsewhere():
-            try:
-                take_rows(self, found, origin)
-            except ValueError as error:
-                errors.append(f"{prefix}rows: {error}")
-        fronts = {name: self._parameters.pop(name) for name in ROWS}
-        try:
-            super()._load_from_state_dict(
-                state, prefix, metadata, strict, missing, unexpected, errors
-            )
-        finally:
-            others = dict(self._parameters)
-            self._parameters.clear()
-            self._parameters.update(fronts | others)
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        yield from super().entry_misfits(state, prefix, strict)
+        yield from bias_misfits(self, state, prefix)
 
-
-def row_layers(model: nn.Module) -> list[tuple[str, InfPiLinearReLU]]:
-    """The layers of `model` that keep rows, with their names."""
-    return [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, InfPiLinearReLU)
-    ]
-
-
-def check_sizes(r: int, r_out: int) -> None:
-    if r < 1 or r_out < 1:
-        raise ValueError(f"a layer needs positive sizes, got r={r}, r_out={r_out}")
+    def _take_settings(self, state: dict, prefix: str) -> None:
+        super()._take_settings(state, prefix)
+        take_bias_alpha(self, state, prefix)

@@ -1,32 +1,38 @@
-"""Multilayer perceptrons of infinite width, and the finite ones sampled from them."""
+"""Multilayer perceptrons of infinite width."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoints.fits import ALPHAS, architecture_of, misfits
+from .checkpoints.architecture import ALPHAS, architecture_of, built
+from .checkpoints.network import SavedNetwork
 from .checkpoints.original import build, load
-from .layers import FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
+from .entries import number_misfit, refused
+from .finite.mlp import FinPiMLPSample, hidden
+from .layers import InfPiInputLinearReLU, InfPiLinearReLU
 from .moments.layer import InfPiLinear
-from .rows.autograd import direction
+from .numerics import direction
 from .rows.merge import Report
+from .summary import summary
+
+__all__ = ["FinPiMLPSample", "InfMLP"]
 
 
-class InfMLP(nn.Module):
+class InfMLP(SavedNetwork):
     """An infinitely wide multilayer perceptron that learns features: x [b d_in] to y [b d_out].
 
-        g = first_layer_alpha · input(x) ;  g ← layer(g), L times ;  y = last_layer_alpha ·
-        readout(g)
+        g = first_layer_alpha · input(x)
+        g ← layer(g), L times
+        y = last_layer_alpha · readout(g)
 
     `layers` holds the input layer, `L` hidden π-layers and the readout, so there are L + 1 stages
-    of ReLU units. (The paper's own
-    code counts those stages: its depth is L + 1.)
+    of ReLU units. (The paper's own code counts those stages: its depth is L + 1.)
 
     Args:
         d_in, d_out: sizes of data and output; r: rank of the pre-activations; L: number of hidden
@@ -44,6 +50,9 @@ class InfMLP(nn.Module):
             `memory`); merge: rows of the same sample, see `InfPiLinearReLU`; fused: see
             `InfPiLinear`.
     """
+
+    taken = (*ALPHAS, "layernorm")
+    also_loads = ALPHAS  # as the original library's checkpoints hold them
 
     def __init__(
         self,
@@ -71,37 +80,34 @@ class InfMLP(nn.Module):
         _check_memory(memory, activation, row_budget, merge, fused)
         if L < 0:
             raise ValueError(f"L counts the hidden π-layers and can't be {L}")
-        self.d_in, self.d_out, self.r, self.L, self.layernorm = d_in, d_out, r, L, layernorm
-        self.first_layer_alpha, self.last_layer_alpha = (
-            float(first_layer_alpha),
-            float(last_layer_alpha),
-        )
+        self.d_in = d_in
+        self.d_out = d_out
+        self.r = r
+        self.L = L
+        self.layernorm = layernorm
+        self.first_layer_alpha = float(first_layer_alpha)
+        self.last_layer_alpha = float(last_layer_alpha)
         self.bias_alpha = float(bias_alpha or 0)
         self.last_bias_alpha = (
             self.bias_alpha if last_bias_alpha is None else float(last_bias_alpha)
         )
-        self.memory, self.degree, self.fit, self.row_budget, self.merge_cosine = (
-            memory,
-            degree,
-            fit,
-            row_budget,
-            merge,
-        )
-        self.activation, self.fused = activation if isinstance(activation, str) else "custom", fused
+        self.memory = memory
+        self.degree = degree
+        self.fit = fit
+        self.row_budget = row_budget
+        self.merge_cosine = merge
+        self.activation = activation if isinstance(activation, str) else "custom"
+        self.fused = fused
         self.kernel_output: Tensor | None = None
         common = {"layernorm": layernorm, "device": device, "dtype": dtype}
         self.layers = nn.ModuleList([InfPiInputLinearReLU(d_in, r, bias_alpha, **common)])
         common |= {"degree": degree, "fit": fit}
         if memory == "moments" and row_budget is None:
-            make, common = (
-                InfPiLinear,
-                common | {"V_dtype": row_dtype, "activation": activation, "fused": fused},
-            )
+            make = InfPiLinear
+            common |= {"V_dtype": row_dtype, "activation": activation, "fused": fused}
         else:
-            make, common = (
-                InfPiLinearReLU,
-                common | {"row_dtype": row_dtype, "row_budget": row_budget, "merge": merge},
-            )
+            make = InfPiLinearReLU
+            common |= {"row_dtype": row_dtype, "row_budget": row_budget, "merge": merge}
         for _ in range(L):
             self.layers.append(make(r, r, bias_alpha=bias_alpha, **common))
         self.layers.append(
@@ -110,7 +116,7 @@ class InfMLP(nn.Module):
 
     def forward(self, x: Tensor, save_kernel_output: bool = False) -> Tensor:
         """Outputs [b d_out]. `save_kernel_output` keeps `embedding(x)` in `self.kernel_output`."""
-        g = _hidden(self, x)
+        g = hidden(self, x)
         if save_kernel_output:
             self.kernel_output = direction(g)[0]
         return self.last_layer_alpha * self.layers[-1](g)
@@ -118,7 +124,7 @@ class InfMLP(nn.Module):
     def embedding(self, x: Tensor) -> Tensor:
         """Directions ĝ [b r] of the pre-activations that feed the readout: what the feature kernel
         is made of."""
-        return direction(_hidden(self, x))[0]
+        return direction(hidden(self, x))[0]
 
     @property
     def rows(self) -> list[int]:
@@ -174,13 +180,13 @@ class InfMLP(nn.Module):
 
     def merge(self, cosine: float = 0.95) -> list[Report]:
         """Sum rows of the same sample whose directions agree, in every layer; see
-        `bounded.merge`."""
+        `rows.merge`."""
         self._need_rows("merge")
         return [layer.merge(cosine) for layer in self.layers[1:]]
 
     def compress(self, tol: float) -> list[Report]:
         """Keep as few rows as a relative error `tol` of each layer allows; see
-        `compress.compress`."""
+        `rows.compress`."""
         self._need_rows("compress")
         return [layer.compress(tol) for layer in self.layers[1:]]
 
@@ -203,10 +209,9 @@ class InfMLP(nn.Module):
         """Build the network that `state` came from and load it.
 
         Our checkpoints know their architecture, and dtypes stay those that they hold. Those of the
-        original library don't know
-        whether they use layer norm: say so.
+        original library don't know whether they use layer norm: say so.
         """
-        net = cls(**architecture_of(state, layernorm), device=device)
+        net = built(cls, architecture_of(state, layernorm), device=device)
         net.load_state_dict(state)
         return net
 
@@ -233,113 +238,38 @@ class InfMLP(nn.Module):
         stay as before."""
         load(self, orig_net)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ):
-        """Load a checkpoint with any number of rows, or raise and stay as before."""
-        problems = misfits(self, state_dict, strict)
-        if problems:
-            raise RuntimeError(
-                "the checkpoint does not fit this InfMLP (InfMLP.from_state_dict builds one that "
-                "fits):\n  " + "\n  ".join(problems)
-            )
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
     def architecture(self) -> dict[str, Any]:
         """The constructor arguments that make a network of this shape."""
         found = {name: getattr(self, name) for name in _ARCHITECTURE}
         return found | {"merge": self.merge_cosine}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return self.architecture()
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        yield from super().entry_misfits(state, prefix, strict)
+        for name in ALPHAS:
+            misfit = prefix + name in state and number_misfit(state[prefix + name], prefix + name)
+            if misfit:
+                yield misfit
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        for name in (*ALPHAS, "layernorm"):
-            setattr(self, name, state[name])
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
         for layer in self.layers:
             layer.layernorm = self.layernorm
 
-    def _load_from_state_dict(
-        self,
-        state: dict,
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
         """Checkpoints of the original library hold the multipliers as tensors and nothing else
         about the architecture."""
+        if refused(self, state, prefix, errors):
+            return
         for name in ALPHAS:
             if prefix + name in state:
                 setattr(self, name, float(state.pop(prefix + name)))
-        absent = prefix + "_extra_state" not in state
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
-        if absent and prefix + "_extra_state" in missing:
-            missing.remove(prefix + "_extra_state")
 
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.architecture().items())
-
-
-class FinPiMLPSample(nn.Module):
-    """A network of width `n` sampled from `infnet`, whose training follows the infinite one at
-    distance of order n^-½.
-
-    Needs infnet's own optimiser settings: `param_groups` and `PiSGD` treat both kinds alike.
-    """
-
-    def __init__(self, infnet: InfMLP, n: int) -> None:
-        super().__init__()
-        self.n, self.r, self.L, self.d_in, self.d_out = (
-            n,
-            infnet.r,
-            infnet.L,
-            infnet.d_in,
-            infnet.d_out,
-        )
-        self.first_layer_alpha, self.last_layer_alpha = (
-            infnet.first_layer_alpha,
-            infnet.last_layer_alpha,
-        )
-        self.bias_alpha, self.last_bias_alpha = infnet.bias_alpha, infnet.last_bias_alpha
-        self.layernorm = infnet.layernorm
-        self.kernel_output: Tensor | None = None
-        self.layers = nn.ModuleList([infnet.layers[0].sample(infnet.d_in, n)])
-        for layer in infnet.layers[1:]:
-            self.layers.append(layer.sample(n, n, prev_omega=self.layers[-1].omega))
-
-    def forward(self, x: Tensor, save_kernel_output: bool = False) -> Tensor:
-        """Outputs [b d_out]. `save_kernel_output` keeps `embedding(x)` in `self.kernel_output`."""
-        h = _hidden(self, x)
-        if save_kernel_output:
-            self.kernel_output = direction(h)[0]
-        return self.last_layer_alpha * self.layers[-1](h)
-
-    def embedding(self, x: Tensor) -> Tensor:
-        """Directions [b n] of the pre-activations that feed the readout."""
-        return direction(_hidden(self, x))[0]
-
-    @torch.no_grad()
-    def gaussian_init_(self) -> FinPiMLPSample:
-        """Make this the μ-net: independent Gaussian weights, gradients not projected.
-
-        Weights keep the norm of a pre-activation from layer to layer as n → ∞: variance r/(n d) in
-        the input layer (columns of A have norm 1) and 2/n in hidden ones; the readout stays as
-        sampled and biases become 0.
-        """
-        for layer in self.layers[:-1]:
-            layer.project = False
-            hidden = isinstance(layer, FinPiLinearReLU)
-            variance = 2 / layer.n_in if hidden else self.r / (self.n * self.d_in)
-            layer.weight.normal_(std=variance**0.5)
-            if layer.bias is not None:
-                layer.bias.zero_()
-        return self
-
-    def extra_repr(self) -> str:
-        return f"n={self.n}, r={self.r}, L={self.L}, layernorm={self.layernorm}"
+    def __repr__(self) -> str:
+        settings = self.architecture()
+        if self.last_bias_alpha == self.bias_alpha:
+            settings["last_bias_alpha"] = None
+        return summary(self, settings)
 
 
 _ARCHITECTURE = (
@@ -379,11 +309,3 @@ def _check_memory(
             "merge sums rows of the same sample, and moments are none; use memory='rows', or a "
             "row_budget"
         )
-
-
-def _hidden(net: InfMLP | FinPiMLPSample, x: Tensor) -> Tensor:
-    """Pre-activations that feed the readout: [b r], or [b n] of a finite network."""
-    g = net.first_layer_alpha * net.layers[0](x)
-    for layer in net.layers[1:-1]:
-        g = layer(g)
-    return g

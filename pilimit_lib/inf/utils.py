@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from .clip import clip_grad_norm_, store_pi_grad_norm_
-from .layers import InfPiInputLinearReLU, InfPiLinearReLU, row_layers
+from .layers import InfPiInputLinearReLU, InfPiLinearReLU
 from .moments.layer import InfPiLinear
+from .rows.layer import row_layers
 
 __all__ = ["clip_grad_norm_", "pi_init", "stage_grad", "store_pi_grad_norm_", "unstage_grad"]
 

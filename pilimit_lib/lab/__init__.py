@@ -5,10 +5,11 @@ from .data.dataset import TrackedDataset
 from .data.ledger import Ledger
 from .data.loader import LabLoader
 from .edits.plan import Plan
-from .errors import NotFound, Refused
+from .errors import NonFinite, NotFound, Refused
 from .experiment import Experiment
-from .network import Conv2dWithNeuronOps, LinearWithNeuronOps, NetworkWithOps
+from .network import NetworkWithOps
 from .neurons.counters import TrackingMode
+from .neurons.tracked import Conv2dWithNeuronOps, LinearWithNeuronOps
 from .provenance import Contributions, Provenance
 from .run.checkpoints import CheckpointManager
 from .watch import Lab, watch
@@ -23,6 +24,7 @@ __all__ = [
     "Ledger",
     "LinearWithNeuronOps",
     "NetworkWithOps",
+    "NonFinite",
     "NotFound",
     "Plan",
     "Provenance",

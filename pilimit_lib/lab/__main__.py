@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--checkpoint", type=int, help="whose neurons and samples are shown (default: the newest)"
     )
     given = parser.parse_args(arguments)
-    from .report import write_folder_report
+    from .report.page import write_folder_report
 
     try:
         print(write_folder_report(given.run, given.out, given.checkpoint))

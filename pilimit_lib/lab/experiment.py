@@ -12,17 +12,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from pilimit_lib.core import batch as naming
+from pilimit_lib.core import sample_ids
 
 from .data.dataset import TrackedDataset
 from .data.loader import LabLoader
-from .edits.ops import ModelOps
-from .network import NetworkWithOps
-from .run.checkpoints import CheckpointManager
+from .errors import NonFinite
+from .network import ModelOps, NetworkWithOps, uncompiled
+from .neurons.hooks import Tracking
 from .watch import Lab
 
 
@@ -43,8 +44,14 @@ class Experiment:
     Nothing is loaded on its own: an earlier run under the same name is listed by
     `print(exp.chkpt_manager)`.
 
+    `exp.model` is the model with the operations on its architecture, `exp.module` the bare one;
+    `exp.optimizer` is never rebuilt, it follows every edit; `exp.train_loader` and
+    `exp.eval_loader` serve the samples that are not denied, and their `dataset` has ledger and deny
+    list.
+
     Args:
-        model: any module; `exp.model` has the operations on its architecture.
+        model: any module, also what `torch.compile` returned; `exp.model` has the operations on its
+        architecture.
         optimizer_class: called as `optimizer_class(model.parameters(), lr=learning_rate,
         **optimizer_options)`.
         train_dataset, eval_dataset: items are `(input, target)`; ids are positions in them.
@@ -53,6 +60,9 @@ class Experiment:
         seed: fixes the order of the training samples.
         eval_every, dump_every: steps between evaluations and checkpoints in
         `train_n_steps_with_eval_full`.
+        nonfinite: what a loss of NaN or infinity does: "stop" (raise `NonFinite` with the ids of
+        its samples, before anything is learned from them) or "skip" (flag them in the ledger's
+        column `nonfinite`, leave the step out, go on).
         tensorboard: scalars for TensorBoard, every `log_every` steps (needs the `lab` extra).
     """
 
@@ -78,6 +88,7 @@ class Experiment:
         dump_every: int = 1024,
         log_every: int = 10,
         undo_depth: int = 1,
+        nonfinite: str = "stop",
         tensorboard: bool = True,
         progress: bool = True,
     ) -> None:
@@ -88,7 +99,8 @@ class Experiment:
         options = {"num_workers": num_workers, "collate_fn": collate_fn, "seed": seed}
         train = LabLoader(_tracked(train_dataset), batch_size, shuffle=train_shuffle, **options)
         evaluation = LabLoader(_tracked(eval_dataset), batch_size, **options)
-        model = model.to(self.device)
+        self._forward = model.to(self.device)
+        model = uncompiled(model)
         optimizer = optimizer_class(
             model.parameters(), lr=learning_rate, **(optimizer_options or {})
         )
@@ -101,56 +113,23 @@ class Experiment:
             evaluation,
             folder=self.folder,
             name=name,
-            auto_track=True,
+            tracking=Tracking(model),
             log_every=log_every,
             undo_depth=undo_depth,
+            nonfinite=nonfinite,
         )
         self.lab.on_scalars = self.writer
+        self.model, self.module, self.optimizer = self.lab.model, model, optimizer
+        self.train_loader, self.eval_loader = train, evaluation
+        self.chkpt_manager, self.name = self.lab.chkpt_manager, name
 
-    # ---- the parts
-
-    @property
-    def model(self) -> NetworkWithOps | ModelOps:
-        """The model with the operations on its architecture; `exp.module` is the bare one."""
-        return self.lab.model
-
-    @property
-    def module(self) -> nn.Module:
-        """The user's model itself."""
-        return self.lab.module
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimiser. It is never rebuilt: it follows every edit."""
-        return self.lab.optimizer
-
-    @property
-    def train_loader(self) -> LabLoader:
-        """Batches of training samples that are not denied; `train_loader.dataset` has ledger and
-        deny list."""
-        return self.lab.loader
-
-    @property
-    def eval_loader(self) -> LabLoader:
-        """The same for the evaluation set."""
-        return self.lab.eval_loader
-
-    @property
-    def chkpt_manager(self) -> CheckpointManager:
-        """The tree of checkpoints; print it."""
-        return self.lab.chkpt_manager
+    def __repr__(self) -> str:
+        return f"Experiment {self.lab.described()}"
 
     @property
     def age(self) -> int:
         """How many training samples the model has learned from."""
         return self.lab.age
-
-    @property
-    def name(self) -> str:
-        """The run's label."""
-        return self.lab.name
-
-    # ---- training and evaluation
 
     def train_n_steps(self, n: int) -> tuple[float, float]:
         """Train for n steps, through as many epochs as that takes; mean loss and accuracy (a
@@ -186,14 +165,22 @@ class Experiment:
 
     def _train_step(self, sums: _Sums) -> None:
         inputs, target = self._to_device(self.train_loader.next_batch())
-        ids = self.train_loader.ids
-        with naming(ids):
-            output = self.module(inputs)
-        loss = self._loss(output, target, len(ids))
+        ids, before = self.train_loader.ids, _Learned(self.module)
+        try:
+            with sample_ids(ids), self.lab.tracking.step():
+                output = self._forward(inputs)
+            loss = self._loss(output, target, len(ids))
+            judged = self.lab.record(loss, output, target, ids=ids)
+        except NonFinite:
+            before.restore()
+            raise
+        if not self.lab.finite:
+            before.restore()
+            return
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
         self.optimizer.step()
-        sums.add(loss, self.lab.record(loss, output, target, ids=ids))
+        sums.add(loss, judged)
 
     def eval_n_steps(self, n: int) -> tuple[float, float]:
         """Mean loss and accuracy (a fraction) over the first n batches of the evaluation set, the
@@ -207,10 +194,11 @@ class Experiment:
                 for _ in range(min(n, len(self.eval_loader))):
                     inputs, target = self._to_device(self.eval_loader.next_batch())
                     ids = self.eval_loader.ids
-                    with naming(ids):
-                        output = self.module(inputs)
+                    with sample_ids(ids), self.lab.tracking.step():
+                        output = self._forward(inputs)
                     loss = self._loss(output, target, len(ids))
-                    sums.add(loss, self.lab.record(loss, output, target, ids=ids))
+                    judged, known = self.lab.record(loss, output, target, ids=ids), loss.isfinite()
+                    sums.add(loss[known], {name: value[known] for name, value in judged.items()})
         finally:
             self.module.train(was)
             self.eval_loader.reset(0)
@@ -252,8 +240,6 @@ class Experiment:
             group["lr"] = learning_rate
         self.lab.note("learning rate", what=f"learning rate {learning_rate:g}")
 
-    # ---- looking, operating, going back
-
     def display_stats(self) -> None:
         """Print how often each neuron triggers per sample, in training and in evaluation."""
         self.lab.display_stats()
@@ -284,11 +270,29 @@ class Experiment:
         self.lab.load(checkpoint_id)
 
 
+class _Learned:
+    """What a forward pass in training mode moves: running statistics of batch norms, and the age of
+    a network that counts its own. A batch that is not finite must not."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.age, self.module = module.__dict__.get("_age"), module
+        norms = [m for m in module.modules() if isinstance(m, _NormBase)]
+        self.held = [(b, b.clone()) for norm in norms for b in norm.buffers(recurse=False)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for buffer, value in self.held:
+            buffer.copy_(value)
+        if self.age is not None:
+            self.module.__dict__["_age"] = self.age
+
+
 class _Sums:
     """Running loss and hits, kept on the device until asked for."""
 
     def __init__(self) -> None:
-        self.loss, self.hits, self.judged, self.samples = 0.0, 0.0, 0, 0
+        self.loss = self.hits = 0.0
+        self.judged = self.samples = 0
 
     def add(self, loss: Tensor, judged: dict[str, Tensor]) -> None:
         self.loss = self.loss + loss.detach().double().sum()

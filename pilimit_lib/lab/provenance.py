@@ -20,7 +20,7 @@ from pilimit_lib.core import UNKNOWN, Axis, Change
 
 from .data.ledger import as_array
 from .errors import NotFound, Refused
-from .neurons.undisturbed import undisturbed
+from .neurons.tracked import undisturbed
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Provenance:
     def remove(self, samples: Iterable[int] | Tensor) -> Change:
         """Remove every row that these samples made, in all layers; hand the change to
         `core.follow(optimizer, change)`."""
-        gone = self._known(samples)
+        gone = self.known(samples)
         change = Change()
         for layer in self.layers.values():
             change = change + layer.axis.keep(~torch.isin(_origin(layer), gone))
@@ -163,7 +163,7 @@ class Provenance:
         learned. Costs a copy and a forward pass of the model per sample; `samples` limits them
         (default: all that made rows).
         """
-        chosen = self.ids() if samples is None else self._known(samples)
+        chosen = self.ids() if samples is None else self.known(samples)
         rows = []
         with undisturbed(self.model):
             base = float(loss(self.model(x), target).mean())
@@ -174,7 +174,8 @@ class Provenance:
         frame = pd.DataFrame({"influence": rows}, index=pd.Index(chosen.numpy(), name="sample_id"))
         return frame.sort_values("influence", key=abs, ascending=False, kind="stable")
 
-    def _known(self, samples: Iterable[int] | Tensor) -> Tensor:
+    def known(self, samples: Iterable[int] | Tensor) -> Tensor:
+        """These samples as a tensor of ids, after checking that each made a row."""
         wanted, known = torch.as_tensor(as_array(samples)).long().reshape(-1), self.ids()
         strange = wanted[~torch.isin(wanted, known)]
         if len(strange):

@@ -3,13 +3,13 @@ into and operated on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,93 +17,24 @@ from torch.utils.data import DataLoader
 
 from pilimit_lib.core import current_ids, follow
 
-from .data.ledger import Ledger
+from .data.ledger import as_array
 from .data.loader import LabLoader
-from .edits.history import History
-from .edits.ops import ModelOps
-from .network import NetworkWithOps
-from .neurons.counters import Neurons, TrackingMode
-from .neurons.couplings import Planner, execution_order
+from .edits import history
+from .edits.rollback import Rollback, remember
+from .errors import NonFinite
+from .network import ModelOps, NetworkWithOps, uncompiled
 from .neurons.hooks import Tracking
-from .neurons.step_scaling import StepScaling
-from .neurons.undisturbed import undisturbed
+from .neurons.tracked import undisturbed
 from .provenance import Provenance
 from .report import stats
 from .run.checkpoints import CheckpointManager
-from .run.journal import Journal
-from .run.state import full_state, hashes, network_state, set_full_state
+from .run.session import Session
+from .run.state import fingerprints, full_state, hashes, set_full_state
 
 
-def _first(batch: Any) -> tuple:
-    if isinstance(batch, Tensor):
-        return (batch,)
-    if isinstance(batch, list | tuple) and len(batch):
-        return (batch[0],)
-    raise TypeError(
-        f"the loader serves a {type(batch).__name__}, which does not say what the model's input "
-        "is; "
-        "pass inputs=lambda batch: (batch['image'],) to watch"
-    )
-
-
-class Lab:
+class Lab(Session):
     """See `watch`. `model` operates on the architecture, `loader` serves the samples, `neurons`
     holds counters and rates."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        optimizer: Optimizer | None = None,
-        loader: LabLoader | None = None,
-        eval_loader: LabLoader | None = None,
-        *,
-        example: Any = None,
-        inputs: Callable[[Any], tuple] = _first,
-        folder: str | Path | None = None,
-        name: str | None = None,
-        also: dict[str, Any] | None = None,
-        auto_track: bool = False,
-        log_every: int = 10,
-        undo_depth: int = 1,
-    ) -> None:
-        self.module, self.optimizer, self.loader, self.eval_loader = (
-            module,
-            optimizer,
-            loader,
-            eval_loader,
-        )
-        self.inputs, self.also = inputs, dict(also or {})
-        self.log_every, self.tracking, self.history = (
-            log_every,
-            Tracking(module, auto_track),
-            History(self, undo_depth),
-        )
-        self.folder = None if folder is None else Path(folder)
-        self.name = name or (
-            type(module).__name__ if self.folder is None else self.folder.resolve().name
-        )
-        self.journal = Journal(None if self.folder is None else self.folder / "journal.jsonl")
-        self.chkpt_manager = (
-            None if self.folder is None else CheckpointManager(self.folder / "checkpoints")
-        )
-        self.age = self.steps = 0
-        self.window: list[list[float]] = []  # losses and hits of the steps since the last scalar
-        self.on_scalars: Callable[[str, int, dict[str, float]], None] | None = None
-        self._example = (
-            None if example is None else (example if isinstance(example, tuple) else (example,))
-        )
-        self._planner: Planner | None = None
-        self._order: list[nn.Module] | None = None
-        self._scaling = None if optimizer is None else StepScaling(optimizer, self)
-        if isinstance(module, NetworkWithOps):
-            module.__dict__["_lab"] = self
-        self.ops = ModelOps(self)
-        for which, served in (("train", loader), ("eval", eval_loader)):
-            if served is not None:
-                served.dataset.listener = partial(self.note, data=which)
-
-    def __reduce__(self) -> tuple:
-        return type(None), ()  # a copy of a watched model is not watched
 
     @property
     def model(self) -> NetworkWithOps | ModelOps:
@@ -111,37 +42,10 @@ class Lab:
         otherwise."""
         return self.module if isinstance(self.module, NetworkWithOps) else self.ops
 
-    def close(self) -> None:
-        """Stop watching: all hooks are taken off, and the model is as it would be without the
-        lab."""
-        self.tracking.close()
-        if self._scaling is not None:
-            self._scaling.remove()
-        if self.module.__dict__.get("_lab") is self:
-            self.module.__dict__["_lab"] = None
-
-    # ---- tracking
-
     @property
-    def neurons(self) -> dict[nn.Module, Neurons]:
-        """Counters and rates by layer."""
-        return self.tracking.neurons
-
-    @property
-    def tracking_mode(self) -> TrackingMode:
-        """Which counters a forward pass feeds. Under `watch` and in an Experiment it follows
-        `model.training`."""
-        return self.tracking.mode
-
-    @tracking_mode.setter
-    def tracking_mode(self, mode: TrackingMode) -> None:
-        self.tracking.mode = mode
-
-    def tracking_paused(self) -> AbstractContextManager[None]:
-        """Forward passes inside the `with` are not counted."""
-        return self.tracking.pause()
-
-    # ---- the ledger
+    def ops(self) -> ModelOps:
+        """The operations on any model."""
+        return ModelOps(self)
 
     def record(
         self,
@@ -159,6 +63,10 @@ class Lab:
         predicted class and the probability of the true one. The samples are `ids`, those of the
         surrounding `with batch(ids)`, or the loader's last. In training mode the samples are added
         to the age of the model. Returns what was derived from the output.
+
+        Call it before `backward`: a loss that is NaN or infinite raises `NonFinite`, which names
+        the samples. Under `nonfinite="skip"` it is counted in the ledger, nothing is learned from
+        the batch in the lab's books, and `lab.finite` is False: leave the step out.
         """
         train = self.module.training
         loader = self.loader if train else self.eval_loader
@@ -167,19 +75,39 @@ class Lab:
                 f"no {'training' if train else 'evaluation'} loader is watched, so there is no "
                 "ledger to write to"
             )
-        ids = ids if ids is not None else current_ids() if current_ids() is not None else loader.ids
+        for known in (current_ids(), loader.ids):
+            ids = known if ids is None else ids
         if ids is None:
             raise RuntimeError("whose losses are these? Take batches from lab.loader, or pass ids=")
         judged = judge(output, target) if output is not None and target is not None else {}
+        self._check_finite(loader, as_array(ids), as_array(loss.detach().reshape(-1)))
         loader.dataset.ledger.record(ids, loss, self.age, **judged, **signals)
-        if train:
-            hits = (
-                float((judged["pred"] == judged["label"]).float().mean())
-                if judged
-                else float("nan")
-            )
-            self._count_step(len(ids), float(loss.detach().float().mean()), hits)
+        if train and self.finite:
+            right = (judged["pred"] == judged["label"]).float() if judged else torch.tensor(np.nan)
+            self._count_step(len(ids), float(loss.detach().float().mean()), float(right.mean()))
+        self.tracking.end()
         return judged
+
+    def _check_finite(self, loader: LabLoader, ids: np.ndarray, loss: np.ndarray) -> None:
+        wrong = ~np.isfinite(loss)
+        self.finite = not wrong.any()
+        if self.finite or len(loss) != len(ids):
+            return
+        with undisturbed(self.module):
+            suspects = loader.dataset.not_finite(np.unique(ids))
+        found = np.unique(ids[wrong]).tolist()
+        what = f"the loss of samples {some(found)} is not finite ({len(found)} of {len(ids)})"
+        if suspects:
+            what += f"; the data of samples {some(suspects)} is not finite"
+        self.note("non-finite", what=what, samples=found[:100], suspects=suspects[:100])
+        if self.nonfinite == "stop":
+            raise NonFinite(
+                f"{what}. Nothing was learned from this batch (age {self.age}, step {self.steps}). "
+                "Look at these samples; leave them out with dataset.denylist_samples([...]), or go "
+                "on without such batches: nonfinite='skip'",
+                found,
+                suspects,
+            )
 
     def _count_step(self, samples: int, loss: float, hits: float) -> None:
         self.age += samples
@@ -200,63 +128,18 @@ class Lab:
         if self.on_scalars is not None:
             self.on_scalars(kind, self.age, values)
 
-    def ledger(self, which: str = "train") -> Ledger:
-        """The ledger of the training or the evaluation set."""
-        return (self.loader if which == "train" else self.eval_loader).dataset.ledger
-
-    def note(self, kind: str, **fields: Any) -> None:
-        """Put an event on the timeline."""
-        self.journal.write(kind, age=self.age, step=self.steps, **fields)
-
-    # ---- operating
-
-    def example(self) -> tuple:
-        """A small batch of inputs, on which couplings are traced and edits are checked."""
-        if self._example is None and self.loader is not None:
-            with undisturbed(self.module):
-                batch = self.loader.fetch(np.arange(min(4, len(self.loader.dataset))))
-            self._example = self.inputs(batch)
-        if self._example is None:
-            self._example = self.tracking.example
-        if self._example is None and "_example" in self.module.__dict__:
-            self._example = (self.module.__dict__["_example"],)
-        if self._example is None:
-            raise ValueError(
-                "planning needs an example input: pass example=, watch a loader, or run the model "
-                "once"
-            )
-        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
-        return tuple(arg.to(device) if isinstance(arg, Tensor) else arg for arg in self._example)
-
-    def planner(self) -> Planner:
-        """Couplings and order of execution of the present architecture; traced once."""
-        if self._planner is None:
-            with self.tracking_paused():
-                self._planner = Planner(self.module, self.example())
-        return self._planner
-
-    def execution_order(self) -> list[nn.Module]:
-        """The layers with neurons in the order in which a forward pass reaches them; found once,
-        edits do not change it."""
-        if self._order is None:
-            with self.tracking_paused():
-                self._order = execution_order(self.module, self.example())
-        return self._order
-
-    def forget_plans(self) -> None:
-        """The architecture changed: trace again when next asked."""
-        self._planner = None
-
-    def edit(self) -> AbstractContextManager[NetworkWithOps | ModelOps]:
+    @contextmanager
+    def edit(self) -> Iterator[NetworkWithOps | ModelOps]:
         """`with lab.edit() as m: m.prune(...); m.add_neurons(...)`: all of them, or on any error
         none. One `undo` for all."""
-        return self.history.block()
+        with history.edit_block(self):
+            yield self.model
 
     def undo(self) -> str:
         """Go back to the moment before the last edit: model, optimiser, counters, rates and age,
         bit for bit. Training done since is undone with it; ledgers and position in the data stay.
         Returns what was undone."""
-        return self.history.undo()
+        return history.undo(self)
 
     def provenance(self, readout: str | None = None) -> Provenance:
         """Which samples made the rows of a network whose rows know it (π-networks)."""
@@ -266,21 +149,18 @@ class Lab:
         """Deny training samples and remove every row that they made; the optimiser follows. `undo`
         brings the rows back."""
         provenance = self.provenance()
-        chosen = provenance._known(samples)
-        before = network_state(self)
+        chosen, before = provenance.known(samples), Rollback(self)
         if self.loader is not None:
             self.loader.dataset.denylist_samples(chosen)
         change = provenance.remove(chosen)
         if self.optimizer is not None:
             follow(self.optimizer, change)
-        self.history.remember(f"forget {len(chosen)} samples", before)
+        remember(self, f"forget {len(chosen)} samples", before)
         self.note("edit", what=f"forget {len(chosen)} samples")
 
-    # ---- looking
-
-    def neuron_stats(self):
+    def neuron_stats(self) -> pd.DataFrame:
         """One row per neuron: layer, triggers, samples and rates in training and evaluation,
-        learning rate. A pandas frame."""
+        learning rate."""
         return stats.neuron_frame(self)
 
     def display_stats(self) -> None:
@@ -289,33 +169,9 @@ class Lab:
 
     def report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page about this run; returns its path."""
-        from .report import write_report
+        from .report.page import write_report
 
         return write_report(self, path)
-
-    # ---- checkpoints
-
-    def settings(self) -> dict[str, Any]:
-        """What was chosen rather than learned: hashed into each checkpoint."""
-        groups = (
-            []
-            if self.optimizer is None
-            else [
-                {
-                    k: v if isinstance(v, int | float | bool | str | type(None)) else str(v)
-                    for k, v in group.items()
-                    if k != "params"
-                }
-                for group in self.optimizer.param_groups
-            ]
-        )
-        return {
-            "name": self.name,
-            "model": type(self.module).__name__,
-            "optimizer": type(self.optimizer).__name__,
-            "groups": groups,
-            "batch_size": None if self.loader is None else self.loader.batch_size,
-        }
 
     def _manager(self) -> CheckpointManager:
         if self.chkpt_manager is None:
@@ -326,7 +182,9 @@ class Lab:
         """Write a checkpoint of everything, as child of the one that this run descends from;
         returns its id."""
         state = full_state(self)
-        state.update(thumbnails=stats.thumbnails(self), layers=self.ops.layer_paths())
+        state.update(
+            thumbnails=stats.thumbnails(self), layers=self.layer_paths(), data=fingerprints(self)
+        )
         new = self._manager().dump(
             state,
             age=self.age,
@@ -343,10 +201,23 @@ class Lab:
         layers, generators and position in the epoch. Going on from here equals never having
         stopped."""
         manager = self._manager()
-        set_full_state(self, manager.read(checkpoint_id))
+        state, path = manager.read(checkpoint_id), manager.path(checkpoint_id)
+        try:
+            set_full_state(self, state)
+        except RuntimeError as error:
+            raise RuntimeError(f"{path} could not be loaded: {error}") from error
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} does not fit here or is damaged: {error!r}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         manager.current = checkpoint_id
-        self.history.states.clear()
+        self.past.clear()
         self.journal.fork(checkpoint_id)
+
+
+def some(ids: list[int]) -> str:
+    """The first few of a list of ids."""
+    return str(ids) if len(ids) <= 10 else f"{str(ids[:10])[:-1]}, ...]"
 
 
 def judge(output: Tensor, target: Tensor) -> dict[str, Tensor]:
@@ -387,8 +258,9 @@ def watch(
         lab.model.prune(layer="features.0", neuron_indices={3})       # the optimiser follows
 
     Args:
-        model: any module. Linear and convolution layers are tracked, in the training or evaluation
-        counters by `model.training`.
+        model: any module, also what `torch.compile` returned. Linear and convolution layers are
+        tracked, in the training or evaluation counters by `model.training`: in forward passes on a
+        batch from the loaders until it is recorded (without loaders, in every forward pass).
         loader, eval_loader: torch DataLoaders; `lab.loader` serves the same batches. `seed` fixes
         the order of shuffling.
         example: an input (or tuple of inputs) for planning, where no loader gives one.
@@ -397,15 +269,21 @@ def watch(
         (default: the folder's name).
         also: further things with `state_dict`/`load_state_dict` to keep in checkpoints, by name (a
         scheduler, a scaler).
+        nonfinite: what a loss of NaN or infinity does: "stop" (raise, naming the samples) or "skip"
+        (count it in the ledger and go on; see `record`).
         undo_depth: how many edits back `undo` can go; each keeps a copy of model and optimiser in
         memory.
     """
 
-    def ours(given: DataLoader | LabLoader | None) -> LabLoader | None:
-        return (
-            given
-            if given is None or isinstance(given, LabLoader)
-            else LabLoader.of(given, seed=seed)
-        )
-
-    return Lab(model, optimizer, ours(loader), ours(eval_loader), auto_track=True, **options)
+    served = [
+        loader
+        if loader is None or isinstance(loader, LabLoader)
+        else LabLoader.of(loader, seed=seed)
+        for loader in (loader, eval_loader)
+    ]
+    watched = [loader for loader in served if loader is not None]
+    model = uncompiled(model)
+    tracking = Tracking(model, always=not watched)
+    for loader in watched:
+        loader.on_batch = tracking.served
+    return Lab(model, optimizer, *served, tracking=tracking, **options)

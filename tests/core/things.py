@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from pilimit_lib.core import Axis, Blocks, Change
 
+# Whether the optimisers of this torch take `named_parameters()`: since 2.6.
+NAMES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 6)
 OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, lr=0.1),
     "momentum": partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2),

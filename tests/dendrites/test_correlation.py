@@ -1,6 +1,7 @@
 """Cascade correlation: the gradient is that of S, nothing leaks out of the phase, and candidates do
 learn to correlate."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -8,7 +9,7 @@ from pilimit_lib.dendrites import (
     DendriteConfig,
     DendriticLayer,
     Growth,
-    History,
+    Patience,
     dendritic,
     dendritic_layers,
 )
@@ -20,6 +21,12 @@ def covariance(a, e):
     """S_i with means over positions, in float64, written as the formula."""
     a, e = (t.movedim(1, -1).reshape(-1, t.shape[1]) for t in (a, e))
     return ((a - a.mean(0)) * (e - e.mean(0))).sum(0)
+
+
+def score(a, e):
+    """|Cov(a, e)| / std(e), over samples and positions."""
+    spread = e.movedim(1, -1).reshape(-1, e.shape[1]).std(0, correction=0)
+    return covariance(a, e).abs() / (e.numel() / e.shape[1]) / spread
 
 
 def test_backward_gives_minus_the_gradient_of_s_and_leaves_y_alone():
@@ -35,9 +42,7 @@ def test_backward_gives_minus_the_gradient_of_s_and_leaves_y_alone():
     assert torch.equal(y.grad, e)
     (expected,) = torch.autograd.grad(covariance(a, e).abs().sum(), a)
     torch.testing.assert_close(a.grad, -expected, atol=1e-12, rtol=0)
-    torch.testing.assert_close(
-        stats.take_scores(), covariance(a.detach(), e).abs(), atol=1e-12, rtol=0
-    )
+    torch.testing.assert_close(stats.take_scores(), score(a.detach(), e), atol=1e-12, rtol=0)
     assert not stats.take_scores().any()  # an epoch starts from nothing
 
 
@@ -55,7 +60,7 @@ def test_scores_over_an_epoch_are_those_of_all_batches_together():
     stats = CorrelationStats(3, a)
     for part in torch.arange(40).split(16):
         stats.update(a[part], e[part])
-    torch.testing.assert_close(stats.take_scores(), covariance(a, e).abs(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(stats.take_scores(), score(a, e), atol=1e-10, rtol=0)
 
 
 def test_a_candidate_adds_nothing_and_no_gradient_reaches_earlier_layers_through_dendrites():
@@ -80,7 +85,7 @@ class Xor:
     def __init__(self, **settings):
         torch.manual_seed(0)
         self.config = DendriteConfig(
-            switch=History(patience=3),
+            switch=Patience(patience=3),
             mode="correlation",
             activation="tanh",
             init_scale=0.5,
@@ -90,6 +95,7 @@ class Xor:
             **settings,
         )
         self.net = dendritic(nn.Sequential(nn.Linear(2, 1)), self.config)
+        self.scaler, self.unit = torch.amp.GradScaler("cpu", enabled=False), 1.0
         self.growth = Growth(self.net, optimizer=lambda ps: torch.optim.Adam(ps, 0.05))
         self.x = torch.tensor([[0.0, 0.0], [0, 1], [1, 0], [1, 1]]).repeat(8, 1) * 2 - 1
         self.y = self.x[:, :1] * self.x[:, 1:]
@@ -99,8 +105,9 @@ class Xor:
         for _ in range(10):
             self.growth.optimizer.zero_grad()
             loss = (self.net(self.x) - self.y).square().mean()
-            loss.backward()
-            self.growth.optimizer.step()
+            self.scaler.scale(loss * self.unit).backward()
+            self.scaler.step(self.growth.optimizer)
+            self.scaler.update()
         return self.growth.step(loss.item())
 
 
@@ -164,3 +171,71 @@ def test_candidates_reload_from_a_plain_state_dict():
     other = build()
     other.load_state_dict(net.state_dict())
     assert not other[0].dendrites[0].candidate
+
+
+def scores_of_noise(batch_size, scale):
+    """Scores of a candidate over 512 samples, the error of which is noise."""
+    torch.manual_seed(0)
+    x = torch.randn(512, 4)
+    y = torch.randn(512, 2)  # nothing can be learnt
+    layer = DendriticLayer(nn.Linear(4, 2), DendriteConfig(mode="correlation"), "fc")
+    layer.neuron.requires_grad_(False).weight.zero_()
+    dendrite = layer.grow(torch.Generator().manual_seed(0), candidate=True)
+    for part in torch.arange(512).split(batch_size):
+        loss = (layer(x[part]) - y[part]).square().mean()
+        (loss * scale).backward()
+    return dendrite.stats.take_scores()
+
+
+def test_scores_do_not_depend_on_batch_size_nor_on_the_scale_of_the_loss():
+    expected = scores_of_noise(512, 1.0)
+    assert (expected < 1e-3).all()
+    for batch_size, scale in ((8, 1.0), (64, 1.0), (64, 2.0**16), (512, 1e-6)):
+        torch.testing.assert_close(scores_of_noise(batch_size, scale), expected, atol=0, rtol=1e-5)
+
+
+def test_a_batch_that_is_not_finite_is_passed_over_and_the_scaler_sees_it():
+    a, e = torch.rand(12, 2, dtype=torch.float64), torch.randn(12, 2, dtype=torch.float64)
+    clean, hit = CorrelationStats(2, a), CorrelationStats(2, a)
+    for bad in (float("nan"), float("inf")):
+        for stats in (clean, hit):
+            stats.update(a[:6], e[:6])
+        hit.update(a[:6], torch.full_like(e[:6], bad))
+        hit.update(torch.full_like(a[:6], bad), e[:6])
+        for stats in (clean, hit):
+            stats.update(a[6:], e[6:])
+        for name, value in clean.named_buffers():
+            assert torch.equal(value, getattr(hit, name)), name
+    y, a = torch.zeros(3, 2), torch.rand(3, 2, requires_grad=True)
+    (tap(y, a, CorrelationStats(2, y), 1) * float("inf")).sum().backward()
+    assert not a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_correlation_training_survives_losses_that_are_not_finite(scaled):
+    run = Xor()
+    while run.growth.plateau.state.phase == "n":
+        run.epoch()
+    if scaled:
+        run.scaler, run.unit = torch.amp.GradScaler("cpu", init_scale=2.0**127), 2.0**12
+    else:  # every weight of the candidate becomes nan, as any network's would
+        (run.net(run.x) * float("nan")).sum().backward()
+        run.growth.optimizer.step()
+        assert run.net[0].dendrites[0].body.weight.isnan().all()
+    while run.growth.plateau.state.phase == "p":
+        run.epoch()
+    assert not scaled or run.scaler.get_scale() < 2.0**127
+    best = max(r["correlation"] or 0.0 for r in run.growth.records.rows.epochs)
+    assert best > 0.1 and run.net(run.x).isfinite().all()
+    assert all(p.isfinite().all() for p in run.net.parameters())
+
+
+def test_a_candidate_saved_before_the_score_was_free_of_units_still_loads():
+    config = DendriteConfig(mode="correlation")
+    build = lambda: dendritic(nn.Sequential(nn.Linear(2, 2)), config)  # noqa: E731
+    net, other = build(), build()
+    net[0].grow(torch.Generator().manual_seed(0), candidate=True)
+    state = net.state_dict()
+    del state["0.dendrites.0.stats.sum_ee"]
+    other.load_state_dict(state)
+    assert other[0].dendrites[0].candidate

@@ -61,9 +61,6 @@ def dendrites(model):
     return [len(layer.dendrites) for layer in UPA.get_pai_modules(model)]
 
 
-# --- settings
-# -----------------------------------------------------------------------------------------------------------------
-
 DEFAULTS = {
     "switch_mode": 1,
     "n_epochs_to_switch": 10,
@@ -246,10 +243,6 @@ def test_the_tracker_says_what_to_call_first_and_what_it_lacks():
         GPA.pai_tracker.add_validation_score(1.0, mlp())
     with pytest.raises(AttributeError, match="did you mean 'add_validation_score'"):
         GPA.pai_tracker.add_validaton_scores(1.0)
-
-
-# --- the documented flows
-# ------------------------------------------------------------------------------------------------------
 
 
 def test_capacity_test_is_the_default_and_adds_three_dendrites():
@@ -449,10 +442,6 @@ def test_block_by_pai_sequential_on_pc():
     assert isinstance(model[0], DendriticLayer) and dendrites(run(model, [1.0, 2.0])[0]) == [2]
 
 
-# --- saving and loading
-# ---------------------------------------------------------------------------------------------------------
-
-
 def test_load_system_latest_and_best_model_continue():
     GPA.pc.set_testing_dendrite_capacity(False)
     GPA.pc.set_n_epochs_to_switch(2)
@@ -541,9 +530,6 @@ def test_tracker_settings_for_data_parallel(tmp_path):
     assert restructured and isinstance(model, nn.DataParallel) and model.module is net
 
 
-# --- what the original does not do
-
-
 def test_nothing_prompts_exits_or_touches_other_globals():
     code = (
         "import builtins, pdb, sys, torch\n"
@@ -580,3 +566,56 @@ def test_correlation_training_through_the_facade():
     model, seen = run(UPA.initialize_pai(mlp(), save_name="pb"), [1.0] * 12)
     phases = [r["phase"] for r in GPA.pai_tracker.growth.records.rows.epochs]
     assert phases[:8] == ["n"] * 3 + ["p"] * 3 + ["n"] * 2
+
+
+class Tagger(nn.Module):
+    """Tokens [b t n] through Linear layers, then one row per sequence through another."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(7, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, tokens):
+        return self.head(torch.relu(self.inner(self.embed(tokens))).mean(1))
+
+
+def test_input_dimensions_of_transformers_reach_linear_layers_of_any_rank():
+    GPA.pc.set_input_dimensions([-1, -1, 0])
+    tokens = torch.randint(0, 7, (4, 9))
+    model = UPA.initialize_pai(Tagger())
+    before = model(tokens)
+    model, restructured, _ = GPA.pai_tracker.add_validation_score(1.0, model)
+    assert restructured and dendrites(model) == [1, 1]
+    torch.testing.assert_close(model(tokens), before, atol=1e-6, rtol=0)
+    assert model.inner.dims == (-1, -1, 0) and model.head.dims == (-1, 0)
+    GPA.pc.set_input_dimensions([-1, 0, -1, -1])
+    with pytest.raises(DimensionError, match="inner.set_this_input_dimensions\\(\\[-1, -1, 0\\]"):
+        UPA.initialize_pai(Tagger())(tokens)
+
+
+def test_a_block_of_a_linear_layer_and_its_norm_converts():
+    block = GPA.pc.PAISequential([nn.Linear(5, 4), nn.BatchNorm1d(4)])
+    model = UPA.initialize_pai(nn.Sequential(block, nn.ReLU(), nn.Linear(4, 3)))
+    x = torch.randn(6, 5)
+    before = model(x)
+    model, _, _ = GPA.pai_tracker.add_validation_score(1.0, model)
+    assert dendrites(model) == [1, 1]
+    torch.testing.assert_close(model(x), before, atol=1e-5, rtol=0)
+
+
+class Two(nn.Module):
+    """Two networks in one module that is never called itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = mlp(0), mlp(1)
+
+
+@pytest.mark.parametrize("build, called", [(mlp, lambda m: m), (Two, lambda m: m.other)])
+def test_debugging_dimensions_names_all_layers_at_the_first_forward_pass(build, called):
+    GPA.pc.set_debugging_input_dimensions(1)
+    model = UPA.initialize_pai(build())
+    with pytest.raises(DimensionError, match="2 layers have wrong dimensions") as caught:
+        called(model)(torch.randn(2, 3, 5))
+    assert str(caught.value).count("set_this_input_dimensions([-1, -1, 0])") == 2
+    assert called(model)(torch.randn(2, 5)).shape == (2, 3)

@@ -2,6 +2,7 @@
 several ranks."""
 
 import csv
+import os
 import subprocess
 import sys
 
@@ -15,8 +16,8 @@ from pilimit_lib.dendrites import (
     DimensionError,
     EveryEpoch,
     Growth,
-    History,
     Never,
+    Patience,
     dendritic,
     dendritic_layers,
 )
@@ -43,7 +44,7 @@ def counts(growth):
 
 
 def test_at_growth_the_best_network_comes_back_and_its_function_is_unchanged():
-    config = DendriteConfig(switch=History(patience=2), seed=1)
+    config = DendriteConfig(switch=Patience(patience=2), seed=1)
     growth = Growth(dendritic(mlp(), config), optimizer=adam)
     x = torch.randn(4, 5)
     outputs = {}
@@ -84,7 +85,7 @@ def test_moments_of_what_did_not_change_survive_growth_or_are_reset_by_choice():
 
 
 def test_retry_draws_other_weights_and_giving_up_restores_the_best():
-    config = DendriteConfig(switch=History(patience=1), max_tries=2, seed=5)
+    config = DendriteConfig(switch=Patience(patience=1), max_tries=2, seed=5)
     growth = Growth(dendritic(mlp(), config), optimizer=adam)
     drawn, x = [], torch.randn(3, 5)
     for epoch, score in enumerate([5.0, 4.0, 3.0, 2.0]):
@@ -105,7 +106,7 @@ def test_retry_draws_other_weights_and_giving_up_restores_the_best():
 
 
 def test_learning_rate_restarts_per_group_and_the_search_starts_lower():
-    config = DendriteConfig(switch=History(patience=1), seed=0)
+    config = DendriteConfig(switch=Patience(patience=1), seed=0)
     net = dendritic(mlp(), config)
 
     def groups(ps):
@@ -247,7 +248,7 @@ def test_two_ranks_grow_together(tmp_path):
 def test_files_are_few_and_the_best_scores_table_has_its_three_columns(tmp_path):
     folder = tmp_path / "run"
     config = DendriteConfig(
-        switch=History(patience=1), save_dir=str(folder), max_tries=1, graphs="switch"
+        switch=Patience(patience=1), save_dir=str(folder), max_tries=1, graphs="switch"
     )
     growth = Growth(dendritic(mlp(), config), optimizer=adam)
     tests = iter(range(10, 99))
@@ -349,11 +350,10 @@ def test_a_layer_that_never_ran_stops_growth_whole():
 def test_debug_dims_lists_all_wrong_layers_at_once():
     config = DendriteConfig(dims=[-1, 0, -1, -1], debug_dims=True)
     growth = Growth(dendritic(mlp(), config), optimizer=adam)
-    growth.model(torch.randn(2, 3, 5))
     with pytest.raises(
         DimensionError, match=r"2 layers have wrong dimensions:(.|\n)*model\[0\](.|\n)*model\[2\]"
     ):
-        growth.step(1.0)
+        growth.model(torch.randn(2, 3, 5))
     for _, layer in dendritic_layers(growth.network):
         layer.set_this_input_dimensions([-1, -1, 0])
     growth.model(torch.randn(2, 3, 5))
@@ -421,3 +421,16 @@ def test_a_compiled_model_grows():
         assert result.model is growth.model and result.model is not net and counts(growth) == [k, k]
         torch.testing.assert_close(growth.model(x), net(x))
     assert net[0].dendrites[0].w.abs().max() > 0
+
+
+def test_files_have_the_mode_of_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        config = DendriteConfig(switch=EveryEpoch(), save_dir=str(tmp_path / "r"))
+        growth = Growth(dendritic(mlp(), config), optimizer=adam)
+        growth.step(1.0)
+        growth.save(tmp_path / "r" / "own.pt")
+    finally:
+        os.umask(old)
+    modes = {p.name: oct(p.stat().st_mode & 0o777) for p in (tmp_path / "r").iterdir()}
+    assert set(modes.values()) == {"0o640"} and len(modes) > 10, modes

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilimit_lib.dendrites.decisions.plateau import Plateau
-from pilimit_lib.dendrites.decisions.rules import EveryEpoch, Fixed, History, Never, Rules, at
+from pilimit_lib.dendrites.decisions.rules import EveryEpoch, Fixed, Never, Patience, Rules, at
 
 
 def actions(plateau, scores, lrs=None):
@@ -23,8 +23,8 @@ def test_needs_no_torch():
         "import sys, types; sys.modules['torch'] = None\n"
         "for n in ('pilimit_lib', 'pilimit_lib.dendrites'):\n"
         "    m = types.ModuleType(n); m.__path__ = [n.replace('.', '/')]; sys.modules[n] = m\n"
-        "from pilimit_lib.dendrites.decisions.plateau import Plateau; from pilimit_lib.dendrites.decisions.rules "
-        "import Rules\n"
+        "from pilimit_lib.dendrites.decisions.plateau import Plateau\n"
+        "from pilimit_lib.dendrites.decisions.rules import Rules\n"
         "print(Plateau(Rules()).observe(1.0).action)"
     )
     assert (
@@ -36,19 +36,19 @@ def test_needs_no_torch():
 
 
 def test_history_grows_after_patience_epochs_without_improvement():
-    plateau = Plateau(Rules(switch=History(patience=3)))
+    plateau = Plateau(Rules(switch=Patience(patience=3)))
     assert actions(plateau, [1, 2, 2, 2, 2]) == ["continue"] * 4 + ["grow"]
     assert plateau.state.dendrites == 1 and plateau.state.best_epoch == 2
 
 
 def test_grace_epochs_come_after_growth_only_where_they_are_asked_for():
-    plateau = Plateau(Rules(switch=History(patience=2, grace=[0, 3]), max_tries=1))
+    plateau = Plateau(Rules(switch=Patience(patience=2, grace=[0, 3]), max_tries=1))
     assert actions(plateau, [1, 1, 1]) == ["continue", "continue", "grow"]
     assert actions(plateau, [1] * 5) == ["continue"] * 4 + ["finish"]
 
 
 def test_newest_dendrites_must_beat_the_best_else_fresh_weights_then_the_end():
-    plateau = Plateau(Rules(switch=History(patience=1), max_tries=2))
+    plateau = Plateau(Rules(switch=Patience(patience=1), max_tries=2))
     assert actions(plateau, [5, 5]) == ["continue", "grow"]
     retry = plateau.observe(4)
     assert (retry.action, retry.rollback, plateau.state.dendrites) == ("retry", True, 1)
@@ -58,13 +58,13 @@ def test_newest_dendrites_must_beat_the_best_else_fresh_weights_then_the_end():
 
 
 def test_dendrites_that_beat_the_best_are_kept_and_the_tries_start_anew():
-    plateau = Plateau(Rules(switch=History(patience=1), max_tries=2))
+    plateau = Plateau(Rules(switch=Patience(patience=1), max_tries=2))
     assert actions(plateau, [5, 5, 4, 6, 6]) == ["continue", "grow", "retry", "continue", "grow"]
     assert (plateau.state.dendrites, plateau.state.tries) == (2, 1)
 
 
 def test_retain_all_keeps_what_did_not_improve_without_going_back():
-    plateau = Plateau(Rules(switch=History(patience=1), retain_all=True))
+    plateau = Plateau(Rules(switch=Patience(patience=1), retain_all=True))
     actions(plateau, [5, 5])
     decision = plateau.observe(4)
     assert (decision.action, decision.rollback) == ("grow", False)
@@ -73,7 +73,7 @@ def test_retain_all_keeps_what_did_not_improve_without_going_back():
 def test_max_dendrites_is_a_hard_bound():
     plateau = Plateau(Rules(switch=EveryEpoch(), max_dendrites=2))
     assert actions(plateau, [1, 2, 3]) == ["grow", "grow", "finish"]
-    assert actions(Plateau(Rules(switch=History(1), max_dendrites=0)), [1, 1]) == [
+    assert actions(Plateau(Rules(switch=Patience(1), max_dendrites=0)), [1, 1]) == [
         "continue",
         "finish",
     ]
@@ -124,34 +124,34 @@ def test_the_documented_formula_for_positive_scores(score, best, dendrites):
 
 
 def test_nan_never_improves_and_does_not_poison_the_running_mean():
-    plateau = Plateau(Rules(switch=History(patience=2, lookback=2)))
+    plateau = Plateau(Rules(switch=Patience(patience=2, lookback=2)))
     actions(plateau, [math.nan, 1.0])
     assert plateau.state.best == 1.0
     assert actions(plateau, [math.nan, math.nan]) == ["continue", "grow"]
 
 
 def test_lookback_smooths():
-    plateau = Plateau(Rules(switch=History(patience=9, lookback=4)))
+    plateau = Plateau(Rules(switch=Patience(patience=9, lookback=4)))
     actions(plateau, [0.0, 4.0])
     assert plateau.state.best == 1.0
 
 
 def test_no_growth_before_the_rate_was_lowered_and_one_warning_when_that_never_happens():
-    plateau = Plateau(Rules(switch=History(patience=2), find_best_lr=False))
+    plateau = Plateau(Rules(switch=Patience(patience=2), find_best_lr=False))
     plateau.start_rate(0.1)
     assert actions(plateau, [1] * 6, [0.1] * 5 + [0.01]) == ["continue"] * 5 + ["grow"]
-    stuck = Plateau(Rules(switch=History(patience=1)))
+    stuck = Plateau(Rules(switch=Patience(patience=1)))
     stuck.start_rate(0.1)
     with pytest.warns(UserWarning, match="never lowered the learning rate") as caught:
         actions(stuck, [1] * 20, [0.1] * 20)
     assert len(caught) == 1
-    free = Plateau(Rules(switch=History(patience=2), wait_for_lower_lr=False))
+    free = Plateau(Rules(switch=Patience(patience=2), wait_for_lower_lr=False))
     free.start_rate(0.1)
     assert actions(free, [1] * 3, [0.1] * 3)[-1] == "grow"
 
 
 def grown_with_rates(**rules):
-    plateau = Plateau(Rules(switch=History(patience=2), **rules))
+    plateau = Plateau(Rules(switch=Patience(patience=2), **rules))
     plateau.start_rate(0.1)
     assert actions(plateau, [1, 1, 1], [0.1, 0.1, 0.01])[-1] == "grow"
     plateau.start_rate(0.1)
@@ -182,7 +182,7 @@ def test_search_goes_on_from_the_lower_start_when_it_was_better():
 
 
 def test_correlation_phase_ends_by_patience_or_cap():
-    rules = dict(switch=History(patience=1), mode="correlation", candidate_patience=2)
+    rules = dict(switch=Patience(patience=1), mode="correlation", candidate_patience=2)
     plateau = Plateau(Rules(**rules))
     actions(plateau, [1, 1])
     assert plateau.state.phase == "p"
@@ -203,7 +203,7 @@ def test_correlation_phase_ends_by_patience_or_cap():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(0, 59))
 def test_saved_and_loaded_it_decides_the_same(scores, cut):
-    rules = Rules(switch=History(patience=2), max_tries=2)
+    rules = Rules(switch=Patience(patience=2), max_tries=2)
     whole, first, second = Plateau(rules), Plateau(rules), Plateau(rules)
     lrs = [0.1 if i % 5 < 3 else 0.01 for i in range(len(scores))]
     expected = [whole.observe(s, lr) for s, lr in zip(scores, lrs)]
@@ -215,7 +215,7 @@ def test_saved_and_loaded_it_decides_the_same(scores, cut):
 
 def test_bad_settings_are_named():
     for build, text in [
-        (lambda: History(patience=0), "History.patience got 0"),
+        (lambda: Patience(patience=0), "Patience.patience got 0"),
         (lambda: Rules(max_dendrites=-1), "max_dendrites got -1"),
         (lambda: Rules(mode="pb"), 'give "joint" or "correlation"'),
         (lambda: Rules(threshold=[]), "empty list"),
@@ -225,9 +225,9 @@ def test_bad_settings_are_named():
         with pytest.raises(ValueError, match=text):
             build()
     for build, text in [
-        (lambda: Rules(switch=10), "give History"),
+        (lambda: Rules(switch=10), "give Patience"),
         (lambda: Rules(retain_all=1), "retain_all"),
-        (lambda: History(patience=2.5), "whole number"),
+        (lambda: Patience(patience=2.5), "whole number"),
         (lambda: Rules(max_tries=True), "max_tries"),
     ]:
         with pytest.raises(TypeError, match=text):

@@ -1,7 +1,8 @@
 """Runs that tests start in processes of their own: a training run that saves or continues, and one
 of several ranks.
 
-python -m tests.dendrites.worker train PATH EPOCHS MODE [resume]     python -m tests.dendrites.worker ddp INIT_FILE RANK OUT
+python -m tests.dendrites.worker train PATH EPOCHS MODE [resume]
+python -m tests.dendrites.worker ddp INIT_FILE RANK OUT
 """
 
 import sys
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from pilimit_lib.core import save
-from pilimit_lib.dendrites import DendriteConfig, Growth, History, PAISequential, dendritic
+from pilimit_lib.dendrites import DendriteConfig, Growth, PAISequential, Patience, dendritic
 from tests.dendrites.helpers import ConvNet
 
 
@@ -55,7 +56,7 @@ class Run:
     def __init__(self, mode="joint", optimizer_state="keep", save_dir=None):
         torch.manual_seed(3)
         config = DendriteConfig(
-            switch=History(patience=2),
+            switch=Patience(patience=2),
             mode=mode,
             optimizer_state=optimizer_state,
             cap_at_n=True,
@@ -121,7 +122,7 @@ def ddp(init_file, rank, out):
     dist.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=2)
     # ranks disagree on everything that is random unless somebody sees to it
     torch.manual_seed(rank)
-    config = DendriteConfig(switch=History(patience=1), max_tries=2, wait_for_lower_lr=False)
+    config = DendriteConfig(switch=Patience(patience=1), max_tries=2, wait_for_lower_lr=False)
     net = dendritic(ConvNet(PAISequential), config)
     growth = Growth(
         DistributedDataParallel(net), config, optimizer=lambda ps: torch.optim.Adam(ps, 1e-2)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +12,10 @@ import torch
 
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10mlp import Settings, Trainer, loss_of, main, parser, train
+from experiments.training.flags import milestones
 from experiments.training.images import Batches, load_images
-from experiments.training.process import RunFolder, human_bytes, milestones
+from experiments.training.process import human_bytes
+from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import load
 from pilimit_lib.inf import FinPiMLPSample, InfMLP
 
@@ -156,64 +155,13 @@ def test_resuming_a_finished_epoch_equals_never_having_stopped(tmp_path):
         torch.device("cpu"),
     )
     trainer.run_epoch([], quiet=True)
-    folder = RunFolder(tmp_path / "parts", cifar10mlp.asdict(trainer.settings))
-    folder.save(trainer.state())
+    with RunFolder(tmp_path / "parts", cifar10mlp.asdict(trainer.settings)) as folder:
+        folder.save(trainer.state())
     parts = main([*SMALL, "--save-dir", str(tmp_path / "parts"), *flags, "--resume"])
     _same_state(
         load(tmp_path / "whole" / "checkpoint.pt"), load(tmp_path / "parts" / "checkpoint.pt")
     )
     assert _without_times(whole) == _without_times(parts)
-
-
-def test_interrupted_in_the_middle_of_an_epoch_and_resumed_bit_for_bit(tmp_path):
-    """A real Ctrl-C in a real process, then --resume: the same checkpoint as an undisturbed run."""
-    flags = [
-        "--train-subset-size",
-        "600",
-        "--test-subset-size",
-        "60",
-        "--r",
-        "8",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "2",
-    ]
-    command = [sys.executable, "-m", "experiments.cifar10.cifar10mlp", *flags, "--save-dir"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, str(tmp_path / "parts")],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    seen = ""
-    # the bar says that the first epoch is under way
-    while not re.search(r"epoch 1/2:.*\| [1-9]\d*/300", seen):
-        assert process.poll() is None, seen
-        seen += process.stderr.read(1)
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    state = load(tmp_path / "parts" / "checkpoint.pt")["extras"]
-    assert (
-        "go on with --resume" in output
-        and 0 < state["batches"]["position"] < 300
-        and state["epoch"] == 0
-    )
-    for name, more in (("parts", ["--resume"]), ("whole", [])):
-        subprocess.run(
-            [*command, str(tmp_path / name), "--quiet", *more],
-            cwd=ROOT,
-            env=environment,
-            check=True,
-            timeout=300,
-        )
-    _same_state(
-        load(tmp_path / "whole" / "checkpoint.pt"), load(tmp_path / "parts" / "checkpoint.pt")
-    )
 
 
 @pytest.mark.parametrize(

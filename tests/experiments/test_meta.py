@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
+from contextlib import nullcontext
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -27,11 +29,12 @@ from experiments.meta.stores import write_tables
 from pilimit_lib.core import load
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-SEED_COMMAND = """dataset --dataset omniglot --num-ways 5 --num-shots 1 --use-cuda --step-size 0.5 --batch-size 8 --num-workers 2
-    --num-epochs 2 --output-folder results --meta-lr .1  --grad-clip 0.1 --meta-momentum 0 --num-shots-test 1 --normalize None
-    --hidden-size -1 --bias-alpha 4 --infnet_r 200 --first-layer-alpha 2  --verbose --first-layer-lr-mult 0.2 --dtype float16
-    --num-batches 1000 --num-test-batches 500 --adapt-readout-only --Gproj-inner --Gproj-outer --last-layer-lr-mult 0
-    --scheduler cosine --readout-zero-init --depth 1""".split()
+SEED_COMMAND = """dataset --dataset omniglot --num-ways 5 --num-shots 1 --use-cuda --step-size 0.5
+    --batch-size 8 --num-workers 2 --num-epochs 2 --output-folder results --meta-lr .1
+    --grad-clip 0.1 --meta-momentum 0 --num-shots-test 1 --normalize None --hidden-size -1
+    --bias-alpha 4 --infnet_r 200 --first-layer-alpha 2  --verbose --first-layer-lr-mult 0.2
+    --dtype float16 --num-batches 1000 --num-test-batches 500 --adapt-readout-only --Gproj-inner
+    --Gproj-outer --last-layer-lr-mult 0 --scheduler cosine --readout-zero-init --depth 1""".split()
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_a_loader_of_torchmeta_takes_the_place_of_ours():
     )
     trainer = meta_train.Trainer(settings, torch.device("cpu"), quiet=True, loader=loader)
     before = {name: p.detach().clone() for name, p in trainer.net.named_parameters()}
-    assert trainer.run_epoch([], quiet=True) and np.isfinite(trainer.train_records[0]["loss"])
+    assert trainer.run_epoch([], quiet=True) and np.isfinite(trainer.records[0]["loss"])
     assert any(not torch.equal(before[name], p) for name, p in trainer.net.named_parameters())
     assert trainer.state()["extras"]["tasks"] is None  # where such a loader stands is not known
 
@@ -239,6 +242,38 @@ def test_damage_inside_of_a_zip_names_the_file(tmp_path):
             archive.writestr("images_background/Greek/character01/0001_01.png", content)
         with pytest.raises(ValueError, match="0001_01.png in .* is no image"):
             load_omniglot(tmp_path, "train", quiet=True)
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture of one colour, a thousandth of its pixels in bytes."""
+    rows = zlib.compress((b"\0" + bytes((width + 7) // 8)) * height, 9)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(name + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + name + data + check
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\1\0\0\0\0"
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (png(2000, 2000), "is no image .*2000 x 2000 pixels"),
+        (png(10000, 10000), "is no image .*decompression bomb"),  # Pillow warns
+        (png(20000, 20000), "is no image .*decompression bomb"),  # Pillow refuses
+        (bytes(1 << 21), "is no drawing: it unpacks to 2097152 bytes"),
+    ],
+    ids=["large", "warned of", "refused", "zip"],
+)
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, content, message):
+    for part in ("background", "evaluation"):
+        path = tmp_path / f"images_{part}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"images_{part}/Greek/character01/0001_01.png", content)
+        assert path.stat().st_size < 200_000
+    with pytest.raises(ValueError, match=f"0001_01.png in .*images_background.zip {message}"):
+        load_omniglot(tmp_path, "train", quiet=True)
 
 
 @pytest.mark.parametrize("error", [SyntaxError, ValueError])
@@ -422,8 +457,10 @@ def test_a_run_is_written_resumed_bit_for_bit_and_tested(tmp_path, monkeypatch, 
             return original(*args)
 
         monkeypatch.setattr(meta_train, "meta_step", stepped)
-        resume = ["--resume"] if parts.exists() else []
-        meta_train.main([*SINUSOID, *resume, "--output-folder", str(parts)])
+        flags = ["--resume"] if parts.exists() else SINUSOID
+        with pytest.raises(SystemExit) if left < 100 else nullcontext() as stopped:
+            meta_train.main([*flags, "--quiet", "--output-folder", str(parts)])
+        assert stopped is None or stopped.value.code == 130
     a, b = load(whole / "model.th"), load(parts / "model.th")
     assert a.keys() == b.keys() and all(
         torch.equal(a[name], b[name]) for name in a if isinstance(a[name], torch.Tensor)
@@ -689,7 +726,8 @@ write_tables(folder, {{"val": rows, "train": []}}, cox=True)
 import cox.store
 store = cox.store.Store(str(folder), "cox", mode="r")
 frame = store["val"].df
-assert frame.note.tolist() == ["a", "b" * 500] and frame.acc.tolist() == [.5, 1.0] and frame.epoch.tolist() == [1, 2]
+assert frame.note.tolist() == ["a", "b" * 500] and frame.acc.tolist() == [.5, 1.0]
+assert frame.epoch.tolist() == [1, 2]
 assert frame["left"].tolist() == ["", "x"]
 store.close()
 from experiments.meta import test, train

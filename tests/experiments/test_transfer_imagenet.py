@@ -5,21 +5,26 @@ from __future__ import annotations
 
 import json
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from experiments.imagenet import transfer_imagenet
+from experiments.imagenet import transfer_imagenet, transfers
 from experiments.imagenet.cost import cost
 from experiments.imagenet.imagenet32 import BATCHES, load_imagenet32, read_file
-from experiments.imagenet.transfer_imagenet import Settings, main
+from experiments.imagenet.images import pretraining_data, transfer_data
+from experiments.imagenet.settings import SOURCES, Settings
+from experiments.imagenet.transfer_imagenet import main
+from experiments.training.images import load_images
 from pilimit_lib.core import load
-from pilimit_lib.inf.gp.regression import ReLUKernel
+from pilimit_lib.inf.gp import ReLUKernel
 
-SEED_COMMAND = """--save-dir=./output/ --save-model --cuda --r 200 --lr=0.01 --batch-size=16 --gclip=0  --epochs=40 --human
-    --wd=0.0001 --bias-alpha=0.5 --first-layer-lr-mult=1.0 --last-layer-lr-mult=1.0 --gclip-per-param""".split()
+SEED_COMMAND = """--save-dir=./output/ --save-model --cuda --r 200 --lr=0.01 --batch-size=16
+    --gclip=0  --epochs=40 --human --wd=0.0001 --bias-alpha=0.5 --first-layer-lr-mult=1.0
+    --last-layer-lr-mult=1.0 --gclip-per-param""".split()
 
 
 def images(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -145,13 +150,73 @@ def test_what_is_missing_or_wrong_is_named_before_anything_is_read(imagenet, tmp
         load_imagenet32(imagenet, test_size=13, quiet=True)
 
 
+def test_arrays_are_read_from_every_version_of_pickles(tmp_path):
+    held = {"data": images(np.ones(3, int), 0), "labels": [1, 2, 3], "mean": np.zeros(3072)}
+    for protocol in range(2, 6):
+        for labels in (held["labels"], np.array(held["labels"])):
+            (tmp_path / "file").write_bytes(pickle.dumps(held | {"labels": labels}, protocol))
+            x, y = read_file(tmp_path / "file")
+            assert np.array_equal(x.flatten(1).numpy(), held["data"]) and y.tolist() == [0, 1, 2]
+    # as Python 2 wrote it: texts are bytes
+    (tmp_path / "file").write_bytes(
+        pickle.dumps({k.encode(): v for k, v in held.items()}, protocol=2)
+    )
+    assert read_file(tmp_path / "file")[1].tolist() == [0, 1, 2]
+
+
+def test_an_array_that_is_forged_is_an_error_and_no_crash(tmp_path):
+    """Where numpy itself puts arrays together, such files end in errors of every kind, without an
+    exception, or in a crash."""
+
+    class Made:
+        """What a pickle makes by calling `maker`, and then gives a state."""
+
+        def __init__(self, maker, args, state=None):
+            self.made = (maker, args) if state is None else (maker, args, state)
+
+        def __reduce__(self):
+            return self.made
+
+    def type_(name, flags, size):
+        state = (3, "|", None, None, None, size, 1, flags)
+        return Made(np.dtype, (name, False, True), state)
+
+    begin = np.zeros(0, np.uint8).__reduce__()[:2]
+    scalar = np.uint8(1).__reduce__()[0]
+    forged = [
+        Made(*begin, (1, (1, 3072), kind, False, data))
+        for kind, data in (
+            (np.dtype("u1"), b"x"),
+            (np.dtype("u1"), None),
+            (None, b"x" * 3072),
+            (np.dtype("O"), b"A" * 8 * 3072),
+            (np.dtype("O"), ["a"] * 3072),
+            (type_("V8", 63, 8), b"A" * 8 * 3072),  # says of itself that it holds objects
+            (type_("u1", 63, 8), b"A" * 8 * 3072),
+            (type_("V1", 0, 1 << 40), b"x" * 3072),
+        )
+    ]
+    forged += [
+        Made(*begin, (1, (2**40, 3072), np.dtype("u1"), False, b"x")),
+        Made(*begin, ()),
+        Made(begin[0], (np.ndarray, (1 << 40,), b"b")),  # a terabyte
+        Made(scalar, (type_("V8", 63, 8), b"A" * 8)),
+        Made(scalar, (np.dtype("O"), b"A" * 8)),
+    ]
+    for number, array in enumerate(forged):
+        held = pickle.dumps({"data": array, "labels": [1]}, protocol=2)
+        (tmp_path / "file").write_bytes(held)
+        with pytest.raises(ValueError, match=r"file is damaged|data in .*file are"):
+            pytest.fail(f"forgery {number} was read: {read_file(tmp_path / 'file')}")
+
+
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "ran",))
 
     (tmp_path / "file").write_bytes(pickle.dumps({"data": Evil(), "labels": [1]}))
-    with pytest.raises(ValueError, match="which no image file needs"):
+    with pytest.raises(ValueError, match="which no file of ImageNet32 contains"):
         read_file(tmp_path / "file")
     assert not (tmp_path / "ran").exists()
 
@@ -257,7 +322,7 @@ def test_the_features_that_are_regressed_are_those_of_the_network(imagenet, smal
     from pilimit_lib.inf import InfMLP
 
     net = InfMLP.from_state_dict(load(tmp_path / "model.th"))
-    data = transfer_imagenet.transfer_data(Settings(cifar_data=str(small_cifar)))
+    data = transfer_data(Settings(cifar_data=str(small_cifar)))
     with torch.no_grad():
         train, test = (
             net.embedding(part.flatten(1)).double() for part in (data.train_x, data.test_x)
@@ -291,10 +356,7 @@ def test_the_features_that_are_regressed_are_those_of_the_network(imagenet, smal
 
 def test_half_of_the_classes_are_pretrained_and_the_others_transferred_to(small_cifar):
     settings = Settings(dataset="cifar10-half", cifar_data=str(small_cifar), transfer_train_size=7)
-    source, target = (
-        transfer_imagenet.pretraining_data(settings),
-        transfer_imagenet.transfer_data(settings),
-    )
+    source, target = pretraining_data(settings), transfer_data(settings)
     assert source.classes == target.classes == 5
     assert (len(source.train_y), len(source.test_y), len(target.train_y), len(target.test_y)) == (
         50,
@@ -302,7 +364,7 @@ def test_half_of_the_classes_are_pretrained_and_the_others_transferred_to(small_
         7,
         10,
     )
-    whole = transfer_imagenet.load_images("cifar10", str(small_cifar))
+    whole = load_images("cifar10", str(small_cifar))
     assert torch.equal(target.train_x, whole.train_x[whole.train_y >= 5][:7])
     assert torch.equal(target.train_y, whole.train_y[whole.train_y >= 5][:7] - 5)
     assert torch.equal(source.test_x, whole.test_x[whole.test_y < 5])
@@ -336,8 +398,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit_and_transfers_once(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "step", step)
-    for resume in ([], ["--resume"], ["--resume"]):
-        main([*flags, *resume, "--save-dir", str(tmp_path / "parts"), "--save-model"])
+    for how, code in ((flags, 130), (["--resume"], 130), (["--resume"], None)):
+        with pytest.raises(SystemExit) if code else nullcontext() as stopped:
+            main([*how, "--quiet", "--save-dir", str(tmp_path / "parts"), "--save-model"])
+        assert code is None or stopped.value.code == code
     a, b = (load(tmp_path / name / "model.th") for name in ("whole", "parts"))
     assert count[0] == 24 and all(
         torch.equal(a[name], b[name]) for name in a if isinstance(a[name], torch.Tensor)
@@ -389,9 +453,9 @@ def test_labels_of_validation_images_alone_and_of_later_training_images_are_clas
 def test_memory_for_the_regression_is_asked_for_before_training(
     imagenet, small_cifar, tmp_path, monkeypatch, capsys
 ):
-    from pilimit_lib.inf.gp import matrix as gp_matrix
+    from pilimit_lib.inf.gp import solve
 
-    monkeypatch.setattr(gp_matrix, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(solve, "free_memory", lambda device: 1000)
     with pytest.raises(SystemExit):
         main(
             [
@@ -487,15 +551,15 @@ def test_a_finite_twin_of_moments_is_loaded_with_its_own_activation(
     imagenet, small_cifar, tmp_path, monkeypatch
 ):
     seen = []
-    original = transfer_imagenet.Transfers.measure
+    original = transfers.Transfers.measure
     monkeypatch.setattr(
-        transfer_imagenet.Transfers,
+        transfers.Transfers,
         "measure",
         lambda self, net, *rest: seen.append(net) or original(self, net, *rest),
     )
     depths = []
     monkeypatch.setattr(
-        transfer_imagenet,
+        transfers,
         "ReLUKernel",
         lambda depth, **how: depths.append(depth) or ReLUKernel(depth, **how),
     )
@@ -586,9 +650,7 @@ def test_the_flag_of_missing_images_is_named(imagenet, tmp_path, monkeypatch, ca
 def test_the_printed_command_means_what_it_says_and_what_it_costs(capsys):
     from experiments.cifar10.settings import parser
 
-    args = parser(None, Settings, "x", {"dataset": transfer_imagenet.SOURCES}).parse_args(
-        SEED_COMMAND
-    )
+    args = parser(None, Settings, "x", {"dataset": SOURCES}).parse_args(SEED_COMMAND)
     assert (args.r, args.lr, args.batch_size, args.gclip, args.epochs, args.depth) == (
         200,
         0.01,

@@ -1,8 +1,10 @@
 """The same convolution as rows, b·h·w more of them with every step: for tiny inputs. What the
 moments are checked against.
 
-    y_δ(q) = s(q) Σ_m Amult_m A_{m,δ} k(⟨B_m, ĝ(q)⟩) ,    g_out(p) = Σ_δ y_δ(p·stride + δ·dilation - padding)
-    one SGD step:  Amult ← (1 - lr·wd)·Amult ;  append  A_δ ← s(q) ∂L/∂y_δ(q) ,  B ← ĝ(q) ,  Amult ← -lr    for every sample and q
+    y_δ(q) = s(q) Σ_m Amult_m A_{m,δ} k(⟨B_m, ĝ(q)⟩)
+    g_out(p) = Σ_δ y_δ(p·stride + δ·dilation - padding)
+    one SGD step:  Amult ← (1 - lr·wd)·Amult
+        append for every sample and q:  A_δ ← s(q) ∂L/∂y_δ(q) ,  B ← ĝ(q) ,  Amult ← -lr
     plus bias_alpha · bias where the layer has one, trained by the same SGD
 
 Written from the definition in plain torch, without anything of the moments' own code. Index legend:
@@ -15,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pilimit_lib.inf.conv.layers import InfPiConv2d, check_map, convolve
+from pilimit_lib.inf.conv.geometry import check_map, convolve
+from pilimit_lib.inf.conv.layers import InfPiConv2d
 from pilimit_lib.inf.dual.hermite import Series
 from pilimit_lib.inf.dual.relu import relu_k
-from pilimit_lib.inf.rows.autograd import direction
+from pilimit_lib.inf.numerics import direction
 
 
 class InfPiConv2dRows(nn.Module):

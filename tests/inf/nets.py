@@ -44,8 +44,11 @@ def cross_entropy(y: Tensor) -> callable:
 
 
 def tensors(net: nn.Module) -> dict[str, Tensor]:
+    """What training changes, and the multipliers; not the record of the architecture."""
     return {
-        name: value.clone() for name, value in net.state_dict().items() if isinstance(value, Tensor)
+        name: value.clone()
+        for name, value in net.state_dict().items()
+        if not name.endswith("_extra_state")
     }
 
 

@@ -137,7 +137,7 @@ def test_displacement_is_the_distance_of_two_functions():
 
 @pytest.mark.parametrize("degree, fit", [(2, "hermite"), (2, "minimax"), (4, "hermite")])
 def test_fold_keeps_the_newest_rows_and_its_bound(degree, fit):
-    from pilimit_lib.inf.rows.merge import fold
+    from pilimit_lib.inf.rows.limits import fold
 
     layer, g = layer_with_rows(row_budget=60, degree=degree, fit=fit), directions()
     before, B, whole = (
@@ -156,7 +156,7 @@ def test_fold_keeps_the_newest_rows_and_its_bound(degree, fit):
 
 
 def test_folding_everything_is_to_moments():
-    from pilimit_lib.inf.rows.merge import fold
+    from pilimit_lib.inf.rows.limits import fold
 
     layer, g = layer_with_rows(row_budget=0, degree=4), directions()
     expected = InfPiLinearReLU(6, 3, bias_alpha=0, dtype=torch.float64)

@@ -20,8 +20,10 @@ from pilimit_lib.inf import (
     clip_grad_norm_,
     param_groups,
 )
+from pilimit_lib.inf.conv.compiled import conv2d
 from pilimit_lib.inf.conv.geometry import Geometry
-from pilimit_lib.inf.moments import compiled
+from pilimit_lib.inf.dual.shared import shared_features
+from pilimit_lib.inf.moments.compiled import linear
 
 
 def images(b: int = 4, size: int = 4):
@@ -312,13 +314,11 @@ def test_a_compiled_layer_is_the_same_and_still_makes_its_features_in_chunks(how
 )
 def test_the_compilers_operators_are_registered_rightly(geometry):
     kappa, how = [0.2, 0.5, 0.3], dict(requires_grad=True)
-    P = compiled.shared_features(3, tuple(kappa)).P
-    torch.library.opcheck(
-        compiled.linear, (torch.randn(4, 3, **how), torch.randn(P, 2, **how), kappa)
-    )
+    P = shared_features(3, tuple(kappa)).P
+    torch.library.opcheck(linear, (torch.randn(4, 3, **how), torch.randn(P, 2, **how), kappa))
     V = torch.randn(P, *geometry.kernel, 4, **how)
     torch.library.opcheck(
-        compiled.conv2d, (torch.randn(2, 3, 6, 5, **how), V, kappa, geometry.numbers, False, 64)
+        conv2d, (torch.randn(2, 3, 6, 5, **how), V, kappa, geometry.numbers, False, 64)
     )
 
 

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pilimit_lib.inf.conv.autograd import feature_conv2d
 from pilimit_lib.inf.conv.chunks import chunks
 from pilimit_lib.inf.conv.geometry import Geometry, pair, same_padding
 from pilimit_lib.inf.conv.positions import Positions, weights
 from pilimit_lib.inf.conv.sums import (
     LARGEST,
     backward,
-    feature_conv2d,
     forward,
     plain,
     positions_at_once,

@@ -11,20 +11,23 @@ import torch
 
 from pilimit_lib.inf import InfPiConv2d
 from pilimit_lib.inf.conv.geometry import Geometry
-from pilimit_lib.inf.moments.sums import triton_kernels
+from pilimit_lib.inf.implementation import triton_kernels
 
 SCRIPT = """
+import functools
 import torch
-from pilimit_lib.inf import conv_operator
-from pilimit_lib.inf import conv_triton as kernels
+from pilimit_lib.inf.conv import sums as conv_operator
+from pilimit_lib.inf.conv import triton_kernels as kernels
 from pilimit_lib.inf.conv.geometry import Geometry
-from pilimit_lib.inf.moments.sums import triton_kernels
+from pilimit_lib.inf.implementation import triton_kernels
 from pilimit_lib.inf.dual.features import PolynomialFeatures
 
+close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
 torch.manual_seed(0)
 cases = [(3, [.16, .25, .08], 2, Geometry((3, 3), padding=(1, 1)), (4, 5)),
          (5, [.1, 0, .2], 3, Geometry((3, 2), (2, 1), (1, 0), (1, 2)), (6, 5)),
-         (2, [0, .3], 17, Geometry((1, 1), (2, 2)), (5, 5)), (9, [.16, .25, .08], 1, Geometry((1, 2), padding=(0, 1)), (3, 3))]
+         (2, [0, .3], 17, Geometry((1, 1), (2, 2)), (5, 5)),
+         (9, [.16, .25, .08], 1, Geometry((1, 2), padding=(0, 1)), (3, 3))]
 for r, kappa, o, geometry, size in cases:
     features = PolynomialFeatures(r, kappa)
     g, V = torch.randn(r, 2, *size), torch.randn(features.P, *geometry.kernel, o)
@@ -33,18 +36,18 @@ for r, kappa, o, geometry, size in cases:
     for layernorm in (False, True) if r == 3 else (False,):
         assert kernels.usable(features, g, V, geometry)
         plain = conv_operator.forward(features, g, V, geometry, layernorm)
-        torch.testing.assert_close(kernels.forward(features, g, V, geometry, layernorm, block_p=16), plain, rtol=1e-5, atol=1e-5)
+        close(kernels.forward(features, g, V, geometry, layernorm, block_p=16), plain)
         dg, dV = conv_operator.backward(features, g, V, geometry, grad, True, True, layernorm)
-        torch.testing.assert_close(kernels.gradient(features, g, V, geometry, grad, layernorm), dV, rtol=1e-5, atol=1e-5)
+        close(kernels.gradient(features, g, V, geometry, grad, layernorm), dV)
         calls, real = [], kernels.gradient
         kernels.gradient = lambda *args: (calls.append(1), real(*args))[1]
         with triton_kernels():
-            torch.testing.assert_close(conv_operator.forward(features, g, V, geometry, layernorm), plain, rtol=1e-5, atol=1e-5)
+            close(conv_operator.forward(features, g, V, geometry, layernorm), plain)
             found = conv_operator.backward(features, g, V, geometry, grad, True, True, layernorm)
         kernels.gradient = real
         assert calls == [1]
         torch.testing.assert_close(found[0], dg)
-        torch.testing.assert_close(found[1], dV, rtol=1e-5, atol=1e-5)
+        close(found[1], dV)
 assert not kernels.usable(features, g, V, Geometry((1, 1), pool=(2, 2)))
 assert not kernels.usable(features, g.double(), V, geometry)
 assert not kernels.usable(PolynomialFeatures(4, [.1, .2, .1, .1]), g, V, geometry)

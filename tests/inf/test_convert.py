@@ -237,7 +237,7 @@ def test_neither_loads_the_other():
         "assert not [m for m in sys.modules if m.split('.')[0] in ('pilimit_lib', 'experiments', "
         "'inf')];"
         "[sys.modules.pop(m) for m in list(sys.modules) if m.startswith('pilimit_orig')];"
-        "import pilimit_lib.inf.convert; assert not [m for m in sys.modules if "
+        "import pilimit_lib.inf.checkpoints.original; assert not [m for m in sys.modules if "
         "m.startswith('pilimit_orig')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

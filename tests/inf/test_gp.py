@@ -8,7 +8,7 @@ import torch
 
 from experiments.training.images import load_images
 from pilimit_lib.inf import InfMLP, PiSGD, param_groups
-from pilimit_lib.inf.gp.regression import (
+from pilimit_lib.inf.gp import (
     FiniteFeatures,
     InfiniteFeatures,
     ReLUKernel,

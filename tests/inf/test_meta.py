@@ -9,10 +9,9 @@ from torch import nn
 from torch.func import functional_call
 
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
-from pilimit_lib.inf.gp.learner import KernelMLP
-from pilimit_lib.inf.gp.regression import ReLUKernel
-from pilimit_lib.inf.meta.inner_loop import adapt, cross_entropy, mse
-from pilimit_lib.inf.rows.autograd import direction, length
+from pilimit_lib.inf.gp import KernelMLP, ReLUKernel
+from pilimit_lib.inf.meta import adapt, cross_entropy, mse
+from pilimit_lib.inf.numerics import direction, length
 from pilimit_orig.inf.meta import adapt_readout, meta_backward
 from tests.pilimit_orig import small
 

@@ -17,7 +17,7 @@ from pilimit_lib.inf import (
     hermite_series,
     param_groups,
 )
-from pilimit_lib.inf.rows.autograd import direction
+from pilimit_lib.inf.numerics import direction
 from pilimit_lib.inf.rows.merge import K1
 
 
@@ -378,7 +378,7 @@ class TestCheckpoints:
         moments.load_pilimit_orig_net(to_pilimit_orig(net))
         torch.testing.assert_close(moments(x), net.to_moments()(x), rtol=1e-5, atol=1e-6)
         for other in (moments, self.trained("rows", row_budget=20)[0]):
-            with pytest.raises(ValueError, match="knows rows only"):
+            with pytest.raises(ValueError, match="keeps moments"):
                 to_pilimit_orig(other)
 
     def test_pending_rows_are_not_lost_by_conversion(self):

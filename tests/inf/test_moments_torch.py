@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pilimit_lib.core import load, restore, save, snapshot
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.moments import sums as feature_linear
-from pilimit_lib.inf.moments.sums import FactoredParameter
+from pilimit_lib.inf.moments.parameter import FactoredParameter
 
 
 def network(fused=False, **options):
@@ -351,12 +351,32 @@ def test_second_derivatives_through_a_step():
     )
 
 
-def test_fused_layers_refuse_second_derivatives():
-    net = network(True)
-    x, y = data()
+def test_fused_layers_have_the_second_derivatives_of_plain_ones():
+    found = []
+    for fused in (False, True):
+        net, (x, y) = network(fused).double(), data()
+        nn.init.normal_(net.layers[2].V, generator=torch.Generator().manual_seed(0))
+        loss = nn.functional.cross_entropy(net(x.double()), y)
+        gradients = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
+        torch.stack([gradient.square().sum() for gradient in gradients]).sum().backward()
+        found.append([parameter.grad for parameter in net.parameters()])
+    torch.testing.assert_close(*found)
+
+
+def test_only_backward_leaves_a_gradient_with_a_fused_layer():
+    net, (x, y) = network(True), data()
     nn.init.normal_(net.layers[2].V)
-    with pytest.raises(RuntimeError, match="fused=False"):
-        nn.functional.cross_entropy(net(x), y).backward(create_graph=True)
+    x.requires_grad_()
+    V = net.layers[1].V
+    torch.autograd.grad(nn.functional.cross_entropy(net(x), y), x)
+    assert V.grad is None
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(net(x), y), V)
+    assert V.grad is None
+    nn.functional.cross_entropy(net(x), y).backward(inputs=[x])
+    assert V.grad is None
+    nn.functional.cross_entropy(net(x), y).backward(inputs=[V])
+    assert V.in_factors
+    torch.testing.assert_close(V.grad, gradient)
 
 
 def _replica(rank, port, path):

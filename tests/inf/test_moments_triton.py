@@ -10,23 +10,25 @@ import pytest
 import torch
 
 from pilimit_lib.inf import InfPiLinear
-from pilimit_lib.inf.moments.sums import triton_kernels
+from pilimit_lib.inf.implementation import triton_kernels
 
 SCRIPT = """
 import torch
-from pilimit_lib.inf import feature_linear
-from pilimit_lib.inf import triton_features as kernels
+from pilimit_lib.inf.moments import sums as feature_linear
+from pilimit_lib.inf.moments import triton_kernels as kernels
 from pilimit_lib.inf.dual.features import PolynomialFeatures
 
 torch.manual_seed(0)
-for r, b, o, kappa in ((7, 5, 3, [.16, .25, .08]), (8, 17, 20, [.16, .25, .08]), (5, 3, 2, [0, .3]), (6, 1, 4, [0, 0, .2]),
+for r, b, o, kappa in ((7, 5, 3, [.16, .25, .08]),
+                       (8, 17, 20, [.16, .25, .08]), (5, 3, 2, [0, .3]), (6, 1, 4, [0, 0, .2]),
                        (1, 2, 1, [.1, .2, .3]), (33, 20, 70, [.16, 0, .08])):
     features = PolynomialFeatures(r, kappa)
     u = torch.nn.functional.normalize(torch.randn(b, r), dim=1)
     for dtype in (torch.float32, torch.bfloat16):
         V, delta = torch.randn(features.P, o).to(dtype), torch.randn(b, o)
         assert kernels.usable(features, u, V)
-        torch.testing.assert_close(kernels.forward(features, u, V), feature_linear.forward(features, u, V), rtol=1e-5, atol=1e-5)
+        plain = feature_linear.forward(features, u, V)
+        torch.testing.assert_close(kernels.forward(features, u, V), plain, rtol=1e-5, atol=1e-5)
         mine, theirs = V.clone(), V.clone()
         kernels.update_(features, mine, u, delta, -.3, .9, block_p=32)
         feature_linear.update_(features, theirs, u, delta, -.3, .9)
@@ -37,6 +39,7 @@ cubic = PolynomialFeatures(4, [.1, .2, .1, .1])
 assert not kernels.usable(cubic, torch.randn(2, 4), torch.randn(cubic.P, 2))
 assert not kernels.usable(features, u.double(), V)
 
+from pilimit_lib.inf.implementation import triton_kernels
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 
 
@@ -45,7 +48,7 @@ def train(enabled):
     net = InfMLP(6, 3, 5, 1, memory="moments", fused=True)
     optimizer = PiSGD(param_groups(net, .3, 1e-2))
     x = torch.randn(12, 6)
-    with feature_linear.triton_kernels(enabled):
+    with triton_kernels(enabled):
         for _ in range(3):
             torch.nn.functional.cross_entropy(net(x), x[:, :3].argmax(1)).backward()
             clip_grad_norm_(net, .5)

@@ -2,7 +2,9 @@
 block."""
 
 import copy
+import errno
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,99 @@ def test_the_rank_file_of_another_checkpoint_is_refused(row_dtype, tmp_path):
     with pytest.raises(ValueError, match="another checkpoint"):
         load_rows(other, tmp_path / "new", its_optimizer)
     assert all(torch.equal(value, before[name]) for name, value in tensors(other).items())
+
+
+@pytest.mark.parametrize("file", ["A.0.layers.1", "B.0.layers.2", "rank-0.pt", "state.pt"])
+@pytest.mark.parametrize("how", ["flipped", "zeros", "of another checkpoint"])
+def test_a_file_that_is_not_the_one_that_was_written_changes_nothing(file, how, tmp_path):
+    for seed, name in ((3, "saved"), (5, "other")):
+        net, optimizer = build(seed=seed)
+        optimizer.param_groups[0]["lr"] = seed / 20
+        train(net, optimizer, 2)
+        save_rows(net, tmp_path / name, optimizer)
+    path = tmp_path / "saved" / file
+    content = path.read_bytes()
+    # a place that is read: numbers, or a name
+    middle = content.index(b"layers.1") if file.endswith(".pt") else len(content) // 2
+    path.write_bytes(
+        {
+            "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            "zeros": bytes(len(content)),
+            "of another checkpoint": (tmp_path / "other" / file).read_bytes(),
+        }[how]
+    )
+    other, its_optimizer = build(seed=4)
+    before = tensors(other)
+    # A state.pt of another checkpoint names the files that are not its own.
+    with pytest.raises(ValueError, match=r"saved.*(damaged|not a file of torch.save)"):
+        load_rows(other, tmp_path / "saved", its_optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in tensors(other).items())
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_digests_and_loads(tmp_path):
+    net, optimizer = build()
+    train(net, optimizer, 2)
+    save_rows(net, tmp_path / "saved", optimizer)
+    found = torch.load(tmp_path / "saved" / "state.pt", weights_only=True)
+    del found["digests"]
+    torch.save(found, tmp_path / "saved" / "state.pt")
+    other, its_optimizer = build(seed=4)
+    load_rows(other, tmp_path / "saved", its_optimizer)
+    assert_same(net, other)
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_a_folder_is_replaced_whole_or_not_at_all(fails, tmp_path, monkeypatch):
+    """Whichever of the renames of the folders fails."""
+    net, optimizer = build()
+    save_rows(net, tmp_path / "saved", optimizer)
+    kept = copy.deepcopy(net)
+    train(net, optimizer, 2)
+    replace, calls = os.replace, []
+
+    def failing(source, target):
+        if Path(source).is_dir():
+            calls.append(source)
+            if len(calls) == fails:
+                raise OSError(5, "Input/output error")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    if fails < 3:
+        with pytest.raises(OSError, match="Input/output"):
+            save_rows(net, tmp_path / "saved", optimizer)
+    else:
+        save_rows(net, tmp_path / "saved", optimizer)
+    assert os.listdir(tmp_path) == ["saved"]
+    other, its_optimizer = build(seed=4)
+    load_rows(other, tmp_path / "saved", its_optimizer)
+    assert_same(net if fails == 3 else kept, other)
+
+
+def test_what_a_killed_run_left_is_put_back_or_removed(tmp_path):
+    net, optimizer = build()
+    save_rows(net, tmp_path / "saved", optimizer)
+    (tmp_path / "saved").rename(tmp_path / ".saved.old")  # killed between the two renames
+    (tmp_path / ".saved.part").mkdir()
+    other, its_optimizer = build(seed=4)
+    load_rows(other, tmp_path / "saved", its_optimizer)
+    assert_same(net, other)
+    save_rows(net, tmp_path / "saved", optimizer)
+    assert os.listdir(tmp_path) == ["saved"]
+
+
+def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
+    net, optimizer = build()
+    save_rows(net, tmp_path / "saved", optimizer)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="the disk is full.*the one that is there stays.*saved"):
+        save_rows(net, tmp_path / "saved", optimizer)
+    assert os.listdir(tmp_path) == ["saved"]
+    load_rows(build(seed=4)[0], tmp_path / "saved")
 
 
 def test_what_does_not_fit_is_named(tmp_path):

@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 
-from pilimit_lib.inf import FinPiLinearReLU, InfMLP, PiSGD, clip_grad_norm_, param_groups
+from pilimit_lib.inf import (
+    FinPiInputLinearReLU,
+    FinPiLinearReLU,
+    InfMLP,
+    InfPiInputLinearReLU,
+    InfPiLinearReLU,
+    PiSGD,
+    clip_grad_norm_,
+    param_groups,
+)
 
 from .nets import cross_entropy
 
@@ -178,3 +187,25 @@ def test_layers_by_hand_as_the_original_builds_them():
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"prev_omega.*\[16, 10\]"):
         inf_layer.sample(16, 24, torch.randn(16, 9))
+
+
+@pytest.mark.parametrize("readout", [False, True])
+@pytest.mark.parametrize("layernorm", [False, True])
+def test_a_finite_layer_on_its_own_begins_as_one_sampled_from_a_fresh_infinite_layer(
+    readout, layernorm
+):
+    """To the last bit: ω is drawn first, then the rows, then the ω of the layer below."""
+    torch.manual_seed(3)
+    found = FinPiLinearReLU(5, 12, 4 if readout else 12, 0.5, readout, layernorm)
+    torch.manual_seed(3)
+    omega = None if readout else torch.randn(12, 5)
+    infinite = InfPiLinearReLU(5, 4 if readout else 5, 0.5, readout, layernorm)
+    below = torch.randn(12, 5)
+    total = infinite.finite_weight(below) / 12**0.5
+    assert torch.equal(found.weight, total if readout else omega @ total / 12**0.5)
+    torch.manual_seed(3)
+    first = FinPiInputLinearReLU(5, 7, 12)
+    torch.manual_seed(3)
+    omega, infinite = torch.randn(12, 5), InfPiInputLinearReLU(7, 5)
+    assert torch.equal(first.weight, omega @ infinite.A.T / 12**0.5)
+    assert torch.equal(first.omega, omega)

@@ -3,6 +3,9 @@ written or read says so."""
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from torch import nn, optim
 
 from pilimit_lib.core import load as core_load
 from pilimit_lib.lab import CheckpointManager, NotFound, watch
+from pilimit_lib.lab.run.journal import read_journal
 
 from .conftest import PlainNet, digits, full_disk
 
@@ -144,6 +148,130 @@ def test_a_new_process_sees_the_run_but_loads_nothing_by_itself(make):
     assert again.dump() == 1 and again.chkpt_manager.entry(1)["parent"] is None
 
 
+def test_two_live_experiments_never_write_the_same_id(make):
+    one, other = make(name="x0"), make(name="x0", seed=7)
+    stored = {name: value.clone() for name, value in one.module.state_dict().items()}
+    assert (one.dump("mine"), other.dump("theirs"), one.dump()) == (0, 1, 2)
+    one.train_n_steps(1)
+    one.load(0)
+    assert all(torch.equal(value, stored[n]) for n, value in one.module.state_dict().items())
+    assert [one.chkpt_manager.entry(i)["parent"] for i in range(3)] == [None, None, 0]
+    assert "3 checkpoints" in str(other.chkpt_manager), "each sees what the other wrote"
+    other.lab.note("hello")
+    events = one.lab.journal.path.read_text()
+    assert [json.loads(line)["branch"] for line in events.splitlines() if "hello" in line] == [1]
+
+
+def test_two_processes_share_a_folder(tmp_path):
+    """Both write as fast as they can: every id is one process's own, and the index lists all."""
+    script = (
+        "import sys, time, torch\n"
+        "from pathlib import Path\n"
+        "from pilimit_lib.lab.run.checkpoints import CheckpointManager\n"
+        "from pilimit_lib.lab.run.journal import Journal\n"
+        "folder, me = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "(folder / f'ready{me}').touch()\n"
+        "while not (folder / f'ready{1 - me}').exists(): time.sleep(.01)\n"
+        "manager, journal = CheckpointManager(folder / 'c'), Journal(folder / 'journal.jsonl')\n"
+        "for i in range(20):\n"
+        "    manager.dump({'of': torch.tensor([me, i])}, note=f'{me}')\n"
+        "    journal.write('edit', what=str(me))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", script, tmp_path, str(me)], env=environment)
+        for me in (0, 1)
+    ]
+    assert [run.wait(timeout=600) for run in runs] == [0, 0]
+    manager = CheckpointManager(tmp_path / "c")
+    assert sorted(manager) == list(range(40))
+    found = [(manager.entry(i)["note"], manager.read(i)["of"].tolist()) for i in manager]
+    assert all(note == str(of[0]) for note, of in found)
+    assert sorted(of for _, of in found) == [[me, i] for me in (0, 1) for i in range(20)]
+    events = read_journal(tmp_path / "journal.jsonl")
+    assert {(e["what"], e["branch"]) for e in events if e["kind"] == "edit"} in (
+        {("0", 0), ("1", 1)},
+        {("0", 1), ("1", 0)},
+    )
+
+
+def test_a_file_without_an_entry_is_never_written_over(tmp_path):
+    """A process was killed between the file and the index."""
+    manager = CheckpointManager(tmp_path)
+    manager.dump({})
+    manager.path(1).write_bytes(b"somebody's")
+    assert manager.dump({}) == 2 and manager.path(1).read_bytes() == b"somebody's"
+
+
+def entries(*pairs):
+    return json.dumps([{"id": number, "parent": parent} for number, parent in pairs])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (entries((0, 1), (1, 0)), "0 cannot descend from 1"),
+        (entries((0, 0)), "0 cannot descend from 0"),
+        (entries((0, None), (0, None)), "id 0"),
+        (entries((-1, None)), "id -1"),
+        (entries(("../../x", None)), "id '../../x'"),
+        (entries((True, None)), "id True"),
+        (entries((1, "0")), "1 cannot descend from '0'"),
+        ('{"id": 0, "parent": null}', "a list was expected"),
+        ("[3]", "damaged"),
+        ('[{"id": 0}]', "parent"),
+        ('[{"id": 0, "parent": null, "note": 7}]', "'note' of checkpoint 0 is 7"),
+        ('[{"id": 0, "par', "damaged"),
+        ("[" * 100_000, "damaged"),
+    ],
+)
+def test_a_damaged_index_is_named_and_not_read(tmp_path, text, message):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        CheckpointManager(tmp_path)
+    assert str(tmp_path / "index.json") in str(caught.value)
+
+
+def test_a_long_line_of_checkpoints_is_read_and_printed(tmp_path):
+    (tmp_path / "index.json").write_text(entries(*((i, i - 1 if i else None) for i in range(3000))))
+    manager = CheckpointManager(tmp_path)
+    assert manager.ancestors(2999) == list(range(2999, -1, -1))
+    assert len(str(manager).splitlines()) == 3001
+
+
+def test_a_checkpoint_cut_anywhere_is_named_and_nothing_changes(make):
+    exp = make()
+    exp.train_n_steps(1)
+    exp.dump()
+    before, path = everything(exp), exp.chkpt_manager.path(0)
+    whole = path.read_bytes()
+    for share in (0, 0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ValueError) as caught:
+            exp.load(0)
+        assert str(path) in str(caught.value), share
+    for damage in (
+        lambda state: state.pop("network"),
+        lambda state: state["network"].pop("neurons"),
+        lambda state: state["network"].update(sizes=3),
+        lambda state: state["network"]["neurons"].update(nowhere={}),
+        lambda state: state["ledgers"]["train"]["columns"].update(loss=torch.zeros(3)),
+        lambda state: state["ledgers"]["train"].update(tags=[1]),
+        lambda state: state["loaders"]["train"].update(position="far"),
+        lambda state: state["rng"].update(numpy=[1]),
+        lambda state: state.update(window=7),
+    ):
+        path.write_bytes(whole)
+        state = core_load(path)
+        damage(state)
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=str(path)):
+            exp.load(0)
+        same(before, everything(exp))
+    path.write_bytes(whole)
+    exp.load(0)
+
+
 def test_unknown_checkpoints_are_refused_and_nothing_changes(make):
     exp = make()
     exp.train_n_steps(1)
@@ -179,12 +307,16 @@ def test_checkpoints_that_do_not_fit_are_refused_and_nothing_changes(make, tmp_p
         (
             make(
                 name="one",
-                optimizer_class=lambda p, lr: optim.SGD(
+                optimizer_class=lambda p, lr: optim.Adam(
                     [{"params": list(p)[:4]}, {"params": []}], lr=lr
                 ),
             ),
             "parameter",
         ),
+        (make(name="one", optimizer_class=optim.SGD), "class Adam, here it is SGD.*with Adam"),
+        (make(name="one", optimizer_class=optim.AdamW), "class Adam, here it is AdamW"),
+        (make(name="one", train_dataset=digits(200, start=300)), "train set is not the one"),
+        (make(name="one", eval_dataset=digits(100, start=300)), "eval set is not the one"),
     ]:
         other.train_n_steps(2)
         before = everything(other)
@@ -205,6 +337,36 @@ def test_checkpoints_that_do_not_fit_are_refused_and_nothing_changes(make, tmp_p
     same(before, everything(exp))
 
 
+class Augmented(torch.utils.data.Dataset):
+    """Random flips and noise, from torch's generator or from one of its own."""
+
+    def __init__(self, scale=0.1, own=False):
+        self.data, self.scale = digits(200), scale
+        self.generator = torch.Generator() if own else None
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        image, label = self.data[index]
+        noise = torch.randn(image.shape, generator=self.generator)
+        flipped = image.flip(2) if torch.rand((), generator=self.generator) < 0.5 else image
+        return flipped + self.scale * noise, label
+
+
+def test_augmented_data_is_the_same_data(make):
+    for own in (False, True):
+        exp = make(train_dataset=Augmented(own=own), name=f"own {own}")
+        exp.train_n_steps(1)
+        exp.dump()
+        again = make(train_dataset=Augmented(own=own), name=f"own {own}", seed=3)
+        torch.manual_seed(99)
+        again.load(0)
+    again = make(train_dataset=Augmented(scale=0.3), name="own False")
+    with pytest.warns(UserWarning, match="train set .* the labels are the same, the inputs differ"):
+        again.load(0)
+
+
 def test_a_full_disk_is_reported_and_leaves_everything_as_before(make):
     exp = make()
     exp.train_n_steps(2)
@@ -214,7 +376,8 @@ def test_a_full_disk_is_reported_and_leaves_everything_as_before(make):
     with (
         full_disk(20_000),
         pytest.raises(
-            OSError, match="checkpoint 1 could not be written .* experiment is as before"
+            OSError,
+            match="checkpoint 1 could not be written .*the disk is full.* experiment is as before",
         ),
     ):
         exp.dump()

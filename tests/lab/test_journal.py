@@ -12,7 +12,9 @@ def test_a_line_cut_off_by_a_kill_is_dropped_and_the_next_one_is_whole(tmp_path)
     Journal(path).write("edit", what="one")
     with path.open("a") as file:
         file.write('{"kind": "edit", "wha')
+    torn = path.read_bytes()
     again = Journal(path)
+    assert path.read_bytes() == torn, "reading changes nothing: somebody may be writing that line"
     assert [event["kind"] for event in again.events] == ["branch", "edit"]
     again.write("edit", what="two")
     assert [event.get("what") for event in read_journal(path)] == [None, "one", None, "two"]
@@ -32,9 +34,10 @@ def test_branches_name_the_checkpoint_they_grew_out_of(tmp_path):
 
 
 def test_something_else_is_not_read_as_a_journal(tmp_path):
-    (tmp_path / "journal.jsonl").write_text("hello\n")
-    with pytest.raises(ValueError, match="not a journal"):
-        read_journal(tmp_path / "journal.jsonl")
+    for text in ("hello\n", "3\n", '{"kind": "edit"}\n', '{"kind": 3, "branch": 0}\n'):
+        (tmp_path / "journal.jsonl").write_text(text)
+        with pytest.raises(ValueError, match="journal.jsonl is not a journal"):
+            read_journal(tmp_path / "journal.jsonl")
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path):
@@ -43,7 +46,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     journal.write("edit", what="one")
     with (
         full_disk(path.stat().st_size + 30),
-        pytest.raises(OSError, match="journal .* could not be written"),
+        pytest.raises(OSError, match="journal .* could not be written: the disk is full"),
     ):
         journal.write("edit", what="two")
     assert len(journal.events) == 2 == len(read_journal(path))

@@ -271,3 +271,46 @@ def test_data_sets_without_positions_are_refused():
         TrackedDataset(Endless())
     with pytest.raises(ValueError, match="empty"):
         TrackedDataset(TensorDataset(torch.zeros(0)))
+
+
+@pytest.mark.parametrize(
+    "predicate, message",
+    [
+        (lambda id, age, loss, times, denied, pred, label: None, "returned None for sample 0"),
+        (lambda id, age, loss, times, denied, pred, label: "no", "returned 'no' for sample 0"),
+        (
+            lambda id, age, loss, times, denied, pred, label: float("nan"),
+            "returned nan for sample 0",
+        ),
+        (lambda frame: None, "returned None for the frame"),
+        (lambda frame: frame["loss"] < 1, "KeyError.*'loss'.*prediction_loss"),
+        (lambda frame: frame["prediction_loss"], "must be 10 booleans"),
+        (lambda frame: True, "must be 10 booleans"),
+    ],
+)
+def test_a_predicate_that_does_not_answer_is_an_error(predicate, message):
+    data = TrackedDataset(list(range(10)))
+    for ask in (data.deny_samples_with_predicate, lambda p: data.tag("odd", p)):
+        with pytest.raises(ValueError, match=message):
+            ask(predicate)
+    assert data.allowed == 10 and not data.ledger.tags
+
+
+def test_a_predicate_of_one_argument_gets_the_frame():
+    from functools import partial
+
+    class Method:
+        def high(self, frame):
+            return frame.index >= 7
+
+        def __call__(self, frame):
+            return frame.index >= 7
+
+    def above(limit, frame):
+        return frame.index >= limit
+
+    data = TrackedDataset(list(range(10)))
+    for predicate in (lambda df: df.index >= 7, Method().high, Method(), partial(above, 7)):
+        assert data.deny_samples_with_predicate(predicate) == 3
+        data.allowlist_samples()
+    assert data.deny_samples_with_predicate(lambda *row: torch.tensor(row[0] >= 7)) == 3

@@ -136,3 +136,14 @@ def test_an_epoch_whose_rest_is_denied_ends():
     few = LabLoader(TrackedDataset(TensorDataset(torch.arange(5.0))), 8, drop_last=True)
     with pytest.raises(RuntimeError, match="no batch to serve"):
         few.next_batch()
+
+
+def test_lengths_when_samples_are_denied():
+    """As documented: ids are positions, so the data set keeps its length and the loader shrinks."""
+    data = TrackedDataset(TensorDataset(torch.arange(100)))
+    loader = LabLoader(data, 10)
+    data.denylist_samples(range(35))
+    assert (len(data), data.allowed, len(loader)) == (100, 65, 7)
+    assert len(list(loader)) == 7
+    data.allowlist_samples(None)
+    assert (len(data), data.allowed, len(loader)) == (100, 100, 10)

@@ -1,11 +1,15 @@
 """The user's own loop, all-or-nothing blocks, undo, and what bad input leaves behind."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
+import pilimit_lib
 from pilimit_lib.core import batch
 from pilimit_lib.lab import NotFound, Refused, watch
 
@@ -156,6 +160,48 @@ def test_no_training_inside_an_edit(make):
         for p in before
         if p.startswith("/network/snapshot/model") and "norm" not in p
     )
+
+
+def test_undo_is_refused_where_the_model_was_rebuilt_since(make):
+    exp = make()
+    exp.train_n_steps(1)
+    exp.model.add_neurons(layer="hidden", neuron_count=1)
+    exp.module.out = nn.Linear(13, 10)
+    before = {name: value.clone() for name, value in exp.module.state_dict().items()}
+    with pytest.raises(ValueError, match="replaced since the edit"):
+        exp.undo()
+    after = exp.module.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_failed_edit_leaves_a_living_graph_alone(make):
+    """The way back writes into no tensor that the edit left alone: a backward pass still runs."""
+    exp = make()
+    exp.train_n_steps(1)
+    loss = exp.module(digits(8).tensors[0]).square().mean()
+    with pytest.raises(Refused), exp.edit() as m:
+        m.prune(layer="hidden", neuron_indices={0})
+        m.prune(layer="out", neuron_indices={0})
+    loss.backward()
+    assert exp.module.stem.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("model, size", [(PlainNet, 8), (MNISTModel, 28)])
+def test_an_edit_passes_through_few_files(make, model, size):
+    exp = make(model(), train_dataset=digits(64, size), eval_dataset=digits(32, size, 900))
+    exp.train_n_steps(1)
+    room, entered = Path(pilimit_lib.__file__).parent, set()
+
+    def note(frame, event, _):
+        if event == "call" and (path := Path(frame.f_code.co_filename)).is_relative_to(room):
+            entered.add(path.relative_to(room).as_posix())
+
+    sys.setprofile(note)
+    try:
+        exp.model.prune(layer_index=0, neuron_indices={0})
+    finally:
+        sys.setprofile(None)
+    assert "core/axis.py" in entered and len(entered) <= 12, sorted(entered)
 
 
 def test_undo_goes_back_several_edits(make):
@@ -334,3 +380,68 @@ def test_tensorboard_gets_the_curves(make, tmp_path):
     )
     assert [e.step for e in events.Scalars("train-loss")] == [64, 128, 192]
     assert [e.step for e in events.Scalars("eval-loss")] == [0, 192]
+
+
+@pytest.mark.parametrize("kind, size", [(PlainNet, 8), (MNISTModel, 28)])
+def test_a_compiled_model_does_what_the_plain_one_does(make, kind, size):
+    data = {"train_dataset": digits(96, size), "eval_dataset": digits(32, size, 900)}
+    done = []
+    for compile_it in (False, True):
+        torch.manual_seed(0)
+        model = kind()
+        if compile_it:
+            model = torch.compile(model, backend="eager")
+        exp = make(model, name=f"compiled {compile_it}", **data)
+        exp.train_n_steps(2)
+        exp.eval_full()
+        exp.model.prune(layer_index=0, neuron_indices={1})
+        exp.train_n_steps(2)
+        exp.dump()
+        exp.load(0)
+        exp.model(data["eval_dataset"].tensors[0])
+        done.append(exp)
+    plain, compiled = done
+    assert compiled._forward is not compiled.module and type(compiled.module) is kind
+    for path, value in everything(plain).items():
+        if "settings" not in path:
+            same({path: value}, {path: everything(compiled)[path]})
+    assert torch.load(compiled.chkpt_manager.path(0), weights_only=True)["layers"] == (
+        plain.lab.layer_paths()
+    )
+
+
+def test_what_was_compiled_in_place_is_refused_with_the_remedy(make):
+    whole, part = PlainNet(), PlainNet()
+    whole.compile(backend="eager")
+    part.hidden = torch.compile(part.hidden, backend="eager")
+    for model, name in ((whole, "PlainNet"), (part, "hidden")):
+        with pytest.raises(Refused, match=f"'{name}' was compiled in place.*torch.compile"):
+            make(model)
+        with pytest.raises(Refused, match="compiled in place"):
+            watch(model)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_what_a_notebook_prints(make, capsys):
+    exp = make()
+    change = exp.model.prune(layer="hidden", neuron_indices={1})
+    assert repr(change).startswith("Change: ") and "Linear.weight [12, 36] -> [11, 36]" in repr(
+        change
+    )
+    assert "\n" not in repr(change) and len(repr(change)) < 140
+    exp.train_n_steps(2)
+    exp.train_loader.dataset.denylist_samples([1, 2])
+    exp.dump()
+    print(exp)
+    lines = capsys.readouterr().out.splitlines()
+    sizes = f"{sum(p.numel() for p in exp.module.parameters()):,}"
+    assert (
+        lines[0] == f"Experiment 'plain': PlainNet ({sizes} parameters), Adam at learning rate 0.01"
+    )
+    assert lines[1:4] == [
+        "  age 64 samples, 2 steps",
+        "  train set: 200 samples, 2 denied, batches of 32",
+        "  eval set: 100 samples, batches of 32",
+    ]
+    assert lines[4] == f"  1 checkpoints in {exp.folder}, grown out of checkpoint 0"
+    assert repr(watch(PlainNet())).startswith("Lab 'PlainNet': PlainNet (")

@@ -151,8 +151,10 @@ def test_a_browser_shows_it(run, tmp_path):
             "</body>",
             """<script>addEventListener('load', () => {
         const all = [...document.images], strip = document.createElement('div');
-        const fine = all.length >= 28 && all.every(i => i.naturalWidth > 0) && document.documentElement.scrollWidth <= innerWidth;
-        strip.style = `position: absolute; inset: 0 0 auto; height: 8px; background: ${fine ? '#00ff00' : '#ff0000'}`;
+        const fine = all.length >= 28 && all.every(i => i.naturalWidth > 0)
+            && document.documentElement.scrollWidth <= innerWidth;
+        strip.style = 'position: absolute; inset: 0 0 auto; height: 8px; background: '
+            + (fine ? '#00ff00' : '#ff0000');
         document.body.append(strip);
     });</script></body>""",
         )

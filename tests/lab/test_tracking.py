@@ -6,11 +6,13 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pilimit_lib.lab import Conv2dWithNeuronOps, LinearWithNeuronOps, TrackingMode, watch
 from pilimit_lib.lab.neurons.counters import count_triggers
 
-from .conftest import MNISTModel, PlainNet
+from .conftest import MNISTModel, PlainNet, digits
+from .test_checkpoints import everything, same
 
 
 def direct(model, layer, batches):
@@ -145,3 +147,106 @@ def test_close_takes_every_hook_off():
         model.stem
     ].train_seen.sum() == 0
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def counts(lab):
+    return [
+        {name: value.clone() for name, value in neurons.state_dict().items()}
+        for neurons in lab.neurons.values()
+    ]
+
+
+@pytest.mark.parametrize("kind, size", [(PlainNet, 8), (MNISTModel, 28)])
+def test_looking_changes_nothing(make, kind, size):
+    exp = make(kind(), train_dataset=digits(64, size), eval_dataset=digits(32, size, 900))
+    exp.train_n_steps(2)
+    exp.eval_full()
+    before, seen, images = everything(exp), counts(exp.lab), digits(5, size).tensors[0]
+    age = getattr(exp.model, "age", None)
+    for training in (True, False, True):
+        exp.module.train(training)
+        with torch.no_grad():
+            exp.module.eval()
+            exp.model(images)
+            exp.module.get_submodule(exp.lab.layer_paths()[0])(images)
+            exp.module.train(training)
+    for images, _ in exp.train_loader:
+        exp.module.eval()
+        exp.model(images)
+    exp.module.train()
+    assert all(
+        torch.equal(value, now[name])
+        for one, now in zip(seen, counts(exp.lab))
+        for name, value in one.items()
+    )
+    assert getattr(exp.model, "age", None) == age and exp.lab.tracking_mode is TrackingMode.DISABLED
+    after = everything(exp)
+    same(
+        {k: v for k, v in before.items() if "loaders" not in k},
+        {k: v for k, v in after.items() if "loaders" not in k},
+    )
+
+
+@pytest.mark.parametrize("kind, size", [(PlainNet, 8), (MNISTModel, 28)])
+@pytest.mark.parametrize("through", ["lab", "model"])
+def test_a_mode_set_by_hand_wins(make, kind, size, through):
+    if kind is PlainNet and through == "model":
+        pytest.skip("a plain module has no mode of its own")
+    exp = make(kind(), train_dataset=digits(64, size), eval_dataset=digits(32, size, 900))
+    target = exp.lab if through == "lab" else exp.model
+    target.tracking_mode = TrackingMode.DISABLED
+    exp.train_n_steps(2)
+    exp.eval_full()
+    assert exp.lab.tracking_mode is TrackingMode.DISABLED and exp.age == 64
+    assert exp.neuron_stats()[["train_seen", "eval_seen"]].to_numpy().sum() == 0
+    target.tracking_mode = TrackingMode.EVAL
+    exp.train_n_steps(1)
+    first = exp.neuron_stats().iloc[0]
+    assert (first["train_seen"], first["eval_seen"]) == (0, 32)
+    exp.model(digits(3, size).tensors[0])
+    assert exp.neuron_stats().iloc[0]["eval_seen"] == 35, "it was asked for"
+    target.tracking_mode = None
+    exp.train_n_steps(1)
+    exp.model(digits(3, size).tensors[0])
+    first = exp.neuron_stats().iloc[0]
+    assert (first["train_seen"], first["eval_seen"]) == (32, 35)
+
+
+@pytest.mark.parametrize("kind, size", [(PlainNet, 8), (MNISTModel, 28)])
+def test_under_watch_a_step_is_a_batch_until_it_is_recorded(kind, size):
+    torch.manual_seed(0)
+    model = kind()
+    data = DataLoader(digits(48, size), 16)
+    lab = watch(model, torch.optim.SGD(model.parameters(), lr=0.1), data)
+    look = digits(3, size).tensors[0]
+    model(look)
+    for x, y in lab.loader:
+        out = model(x)
+        model(x[:4])  # a second pass of the step (a closure, say) counts as well
+        lab.record(nn.functional.cross_entropy(out, y, reduction="none"), out, y)
+        model(look)
+        with lab.tracking_paused():
+            model(look)
+    model(look)
+    for _ in lab.loader:
+        break
+    model(look)
+    assert set(lab.neuron_stats().query("layer_index == 0")["train_seen"]) == {60}
+    assert getattr(model, "age", 60) == 60
+
+
+def test_numpys_generator_is_not_spent_by_pictures_and_plans(make):
+    import numpy as np
+
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, index):
+            return torch.tensor(np.random.rand(1, 8, 8), dtype=torch.float32), index % 10
+
+    exp = make(train_dataset=Noisy())
+    exp.train_n_steps(1)
+    state = np.random.get_state()[1].copy(), np.random.get_state()[2]
+    exp.dump()
+    assert (np.random.get_state()[1] == state[0]).all() and np.random.get_state()[2] == state[1]

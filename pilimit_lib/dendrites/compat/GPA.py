@@ -3,120 +3,14 @@ only global state, kept thin."""
 
 import sys
 import types
-import warnings
 from typing import Any
 
 from .. import spelling
 from ..conversion import PAISequential
-from .settings import CONSTANTS, SETTINGS, defaults
+from .pc import LISTS, PAIConfig, pc
 from .tracker import PAINeuronModuleTracker
 
-LISTS = [
-    name
-    for name, setting in SETTINGS.items()
-    if isinstance(setting.default, list)
-    and name not in ("improvement_threshold", "input_dimensions")
-]
-METHODS = [f"{verb}_{name}" for name in SETTINGS for verb in ("set", "get")] + [
-    f"append_{name}" for name in LISTS
-]
-NAMES = [*METHODS, *CONSTANTS, *SETTINGS, "PAISequential"]
-# lists by default that mean one value for each number of dendrites
-INDEXED_LISTS = ("improvement_threshold",)
-
-
-class PAIConfig:
-    """Every documented setting with ``set_x``, ``get_x`` and, for lists, ``append_x``; values are
-    checked when they are set."""
-
-    def __init__(self):
-        object.__setattr__(self, "_values", defaults())
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        meant = name if name in NAMES else self._respelt(name)
-        if meant == "PAISequential":
-            return PAISequential
-        if meant in CONSTANTS:
-            return CONSTANTS[meant]
-        if meant in SETTINGS:
-            return self._get(meant)
-        verb, _, setting = meant.partition("_")
-        return getattr(self, f"_{verb}er")(setting, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setting = name if name in SETTINGS else self._respelt(name, SETTINGS)
-        self._set(setting, value)
-
-    def __dir__(self):
-        return [*NAMES, "reset"]
-
-    def reset(self) -> None:
-        """Back to the defaults."""
-        self._values.clear()
-        self._values.update(defaults())
-
-    def values(self) -> dict[str, Any]:
-        return dict(self._values)
-
-    def _respelt(self, name: str, known=NAMES) -> str:
-        meant = spelling.respell(name, known)
-        if meant is None:
-            raise spelling.unknown("GPA.pc", name, METHODS)
-        spelling.warn_once(f"GPA.pc.{name}", f"GPA.pc.{meant}")
-        return meant
-
-    def _set(self, setting: str, value: Any) -> None:
-        entry = SETTINGS[setting]
-        many = setting not in LISTS and setting != "input_dimensions"
-        checked = (
-            entry.check(setting, value)
-            if not (many and isinstance(value, list))
-            else self._schedule(entry, setting, value)
-        )
-        if entry.inert and checked != entry.default:
-            warnings.warn(
-                f"GPA.pc.set_{setting} has no effect here: {entry.inert}", UserWarning, stacklevel=4
-            )
-        self._values[setting] = checked
-
-    @staticmethod
-    def _schedule(entry, setting: str, value: list) -> list:
-        return entry.check(setting, list(value))
-
-    def _get(self, setting: str) -> Any:
-        value = self._values[setting]
-        if setting in LISTS or setting == "input_dimensions" or not isinstance(value, list):
-            return value
-        dendrites = sys.modules[__name__].pai_tracker.dendrites
-        return value[min(dendrites, len(value) - 1)]
-
-    def _seter(self, setting: str, typed: str):
-        def setter(value):
-            self._set(setting, value)
-
-        return setter
-
-    def _geter(self, setting: str, typed: str):
-        def getter(*value):
-            """The setting; for one that is a list over numbers of dendrites, the entry that holds
-            now."""
-            if len(value) > 1:
-                raise TypeError(f"get_{setting} takes no value; use set_{setting}(value)")
-            if not value:
-                return self._get(setting)
-            verb = "append" if setting in LISTS else "set"
-            spelling.warn_once(f"GPA.pc.{typed}(value)", f"GPA.pc.{verb}_{setting}(value)")
-            return (self._appender if verb == "append" else self._seter)(setting, typed)(value[0])
-
-        return getter
-
-    def _appender(self, setting: str, typed: str):
-        def appender(value):
-            self._values[setting].extend(SETTINGS[setting].check(setting, value))
-
-        return appender
+__all__ = ["PAIConfig", "PAISequential", "PAINeuronModuleTracker", "pai_tracker", "pc"]
 
 
 class _Module(types.ModuleType):
@@ -144,6 +38,6 @@ class _Module(types.ModuleType):
             super().__setattr__(name, value)
 
 
-pc = PAIConfig()
 pai_tracker = PAINeuronModuleTracker()
+pc.read_dendrites_from(lambda: pai_tracker.dendrites)
 sys.modules[__name__].__class__ = _Module

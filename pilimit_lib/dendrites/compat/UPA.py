@@ -8,7 +8,7 @@ from torch import nn
 from pilimit_lib.core import restore, save, snapshot
 
 from .. import distributed, spelling
-from ..conversion import dendritic, dendritic_layers, finalize, report
+from ..conversion import dendritic, dendritic_layers, report, save_plain
 from ..layers.layer import DendriticLayer
 from ..run.packing import load_state
 from . import GPA
@@ -136,11 +136,7 @@ def load_system(
 def pai_save_system(net: nn.Module, folder: str, name: str) -> None:
     """Write the network alone, without dendrite machinery, as a plain state_dict:
     ``folder/name_pai.pt``."""
-    plain = finalize(distributed.unwrap(net))
-    save(
-        {key: value.detach().clone() for key, value in plain.state_dict().items()},
-        Path(folder) / f"{name}_pai.pt",
-    )
+    save_plain(distributed.unwrap(net), Path(folder) / f"{name}_pai.pt")
 
 
 def save_net(net: nn.Module, folder: str, name: str) -> None:

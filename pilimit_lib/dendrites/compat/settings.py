@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..config import ACTIVATIONS, DendriteConfig, check_dims
-from ..decisions.rules import EveryEpoch, Fixed, History, Never, check_number
+from ..decisions.rules import EveryEpoch, Fixed, Never, Patience, check_number
 
 CONSTANTS = {
     "DOING_SWITCH_EVERY_TIME": 0,
@@ -199,7 +199,7 @@ def to_config(
     switch = {
         0: EveryEpoch(),
         3: Never(),
-        1: History(
+        1: Patience(
             values["n_epochs_to_switch"],
             values["history_lookback"],
             values["initial_history_after_switches"],

@@ -1,16 +1,18 @@
 """The documented tracker: scores in, a restructured network out. Thin over Growth."""
 
 import csv
-import sys
+import io
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from ...core import write_bytes
 from .. import distributed, spelling
-from ..conversion import dendritic_layers
+from ..conversion import dendritic_layers, save_plain
 from ..growth import Growth
+from .pc import pc
 from .settings import to_config
 
 DIMS_FILE = "array_dims.csv"
@@ -36,9 +38,6 @@ class PAINeuronModuleTracker:
         spelling.warn_once(f"GPA.pai_tracker.{name}", f"GPA.pai_tracker.{meant}")
         return getattr(self, meant)
 
-    # --- beginning
-    # ------------------------------------------------------------------------------------------------------------
-
     def initialize(
         self,
         model: nn.Module | None = None,
@@ -63,24 +62,17 @@ class PAINeuronModuleTracker:
                 "there is no converted network; call model = UPA.convert_network(model) first, or "
                 "UPA.initialize_pai(model)"
             )
-        self.doing_pai, self.making_graphs, self.maximizing_score = (
-            doing_pai,
-            making_graphs,
-            maximizing_score,
-        )
-        self.save_name = save_name if save_name is not None else self._pc.get_save_name()
+        self.doing_pai, self.making_graphs = doing_pai, making_graphs
+        self.maximizing_score = maximizing_score
+        self.save_name = save_name if save_name is not None else pc.get_save_name()
         self._pending = {}
         self._growth = Growth(model, self.config())
 
-    @property
-    def _pc(self):
-        return sys.modules[__package__ + ".GPA"].pc
-
     def config(self):
         """The settings of GPA.pc as they are now, as a DendriteConfig."""
-        name = self.save_name if self.save_name is not None else self._pc.get_save_name()
+        name = self.save_name if self.save_name is not None else pc.get_save_name()
         return to_config(
-            self._pc.values(),
+            pc.values(),
             doing_pai=self.doing_pai,
             save_dir=name,
             making_graphs=self.making_graphs,
@@ -117,9 +109,6 @@ class PAINeuronModuleTracker:
             "param_counts": [r["parameters"] for r in epochs],
         }
 
-    # --- optimisers
-    # -----------------------------------------------------------------------------------------------------------
-
     def set_optimizer(self, optimizer_class: type) -> None:
         """The class that setup_optimizer builds."""
         if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
@@ -145,7 +134,7 @@ class PAINeuronModuleTracker:
         every restructuring.
 
         Returns the optimiser, or (optimiser, scheduler) where ``sched_args`` are given. Without
-        opt_args["params"] all parameters are optimised.
+        opt_args["params"] all parameters are optimised that are not frozen.
         """
         growth = self.growth
         if self._optimizer_class is None:
@@ -161,7 +150,7 @@ class PAINeuronModuleTracker:
         network = distributed.unwrap(net)
         self._check_network(network)
         arguments = {**opt_args, "params": self._parameters(network, opt_args)}
-        if arguments.get("weight_decay") and not self._pc.get_weight_decay_accepted():
+        if arguments.get("weight_decay") and not pc.get_weight_decay_accepted():
             self._say(
                 "weight decay also pulls the weights of dendrites towards zero; "
                 "GPA.pc.set_weight_decay_accepted(True) silences this remark"
@@ -183,18 +172,24 @@ class PAINeuronModuleTracker:
     def _carries_over(self) -> bool:
         """Whether a new scheduler goes on counting epochs where the last one was, instead of from
         zero."""
-        how, phase = self._pc.get_param_vals_setting(), self.growth.plateau.state.phase
+        how, phase = pc.get_param_vals_setting(), self.growth.plateau.state.phase
         return self.growth.scheduler is not None and (how == 0 or (how == 2 and phase == "p"))
 
     @staticmethod
     def _parameters(network: nn.Module, opt_args: dict[str, Any]) -> list:
+        if "params" not in opt_args:
+            return [p for p in network.parameters() if p.requires_grad]
         given = [
             {**g, "params": list(g["params"])} if isinstance(g, dict) else g
-            for g in opt_args.get("params", ())
+            for g in opt_args["params"]
         ]
         flat = [p for g in given for p in (g["params"] if isinstance(g, dict) else [g])]
-        if not flat:  # a generator that was used up by the call before
-            return [p for p in network.parameters() if p.requires_grad]
+        if not flat:
+            raise ValueError(
+                "opt_args['params'] holds no parameters: model.parameters() is used up by the "
+                "first call that gets it. Before every setup_optimizer give it anew: "
+                "opt_args['params'] = model.parameters()"
+            )
         own = {id(p) for p in network.parameters()}
         strangers = sum(id(p) not in own for p in flat)
         if strangers:
@@ -215,9 +210,6 @@ class PAINeuronModuleTracker:
                 "class, call set_optimizer(cls)"
             )
         self.growth.attach(optimizer_instance, None)
-
-    # --- scores
-    # ---------------------------------------------------------------------------------------------------------------
 
     def _note(self, kind: str, name: str, value) -> None:
         self._pending.setdefault(kind, {})[str(name)] = float(value)
@@ -265,12 +257,10 @@ class PAINeuronModuleTracker:
         self._pending = {}
         if result.restructured:
             self._say(f"epoch {growth.plateau.state.epoch}: {result.action} ({result.reason})")
-        elif self._pc.get_verbose() or self._pc.get_extra_verbose():
+        elif pc.get_verbose() or pc.get_extra_verbose():
             self._say(f"epoch {growth.plateau.state.epoch}: {result.reason}")
-        if result.complete and self._pc.get_pai_saves() and distributed.is_first():
-            from .UPA import pai_save_system
-
-            pai_save_system(result.model, self.save_name, "final_clean")
+        if result.complete and pc.get_pai_saves() and distributed.is_first():
+            save_plain(growth.network, Path(self.save_name) / "final_clean_pai.pt")
         return result.model, result.restructured, result.complete
 
     def _check_network(self, network: nn.Module) -> None:
@@ -283,29 +273,23 @@ class PAINeuronModuleTracker:
             )
 
     def _say(self, text: str) -> None:
-        if not self._pc.get_silent() and distributed.is_first():
+        if not pc.get_silent() and distributed.is_first():
             print(text)
-
-    # --- settings of layers, for a second process
-    # -----------------------------------------------------------------------------
 
     def save_tracker_settings(self) -> None:
         """Write what layers learned about their outputs in a first pass, for runs that copy the
         network before one (DataParallel)."""
-        path = Path(self.save_name) / DIMS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        with open(part, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["module", "neurons", "dims"])
-            for name, layer in dendritic_layers(self.growth.network):
-                if layer.neurons is None or layer.dims is None:
-                    raise RuntimeError(
-                        f"'{name}' took no part in a forward pass yet; call "
-                        "save_tracker_settings() after loss.backward()"
-                    )
-                writer.writerow([name, layer.neurons, " ".join(map(str, layer.dims))])
-        part.replace(path)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["module", "neurons", "dims"])
+        for name, layer in dendritic_layers(self.growth.network):
+            if layer.neurons is None or layer.dims is None:
+                raise RuntimeError(
+                    f"'{name}' took no part in a forward pass yet; call "
+                    "save_tracker_settings() after loss.backward()"
+                )
+            writer.writerow([name, layer.neurons, " ".join(map(str, layer.dims))])
+        write_bytes(Path(self.save_name) / DIMS_FILE, text.getvalue().encode())
 
     def initialize_tracker_settings(self) -> None:
         """Read what save_tracker_settings wrote, before the network is wrapped in DataParallel."""

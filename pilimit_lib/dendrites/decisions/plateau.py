@@ -1,78 +1,45 @@
 """The plateau logic: a state machine from scores to decisions. Pure Python, no torch: numbers in, a
 decision out.
 
-first training ──plateau──► grow ──► [search the starting learning rate] ──plateau──► beat the best?
-──yes──► grow …
-                             ▲                                                            │ no
-                             └──────────── retry, fresh weights (tries left) ◄────────────┤
-                                                                                          └► finish,
-                                                                                          best
-                                                                                          network
-                                                                                          restored
+first training ─plateau─► grow ─► [search the starting rate] ─plateau─► beat the best? ─yes─► grow …
+                           ▲                                                │ no
+                           └──── retry, fresh weights (tries left) ◄────────┤
+                                                       finish, best restored ◄┘
 """
 
 import math
 import warnings
-from dataclasses import asdict, dataclass, field, fields
-from typing import Literal
+from dataclasses import asdict, fields
 
-from .rules import CAPACITY_DENDRITES, EveryEpoch, Fixed, History, Never, Rules, at
+from .decision import Action, Decision, PlateauState, Search
+from .rules import CAPACITY_DENDRITES, EveryEpoch, Fixed, Never, Patience, Rules, at
 
-Action = Literal["continue", "grow", "retry", "lower_rate", "commit_rate", "mature", "finish"]
 # a learning rate below this share of the last level counts as lowered; slow decay is not a step
 STEP_DOWN = 0.9
 # patiences without a lower learning rate after which the user is told why nothing happens
 STALLED_WAIT = 5
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What to do after an epoch: ``new_best`` says that the network just scored is the best so far,
-    ``rollback`` that it must be restored first."""
-
-    action: Action
-    reason: str
-    new_best: bool = False
-    rollback: bool = False
-    skip: int = 0  # lower_rate: how many levels below the usual start
-    rate: float = 1.0  # lower_rate: start at this share of the usual learning rate
-
-
-@dataclass
-class Search:
-    """A search for the learning rate that a grown network starts with: trial ``skip`` starts that
-    many levels lower."""
-
-    skip: int = 0
-    best: float | None = None
-    previous: float | None = None
-    previous_levels: list[float] = field(default_factory=list)
-
-
-@dataclass
-class PlateauState:
-    epoch: int = 0
-    dendrites: int = 0
-    tries: int = 0
-    phase: str = "n"  # n: neurons learn; p: candidate dendrites learn by correlation
-    best: float | None = None
-    best_epoch: int = 0
-    running: float | None = None
-    cycle_best: float | None = None
-    cycle_start: int = 0
-    last_improved: int = 0
-    accepted: bool = False  # the newest generation has beaten the best score before it
-    first_cycle: int | None = None
-    # learning rates of this generation, each a step below the last
-    levels: list[float] = field(default_factory=list)
-    # the same for the generation before, from the usual start on
-    rates: list[float] = field(default_factory=list)
-    skip: int = 0  # this generation started at rates[skip]
-    search: Search | None = None
-    candidate_best: dict[str, list[float]] = field(default_factory=dict)
-    candidate_improved: int = 0
-    warned: bool = False
-    finished: str = ""
+def as_score(score) -> float:
+    """A score as a Python number; numbers, numpy numbers and tensors of one element will do."""
+    if isinstance(score, (bool, str, bytes)):
+        raise TypeError(
+            f"the score is {score!r} ({type(score).__name__}); give one number, such as the "
+            "validation accuracy"
+        )
+    try:
+        value = float(score)
+    except (TypeError, ValueError, RuntimeError):
+        shape = f" of shape {list(score.shape)}" if hasattr(score, "shape") else ""
+        raise TypeError(
+            f"the score is a {type(score).__name__}{shape}; give one number, such as the "
+            "validation accuracy"
+        ) from None
+    if math.isinf(value):
+        raise ValueError(
+            f"the score is {value}; give a finite number (nan counts as no improvement)"
+        )
+    return value
 
 
 class Plateau:
@@ -81,9 +48,6 @@ class Plateau:
     def __init__(self, rules: Rules):
         self.rules = rules
         self.state = PlateauState()
-
-    # --- the two inputs
-    # -------------------------------------------------------------------------------------------------------
 
     def observe(self, score: float, lr: float | None = None, *, force: bool = False) -> Decision:
         """Take the score of an epoch of neuron training and the learning rate that follows it
@@ -189,9 +153,6 @@ class Plateau:
             "finished": "",
         }
 
-    # --- state in and out
-    # -----------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict:
         # asdict() takes ten times as long, and this is done every epoch
         state = dict(vars(self.state))
@@ -218,18 +179,13 @@ class Plateau:
             **{**state, "search": None if search is None else Search(**search)}
         )
 
-    # --- the rules
-    # ------------------------------------------------------------------------------------------------------------
-
     @property
-    def _history(self) -> History:
-        return self.rules.switch if isinstance(self.rules.switch, History) else History()
+    def _history(self) -> Patience:
+        return self.rules.switch if isinstance(self.rules.switch, Patience) else Patience()
 
     def _note_rate(self, lr: float | None) -> None:
         levels = self.state.levels
-        if lr is None:
-            return
-        if not levels or lr < STEP_DOWN * levels[-1]:
+        if lr is not None and (not levels or lr < STEP_DOWN * levels[-1]):
             levels.append(lr)
 
     def _due(self, lr: float | None) -> bool:
@@ -239,10 +195,8 @@ class Plateau:
         if isinstance(switch, Never):
             return False
         if isinstance(switch, Fixed):
-            every = at(switch.every, s.dendrites)
-            return s.epoch - s.cycle_start >= (
-                max(every, switch.first) if s.dendrites == 0 else every
-            )
+            first = switch.first if s.dendrites == 0 else 0
+            return s.epoch - s.cycle_start >= max(at(switch.every, s.dendrites), first)
         return self._patience_over() and not self._must_wait(lr)
 
     def _patience_over(self) -> bool:
@@ -258,17 +212,16 @@ class Plateau:
 
     def _waiting(self, lr: float | None) -> str:
         s = self.state
-        if not isinstance(self.rules.switch, History) or not self._patience_over():
+        if not isinstance(self.rules.switch, Patience) or not self._patience_over():
             return "learning"
         stalled = s.epoch - max(s.last_improved, s.cycle_start)
         if stalled >= STALLED_WAIT * at(self._history.patience, s.dendrites) and not s.warned:
             s.warned = True
             warnings.warn(
                 f"the score has stalled for {stalled} epochs, but the scheduler never lowered the "
-                "learning rate, and "
-                "wait_for_lower_lr (dont_give_up_unless_learning_rate_lowered) forbids growth "
-                "before; switch it off, "
-                "or give the scheduler less patience than History.patience (n_epochs_to_switch)",
+                "learning rate, and wait_for_lower_lr (dont_give_up_unless_learning_rate_lowered) "
+                "forbids growth before; switch it off, or give the scheduler less patience than "
+                "Patience.patience (n_epochs_to_switch)",
                 stacklevel=4,
             )
         return "waiting for the scheduler to lower the learning rate"
@@ -350,22 +303,16 @@ class Plateau:
         searching = (
             rules.find_best_lr
             and rules.mode == "joint"
-            and isinstance(rules.switch, History)
+            and isinstance(rules.switch, Patience)
             and not rules.testing_capacity
         )
         s.rates, s.skip = s.rates[: s.skip] + s.levels, 0
         s.search = Search() if searching and len(s.rates) > 1 else None
-        s.dendrites, s.tries = (
-            (s.dendrites + 1, 1) if action == "grow" else (s.dendrites, s.tries + 1)
-        )
-        s.cycle_start, s.accepted, s.running, s.cycle_best, s.levels, s.warned = (
-            s.epoch,
-            False,
-            None,
-            None,
-            [],
-            False,
-        )
+        s.tries = 1 if action == "grow" else s.tries + 1
+        s.dendrites += action == "grow"
+        s.cycle_start, s.levels = s.epoch, []
+        s.accepted = s.warned = False
+        s.running = s.cycle_best = None
         if rules.mode == "correlation":
             s.phase, s.candidate_best = "p", {}
         return Decision(action, reason, new_best, rollback)

@@ -23,13 +23,13 @@ def check_number(name: str, value, *, low=None, whole=False, schedule=False, abo
     """Raise unless the setting is a finite number in range (or, for schedules, a sequence of
     such)."""
     entries = value if schedule and isinstance(value, (list, tuple)) else [value]
-    kind = "a whole number" if whole else "a number"
-    wanted = (
-        kind
-        + (f" ≥ {low}" if low is not None else "")
-        + (f" > {above}" if above is not None else "")
-    )
-    wanted += ", or a list of such (one for each number of dendrites)" if schedule else ""
+    wanted = "a whole number" if whole else "a number"
+    if low is not None:
+        wanted += f" ≥ {low}"
+    if above is not None:
+        wanted += f" > {above}"
+    if schedule:
+        wanted += ", or a list of such (one for each number of dendrites)"
     if not entries:
         raise ValueError(f"{name} is an empty list; give {wanted}")
     for entry in entries:
@@ -44,7 +44,7 @@ def check_number(name: str, value, *, low=None, whole=False, schedule=False, abo
 
 
 @dataclass(frozen=True)
-class History:
+class Patience:
     """Grow when the score has not improved for ``patience`` epochs.
 
     ``lookback`` L smooths the score by a running mean of weight 1/L (1: none); ``grace`` adds
@@ -56,9 +56,9 @@ class History:
     grace: Schedule = 0
 
     def __post_init__(self):
-        check_number("History.patience", self.patience, low=1, whole=True, schedule=True)
-        check_number("History.lookback", self.lookback, low=1, schedule=True)
-        check_number("History.grace", self.grace, low=0, whole=True, schedule=True)
+        check_number("Patience.patience", self.patience, low=1, whole=True, schedule=True)
+        check_number("Patience.lookback", self.lookback, low=1, schedule=True)
+        check_number("Patience.grace", self.grace, low=0, whole=True, schedule=True)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class Never:
     """Never grow and never finish; scores are recorded only."""
 
 
-SWITCHES = (History, Fixed, EveryEpoch, Never)
+History = Patience  # its name of before
+SWITCHES = (Patience, Fixed, EveryEpoch, Never)
 CAPACITY_DENDRITES = 3  # what a capacity test adds before it reports success
 
 
@@ -91,28 +92,30 @@ CAPACITY_DENDRITES = 3  # what a capacity test adds before it reports success
 class Rules:
     """Settings of the plateau logic.
 
-    ``switch``                  when to grow: History, Fixed, EveryEpoch or Never
-    ``maximize``                whether a higher score is better
-    ``threshold``, ``threshold_raw``  a score improves when it beats the best by this share of
-    itself and by this amount
-    ``max_dendrites``           generations of dendrites after which the network is finished
-    ``max_tries``               attempts, each with fresh random weights, that one generation has to beat the best score
-    ``retain_all``              keep dendrites that did not improve the score
-    ``reset_best``              judge patience within one generation instead of against the best score of all
-    ``testing_capacity``        grow after every epoch, keep all, finish after three generations
-    ``find_best_lr``            after growth try the starting learning rate, then one step lower, and keep the better
-                                (needs a scheduler)
-    ``wait_for_lower_lr``       no growth before the scheduler has lowered the learning rate in this generation
-    ``mode``                    "joint": everything is trained by the task loss; "correlation": cascade correlation (our
-                                reading), see correlation.py
-    ``candidate_patience``, ``candidate_threshold``, ``candidate_threshold_raw``, ``cap_at_n``
-                                when the correlation phase ends: no neuron improved by the share and
-                                the amount for so many epochs,
-                                or (cap_at_n) after as many epochs as the first training of the
-                                neurons took
+    switch              when to grow: Patience, Fixed, EveryEpoch or Never
+    maximize            whether a higher score is better
+    threshold,          a score improves when it beats the best by this share of itself and by this
+    threshold_raw       amount
+    max_dendrites       generations of dendrites after which the network is finished
+    max_tries           attempts, each with fresh random weights, that one generation has to beat
+                        the best score
+    retain_all          keep dendrites that did not improve the score
+    reset_best          judge patience within one generation instead of against the best score of
+                        all
+    testing_capacity    grow after every epoch, keep all, finish after three generations
+    find_best_lr        after growth try the starting learning rate, then one step lower, and keep
+                        the better (needs a scheduler)
+    wait_for_lower_lr   no growth before the scheduler has lowered the learning rate in this
+                        generation
+    mode                "joint": everything is trained by the task loss; "correlation": cascade
+                        correlation (our reading), see correlation.py
+    candidate_patience, candidate_threshold, candidate_threshold_raw, cap_at_n
+                        when the correlation phase ends: no neuron improved by the share and the
+                        amount for so many epochs, or (cap_at_n) after as many epochs as the first
+                        training of the neurons took
     """
 
-    switch: History | Fixed | EveryEpoch | Never = History()
+    switch: Patience | Fixed | EveryEpoch | Never = Patience()
     maximize: bool = True
     threshold: Schedule = (1e-3, 1e-4, 0.0)
     threshold_raw: Schedule = 1e-5
@@ -132,7 +135,7 @@ class Rules:
     def __post_init__(self):
         if not isinstance(self.switch, SWITCHES):
             raise TypeError(
-                f"switch got {self.switch!r}; give History(...), Fixed(...), EveryEpoch() or "
+                f"switch got {self.switch!r}; give Patience(...), Fixed(...), EveryEpoch() or "
                 "Never()"
             )
         check_number("threshold", self.threshold, low=0, schedule=True)

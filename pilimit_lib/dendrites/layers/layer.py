@@ -14,66 +14,11 @@ from torch import Tensor, nn
 from ...core import Change
 from .. import spelling
 from ..config import DendriteConfig, check_dims
-from .correlation import CorrelationStats, tap
+from .correlation import tap
+from .dendrite import Dendrite
 from .dimensions import along, check_output, known_dims, known_neurons
-from .initial import fresh_copy, reference_parameter
-
-
-class Dendrite(nn.Module):
-    """One dendrite d_k with its weights w_k [n] and, from the second on, v_k [k n] from the earlier
-    ones.
-
-    A candidate is a dendrite in its correlation phase: it sees the layer's input, learns from the
-    error, and adds nothing yet.
-    """
-
-    def __init__(
-        self,
-        body: nn.Module,
-        neurons: int,
-        earlier: int,
-        like: Tensor,
-        processor=None,
-        candidate: bool = False,
-    ):
-        super().__init__()
-        self.body = body
-        self.processor = processor
-        self.w = nn.Parameter(like.new_zeros(neurons))
-        self.register_parameter(
-            "v", nn.Parameter(like.new_zeros(earlier, neurons)) if earlier else None
-        )
-        self.stats = CorrelationStats(neurons, like) if candidate else None
-
-    @property
-    def candidate(self) -> bool:
-        return self.stats is not None
-
-    def inner(
-        self, args: tuple, kwargs: dict, activations: list[Tensor], axis: int, perforated: bool
-    ) -> Tensor:
-        """The pre-activation z_k for inputs of the layer and the earlier dendrites' activations."""
-        if self.processor is not None:
-            args, kwargs = self.processor.pre_d(*args, **kwargs)
-        if perforated:
-            args, kwargs = _detached(args), _detached(kwargs)
-        z = self.body(*args, **kwargs)
-        if self.processor is not None:
-            z = self.processor.post_d(z)
-        for j, a in enumerate(activations):
-            z = z + along(self.v[j], z, axis) * (a.detach() if self.candidate else a)
-        return z
-
-
-def _detached(value):
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, (tuple, list)):
-        items = [_detached(v) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, dict):
-        return {k: _detached(v) for k, v in value.items()}
-    return value
+from .initial import check_copyable, fresh_copy, reference_parameter
+from .state_dicts import grown_in, to_dendritic
 
 
 class DendriticLayer(nn.Module):
@@ -92,6 +37,7 @@ class DendriticLayer(nn.Module):
         processor: type | None = None,
     ):
         super().__init__()
+        check_copyable(neuron, name)
         self.neuron = neuron
         self.dendrites = nn.ModuleList()
         self.config = config
@@ -102,6 +48,9 @@ class DendriticLayer(nn.Module):
         self.neurons = known_neurons(neuron) if processor is None else None
         self.dimension_error: str | None = None
         self.observer = None  # preview() looks on from here
+        self.called = self.read = (
+            False  # whether it ran; whether its weights were used from outside
+        )
 
     def __getattr__(self, name):
         try:
@@ -113,6 +62,8 @@ class DendriticLayer(nn.Module):
                 return self.set_this_input_dimensions
             if "neuron" not in modules or (name.startswith("__") and name.endswith("__")):
                 raise
+            if name in modules["neuron"]._parameters:
+                self.__dict__["read"] = True
             try:
                 return getattr(modules["neuron"], name)
             except AttributeError:
@@ -130,10 +81,8 @@ class DendriticLayer(nn.Module):
         return self.__dict__
 
     def extra_repr(self) -> str:
-        return f"dendrites={len(self.dendrites)}, dims={None if self.dims is None else list(self.dims)}"
-
-    # --- where the neurons are
-    # ------------------------------------------------------------------------------------------------
+        dims = None if self.dims is None else list(self.dims)
+        return f"dendrites={len(self.dendrites)}, dims={dims}"
 
     def set_this_input_dimensions(self, dims) -> None:
         """Say where the neurons are in this layer's OUTPUT: one 0 at their axis, -1 elsewhere."""
@@ -157,10 +106,8 @@ class DendriticLayer(nn.Module):
             )
         return self.dims.index(0)
 
-    # --- forward
-    # --------------------------------------------------------------------------------------------------------------
-
     def forward(self, *args, **kwargs):
+        self.called = True
         output = self.neuron(*args, **kwargs)
         y = output if self.processor is None else self.processor.post_n1(output)
         if check_output(self, y) and len(self.dendrites):
@@ -196,6 +143,12 @@ class DendriticLayer(nn.Module):
                 y = y + along(dendrite.w, y, self.axis) * activations[-1]
         return y
 
+    @property
+    def bypassed(self) -> bool:
+        """Whether only its weights are used, as in F.linear(x, layer.weight): dendrites would never
+        act."""
+        return self.read and not self.called
+
     def clear_processors(self) -> None:
         """Forget hidden states that processors keep from one call to the next."""
         modules = self.__dict__["_modules"]
@@ -203,24 +156,17 @@ class DendriticLayer(nn.Module):
             if processor is not None:
                 processor.clear_processor()
 
-    # --- growth
-    # ---------------------------------------------------------------------------------------------------------------
-
     def grow(self, generator: torch.Generator, candidate: bool = False) -> Dendrite:
         """Add a dendrite with fresh weights from ``generator``; the function of the layer does not
         change."""
         if self.neurons is None:
             raise RuntimeError(
                 f"'{self.name}' does not know how many neurons it has: run one batch through the "
-                "network before "
-                "it grows"
-                + (
-                    ""
-                    if self.dims
-                    else f", after model{self.path}.set_this_input_dimensions([...])"
-                )
+                f"network before it grows, after model{self.path}.set_this_input_dimensions([...]) "
+                "if its kind of layer is not known"
             )
         config = self.config
+        check_copyable(self.neuron, self.name)
         body = fresh_copy(self.neuron, generator, config.init_scale, config.init_by_main)
         return self._attach(body, candidate)
 
@@ -256,14 +202,14 @@ class DendriticLayer(nn.Module):
         if structure["activation"] != self.config.activation_name:
             raise ValueError(
                 f"'{self.name}' was saved with dendrites of activation "
-                f"'{structure['activation']}', but is configured "
-                f"with '{self.config.activation_name}'; give DendriteConfig(activation=...) as it "
-                "was"
+                f"'{structure['activation']}', but is configured with "
+                f"'{self.config.activation_name}'; give DendriteConfig(activation=...) as it was"
             )
         self.dims = None if structure["dims"] is None else tuple(structure["dims"])
         self.neurons = structure["neurons"]
         wanted, before, removed = structure["dendrites"], list(self.dendrites), []
-        while self.dendrites and (len(self.dendrites) > wanted or self.dendrites[-1].candidate):
+        kept = wanted - structure["candidate"]  # a candidate is made anew
+        while self.dendrites and (len(self.dendrites) > kept or self.dendrites[-1].candidate):
             removed += list(self.dendrites[-1].parameters())
             del self.dendrites[-1]
         while len(self.dendrites) < wanted:
@@ -281,23 +227,11 @@ class DendriticLayer(nn.Module):
         return change
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """A plain state_dict of a grown network loads into a network that has not grown: the
-        dendrites are made first."""
-        keys = [
-            k[len(prefix + "dendrites.") :]
-            for k in state_dict
-            if k.startswith(prefix + "dendrites.")
-        ]
-        wanted = 1 + max((int(k.split(".")[0]) for k in keys), default=-1)
-        if wanted > len(self.dendrites):
-            candidate = any(k.startswith(f"{wanted - 1}.stats.") for k in keys)
-            neurons = state_dict[f"{prefix}dendrites.0.w"].shape[0]
-            self.restructure(
-                {
-                    **self.structure(),
-                    "dendrites": wanted,
-                    "neurons": neurons,
-                    "candidate": candidate,
-                }
-            )
+        """The layer gets as many dendrites as a state_dict of another size has, and a plain one
+        (pretrained, or of finalize) is read as that of a dendritic layer."""
+        to_dendritic(state_dict, prefix, self.neuron)
+        found = grown_in(state_dict, prefix)
+        now = self.structure()
+        if found is not None and found != {key: now[key] for key in found}:
+            self.restructure({**now, "neurons": self.neurons, **found})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

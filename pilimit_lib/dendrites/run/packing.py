@@ -11,14 +11,12 @@ interrupts a run.
 import io
 import json
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core import load
+from ...core import load, write_bytes
 
 PLAIN = {int, float, str, bool, type(None)}
 TENSOR, TUPLE, PAIRS, PART = "\x00tensor", "\x00tuple", "\x00pairs", "\x00part"
@@ -96,20 +94,6 @@ def unpack(packed: dict[str, Any]) -> Any:
     return walk(json.loads(packed["json"]))
 
 
-def write(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-
-
 def encode(state: Any) -> bytes:
     """The content of a file that holds a nested state of tensors and builtins."""
     buffer = io.BytesIO()
@@ -119,7 +103,7 @@ def encode(state: Any) -> bytes:
 
 def save_state(state: Any, path: str | os.PathLike) -> None:
     """Write a nested state of tensors and builtins."""
-    write(path, encode(state))
+    write_bytes(path, encode(state))
 
 
 def load_state(path: str | os.PathLike) -> Any:

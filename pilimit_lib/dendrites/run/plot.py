@@ -4,11 +4,12 @@ where dendrites were added."""
 import math
 from pathlib import Path
 
-from .tables import Rows
+from ...core import replacing
+from .tables import RunRows
 
 
-def draw(rows: Rows, path: Path) -> None:
-    """Write the four panels to ``path`` (PNG), beside it first."""
+def draw(rows: RunRows, path: Path) -> None:
+    """Write the four panels to ``path`` (PNG)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -57,6 +58,5 @@ def draw(rows: Rows, path: Path) -> None:
         for row in rows.switches:
             if row["action"] in ("grow", "retry"):
                 axes.axvline(row["epoch"], color="tab:blue", linewidth=1)
-    part = path.with_name(f".{path.name}.part.png")
-    figure.savefig(part)
-    part.replace(path)
+    with replacing(path) as beside:
+        figure.savefig(beside)

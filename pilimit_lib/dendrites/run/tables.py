@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .packing import write
+from ...core import write_bytes
 
 
 @dataclass
-class Rows:
+class RunRows:
     """One row per epoch in memory; the same on disk when there is a folder."""
 
     epochs: list[dict] = field(default_factory=list)
@@ -36,13 +36,13 @@ BEST_COLUMNS = ["Param Counts", "Max Valid Scores", "Max Test Scores"]
 BEST_NAMES = ("bestTestScores", "best_test_scores")
 
 
-class Records:
+class RunTables:
     """Collects a run's numbers and keeps ``<folder>/<name>*.csv`` up to date; without a folder it
     only collects."""
 
     def __init__(self, folder: str | os.PathLike | None):
         self.folder = None if folder is None else Path(folder)
-        self.rows = Rows()
+        self.rows = RunRows()
         self._started = False
         self._lines: dict[str, list[str]] = {"epochs": [], "extras": [], "switches": []}
 
@@ -115,7 +115,7 @@ class Records:
 
     def load_state_dict(self, state: dict) -> None:
         self._lines = {kind: state[kind].splitlines() for kind in ("epochs", "extras", "switches")}
-        self.rows = Rows(
+        self.rows = RunRows(
             **{kind: [json.loads(line) for line in lines] for kind, lines in self._lines.items()},
             best=dict(state["best"]),
         )
@@ -132,7 +132,7 @@ class Records:
         writer = csv.DictWriter(text, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write(path, text.getvalue().encode())
+        write_bytes(path, text.getvalue().encode())
 
     @staticmethod
     def _append(path: Path, columns: list[str], rows: list[dict]) -> None:

@@ -1,1 +1,5 @@
-"""Whether a checkpoint fits a network, and checkpoints of the original code."""
+"""What network a checkpoint is of, and checkpoints of the original code."""
+
+from .original import read_pilimit_orig, to_pilimit_orig
+
+__all__ = ["read_pilimit_orig", "to_pilimit_orig"]

@@ -1,31 +1,28 @@
 """Checkpoints of the paper's own code to InfMLP, and back.
 
 The original counts layers from 1 and hidden layers without the input: its L is our L + 1, its layer
-l our layers[l - 1].
-It saved a whole pickled network, later a dictionary: first_layer_alpha, last_layer_alpha,
-bias_alpha, last_bias_alpha, layernorm and, by layer, As {1: [d r], l: [m o]}, Bs {l: [m r]}, Amult
-{l: [m]}, biases {l: [o]}. Files are read by torch's own restricted unpickler, to which inert
-stand-ins for the original's two classes are made known, and mapped rather than read.
+l our layers[l - 1]. It saved a whole pickled network, later a dictionary: first_layer_alpha,
+last_layer_alpha, bias_alpha, last_bias_alpha, layernorm and, by layer, As {1: [d r], l: [m o]}, Bs
+{l: [m r]}, Amult {l: [m]}, biases {l: [o]}. Files are read by torch's own restricted unpickler, to
+which inert stand-ins for the original's two classes are made known, and mapped rather than read.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, serialization
+from torch import Tensor, nn, serialization
 
-if TYPE_CHECKING:
-    from ..mlp import InfMLP
+from ...core import read_archive
+from .architecture import ALPHAS
 
-ALPHAS = ("first_layer_alpha", "last_layer_alpha", "bias_alpha", "last_bias_alpha")
+Network = TypeVar("Network", bound=nn.Module)
 ARRAYS = {"As": "A", "Bs": "B", "Amult": "Amult", "biases": "bias"}
-ZIP, OLD_FORMAT = b"PK\x03\x04", b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 Source = str | os.PathLike | Mapping[str, Any]
 
 
@@ -65,18 +62,18 @@ def read_pilimit_orig(source: Source) -> dict[str, Any]:
 
 
 def build(
-    net_class: type[InfMLP],
+    net_class: type[Network],
     source: Source,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     row_dtype: torch.dtype | None = None,
     **how: Any,
-) -> InfMLP:
+) -> Network:
     """A network of the right shape with the weights of `source`. Rows keep the precision they were
     saved in, unless told.
 
-    `how` are further arguments of InfMLP; with memory="moments" rows go from the file straight into
-    moments.
+    `net_class` takes the arguments of InfMLP, `how` are further ones; with memory="moments" rows go
+    from the file straight into moments.
     """
     found = read_pilimit_orig(source)
     kept = found["As"][len(found["As"])].dtype
@@ -94,7 +91,7 @@ def build(
     return net
 
 
-def load(net: InfMLP, source: Source) -> None:
+def load(net: nn.Module, source: Source) -> None:
     """Give `net` the weights, alphas and layer norm of `source`; the network keeps its own dtypes
     and device.
 
@@ -122,39 +119,27 @@ def load(net: InfMLP, source: Source) -> None:
     if differing:
         raise ValueError(
             "the checkpoint of the original code does not fit this network "
-            "(InfMLP.from_pilimit_orig builds one "
-            "that fits; the original's L is L + 1 here):\n  " + "\n  ".join(differing)
+            "(InfMLP.from_pilimit_orig builds one that fits; the original's L is L + 1 here):\n  "
+            + "\n  ".join(differing)
         )
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(
             "arrays of the checkpoint do not fit each other (our layers.0 is layer 1 of the "
-            "original): "
-            f"{error}"
+            f"original): {error}"
         ) from error
 
 
-def to_pilimit_orig(net: InfMLP) -> dict[str, Any]:
+def to_pilimit_orig(net: nn.Module) -> dict[str, Any]:
     """The original's dictionary of `net`, as plain tensors: what pilimit_orig.convert_net writes.
     Pending rows are left out."""
-    if any(
-        not hasattr(layer, "A") or getattr(layer, "folded", None) is not None
-        for layer in net.layers
-    ):
-        raise ValueError(
-            "the original code knows rows only; this network keeps moments (memory='moments' or a "
-            "row_budget)"
-        )
     layers = dict(enumerate(net.layers, 1))
     for number, layer in layers.items():
-        if number > 1 and (
-            not hasattr(layer, "Amult") or getattr(layer, "folded", None) is not None
-        ):
+        if not hasattr(layer, "A") or getattr(layer, "folded", None) is not None:
             raise ValueError(
-                f"layers.{number - 1} holds moments; the original's dictionary has rows only, and "
-                "moments can't be "
-                "turned back into them"
+                f"layers.{number - 1} keeps moments (memory='moments' or a row_budget); the "
+                "original code knows rows only, and moments can't be turned back into them"
             )
     arrays = {
         name: {
@@ -168,31 +153,13 @@ def to_pilimit_orig(net: InfMLP) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    with path.open("rb") as file:
-        head = file.read(len(OLD_FORMAT))
-    zipped = head.startswith(ZIP)
-    # torch before 2.6 executes what tar files of a still older format contain, weights_only or not.
-    if not zipped and head != OLD_FORMAT:
-        raise ValueError(
-            f"{path} is not a file of torch.save (it begins with {head[:8]!r}); plain pickles can "
-            "be converted with "
-            "python -m pilimit_orig.convert_net"
-        )
     try:
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                if (damaged := archive.testzip()) is not None:
-                    raise ValueError(f"the record {damaged} does not have its checksum")
         with _known_stand_ins():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:
-        # A damaged pickle can fail in any of Python's ways.
+            return read_archive(path, mmap=True)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is damaged, or holds what no checkpoint of the original code contains; "
-            "nothing in it was "
-            f"executed: {error}"
+            f"{error}. Nothing in it was executed; plain pickles of the original code can be "
+            "converted with python -m pilimit_orig.convert_net"
         ) from error
 
 

@@ -22,30 +22,25 @@ class Chunk:
     def __init__(
         self, geometry: Geometry, phase: Phase, size: Pair, samples: slice, rows: slice
     ) -> None:
-        self.geometry, self.phase, self.size, self.samples, self.rows = (
-            geometry,
-            phase,
-            size,
-            samples,
-            rows,
-        )
+        self.geometry, self.phase, self.size = geometry, phase, size
+        self.samples, self.rows = samples, rows
         self.out_size = geometry.output(size)
         self.height = rows.stop - rows.start
-        self.columns = -(-(geometry.pooled(size)[1] - phase.start[1]) // geometry.stride[1])
+        self.columns = lattice_size(geometry, phase, size)[1]
         self.positions = (samples.stop - samples.start) * self.height * self.columns
 
     def windows(self, g: Tensor) -> Iterator[Tensor]:
         """Its positions in g [r b h w], one view [r b' h' w'] for each place in the pooling
         window."""
-        (ph, pw), (sh, sw), (row, column) = (
-            self.geometry.pool,
-            self.geometry.stride,
-            self.phase.start,
-        )
         if self.whole:
             yield g[:, self.samples]
             return
+        ph, pw = self.geometry.pool
+        sh, sw = self.geometry.stride
+        row, column = self.phase.start
         height, width = self.geometry.pooled(self.size)
+        # Pixel (y·ph + i, x·pw + j) is place (i, j) of window (y, x): splitting rows into (y, i)
+        # and columns into (x, j) makes place (i, j) of all windows one strided view, not a copy.
         tiled = (
             g[:, self.samples, : height * ph, : width * pw]
             .unflatten(2, (height, ph))
@@ -59,7 +54,12 @@ class Chunk:
     @cached_property
     def flat(self) -> bool:
         """Whether it holds whole maps that keep their size: a shift is then one offset in memory,
-        but at the border."""
+        but at the border.
+
+        Position (y, x) of sample s lies at (s·h + y)·w + x in the input and in the output alike, so
+        that (y + up, x + left) is up·w + left further on; what leaves the map that way would come
+        in at the other side or in a neighbour, and is set to 0 (`_clear_outside`).
+        """
         return self.geometry.stride == (1, 1) and self.out_size == self.geometry.pooled(
             self.size
         ) == (self.height, self.columns)
@@ -118,6 +118,8 @@ class Chunk:
     def _clear_outside(self, y: Tensor, o: int) -> None:
         """Set y [k·o n] to 0 where an offset leads out of the map: a shift in memory would lead
         into a neighbour."""
+        # With stride 1 there is one phase, whose taps are all offsets, row by row: tap i·kw + j is
+        # offset (i, j), whose shift up depends on i alone, and whose shift left on j alone.
         kh, kw = self.geometry.kernel
         maps = y.view(kh, kw, o, -1, self.height, self.columns)
         for number in range(kh):
@@ -135,9 +137,7 @@ def chunks(
 ) -> Iterator[Chunk]:
     """A partition of a phase of `samples` maps into pieces of so many positions (or one row): whole
     maps, or rows of one."""
-    rows, columns = (
-        -(-(n - a) // s) for n, a, s in zip(geometry.pooled(size), phase.start, geometry.stride)
-    )
+    rows, columns = lattice_size(geometry, phase, size)
     if rows <= 0 or columns <= 0:
         return
     maps = max(1, positions // (rows * columns))
@@ -151,6 +151,15 @@ def chunks(
                 slice(first, min(first + maps, samples)),
                 slice(top, min(top + height, rows)),
             )
+
+
+def lattice_size(geometry: Geometry, phase: Phase, size: Pair) -> Pair:
+    """Rows and columns of a phase's sublattice: how many t >= 0 have start + t·stride < n, which is
+    (n - start) / stride rounded up (-(-a // b) rounds a / b up)."""
+    return tuple(
+        -(-(n - start) // stride)
+        for n, start, stride in zip(geometry.pooled(size), phase.start, geometry.stride)
+    )
 
 
 def _complement(inside: slice, size: int) -> Iterator[slice]:

@@ -12,7 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 Pair = tuple[int, int]
+Size = int | Pair
 
 
 @dataclass(frozen=True)
@@ -117,3 +121,75 @@ def same_padding(kernel: Pair, stride: Pair, dilation: Pair) -> Pair:
             f"dilation={dilation}; give the padding as numbers"
         )
     return reach[0] // 2, reach[1] // 2
+
+
+def geometry_of(
+    kernel_size: Size, stride: Size, padding: Size | str, dilation: Size, pool: Size = 1
+) -> Geometry:
+    """The geometry that arguments in `nn.Conv2d`'s manner describe."""
+    kernel, stride, dilation = (
+        pair(kernel_size, "kernel_size", 1),
+        pair(stride, "stride", 1),
+        pair(dilation, "dilation", 1),
+    )
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise ValueError(f"padding is {padding!r}; 'same', 'valid', or numbers were expected")
+        padding = same_padding(kernel, stride, dilation) if padding == "same" else 0
+    return Geometry(kernel, stride, pair(padding, "padding", 0), dilation, pair(pool, "pool", 1))
+
+
+def check_map(layer: nn.Module, x: Tensor, channels: int, what: str, geometry: Geometry) -> None:
+    """Raise ValueError where `x` is not [b channels h w] (or [channels h w]), or where no output
+    would be left."""
+    name = type(layer).__name__
+    if x.ndim not in (3, 4) or x.shape[-3] != channels:
+        raise ValueError(
+            f"{name} expects {what} [b, {channels}, h, w] or [{channels}, h, w], got "
+            f"{list(x.shape)}; its input "
+            f"must have {channels} channels"
+        )
+    check_size(name, geometry, tuple(x.shape[-2:]))
+
+
+def check_size(name: str, geometry: Geometry, size: Pair) -> Pair:
+    """Size of the output map of the layer `name` for an input map of `size`; raises ValueError
+    where it would be empty."""
+    out = geometry.output(size)
+    if min(out) < 1:
+        raise ValueError(
+            f"{name}({describe(geometry)}) leaves nothing of a map of {size[0]}x{size[1]}: its "
+            "output would be "
+            f"{out[0]}x{out[1]}; use larger images, more padding, or less pooling, stride or kernel"
+        )
+    return out
+
+
+def convolve(
+    geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, bias_alpha: float
+) -> Tensor:
+    return F.conv2d(
+        x,
+        weight,
+        None if bias is None else bias_alpha * bias,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+    )
+
+
+def describe(geometry: Geometry) -> str:
+    def short(value: Pair) -> Size:
+        return value[0] if value[0] == value[1] else value
+
+    shown = {
+        "kernel_size": geometry.kernel,
+        "stride": geometry.stride,
+        "padding": geometry.padding,
+        "dilation": geometry.dilation,
+        "pool": geometry.pool,
+    }
+    usual = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "pool": (1, 1)}
+    return ", ".join(
+        f"{name}={short(value)}" for name, value in shown.items() if value != usual.get(name)
+    )

@@ -1,8 +1,10 @@
 """Infinitely wide convolutional layers in constant memory. A layer hands on *pre-activations*, as
 `InfPiLinear` does.
 
-    input layer   g(p) = Σ_δ W_δ x(p+δ) + bias_alpha · bias                     an ordinary convolution
-    π-layer       g_out(p) = Σ_δ s(p+δ) Φ(ĝ(p+δ)) V_δ + bias_alpha · bias       V [P kh kw o], one V_δ for each kernel offset
+    input layer   g(p) = Σ_δ W_δ x(p+δ) + bias_alpha · bias                an ordinary convolution
+    π-layer       g_out(p) = Σ_δ s(p+δ) Φ(ĝ(p+δ)) V_δ + bias_alpha · bias
+
+V [P kh kw o] holds one V_δ for each offset of the kernel.
 
 All samples and positions share the neurons ω. Index legend: b samples, r rank in, o rank out, h w
 rows and columns, P monomials.
@@ -11,32 +13,27 @@ rows and columns, P monomials.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..bias import BiasedLayer, bias_parameter
+from ..bias import BiasedLayer, bias_parameter, check_sizes
+from ..checks import check_memory
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import hermite_series
-from ..finite.activation import finite_moments
-from ..layers import check_sizes
-from ..moments.layer import MomentsLayer, check_memory
+from ..finite.activation import TruncatedActivation
+from ..moments.finite_weight import finite_moments
+from ..moments.layer import MomentsLayer
 from ..moments.sums import moments_of
-from .geometry import Geometry, Pair, pair, same_padding
-from .sums import feature_conv2d
-
-if TYPE_CHECKING:
-    from .finite import FinPiConv2d
-
-Size = int | Pair
+from .autograd import feature_conv2d
+from .finite import FinPiConv2d
+from .geometry import Size, check_map, convolve, describe, geometry_of
 
 
 class InfPiInputConv2d(BiasedLayer):
-    """The first layer of an infinitely wide ConvNet: images [b c h w] to pre-activations [b r h'
-    w'].
+    """The first layer of an infinitely wide ConvNet: images [b c h w] to pre-activations
+    [b r h' w'].
 
     Args:
         channels: of the images; r_out: rank of the pre-activations.
@@ -46,6 +43,8 @@ class InfPiInputConv2d(BiasedLayer):
     At the start weights are N(0, 1/(r_out · inputs of an output)), so that |g(p)| is about the root
     mean square of the pixels.
     """
+
+    layernorm = output_layer = False
 
     def __init__(
         self,
@@ -80,17 +79,38 @@ class InfPiInputConv2d(BiasedLayer):
         check_map(self, x, self.channels, "images", self.geometry)
         return convolve(self.geometry, x, self.weight, self.bias, self.bias_alpha)
 
+    @property
+    def r(self) -> int:
+        """What comes in: channels of the images."""
+        return self.channels
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def finite_activation(self) -> None:
+        """A finite layer applies none to images."""
+
+    def finite_weight(self, omega: Tensor | None) -> Tensor:
+        """[r c kh kw], before a finite layer's ω and scaling."""
+        return self.weight
+
     def sample(
         self, n_in: int | None = None, n_out: int = 256, omega: Tensor | None = None
     ) -> FinPiConv2d:
         """A finite layer with `n_out` channels that computes the same function as n_out → ∞.
         `n_in`: channels of the images."""
-        from .finite import FinPiConv2d
-
         return FinPiConv2d(self, self.channels if n_in is None else n_in, n_out, omega=omega)
 
     def extra_repr(self) -> str:
-        return f"channels={self.channels}, r={self.r_out}, {describe(self.geometry)}, bias_alpha={self.bias_alpha}"
+        return (
+            f"input, {self.channels} -> {self.r_out}, {describe(self.geometry)}, "
+            f"bias_alpha={self.bias_alpha}"
+        )
 
 
 class InfPiConv2d(MomentsLayer):
@@ -141,24 +161,17 @@ class InfPiConv2d(MomentsLayer):
         V_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.r, self.r_out, self.bias_alpha, self.layernorm = (
-            r,
-            r if r_out is None else r_out,
-            float(bias_alpha or 0),
-            layernorm,
-        )
+        self.r, self.r_out = r, r if r_out is None else r_out
         check_sizes(r, self.r_out)
+        self.bias_alpha, self.layernorm = float(bias_alpha or 0), layernorm
         if chunk_elements is not None and chunk_elements < 1:
             raise ValueError(
                 f"chunk_elements is {chunk_elements}; a positive count of numbers, or None, was "
                 "expected"
             )
         self.geometry = geometry_of(kernel_size, stride, padding, dilation, pool)
-        self.output_layer, self.gain, self.chunk_elements = (
-            output_layer,
-            float(gain),
-            chunk_elements,
-        )
+        self.output_layer, self.gain = output_layer, float(gain)
+        self.chunk_elements = chunk_elements
         self.series = hermite_series(activation, degree, fit)
         self.features = PolynomialFeatures(r, self.series.kappa)
         V_dtype = V_dtype or dtype or torch.get_default_dtype()
@@ -170,11 +183,8 @@ class InfPiConv2d(MomentsLayer):
             raise MemoryError(
                 f"InfPiConv2d(r={r}, r_out={self.r_out}, {describe(self.geometry)}): {error}"
             ) from None
-        self.V = nn.Parameter(
-            torch.empty(
-                self.features.P, *self.geometry.kernel, self.r_out, device=device, dtype=V_dtype
-            )
-        )
+        shape = self.features.P, *self.geometry.kernel, self.r_out
+        self.V = nn.Parameter(torch.empty(shape, device=device, dtype=V_dtype))
         self.bias = bias_parameter(self.bias_alpha, self.r_out, device, dtype)
         self.initialize()
 
@@ -184,15 +194,13 @@ class InfPiConv2d(MomentsLayer):
         if self.output_layer:
             self.V.zero_()
         else:
-            self.V.normal_(
-                std=self.gain
-                / math.sqrt(sum(self.series.kappa) * self.r_out * self.geometry.offsets)
-            )
+            size = sum(self.series.kappa) * self.r_out * self.geometry.offsets
+            self.V.normal_(std=self.gain / math.sqrt(size))
         if self.bias is not None:
             self.bias.zero_()
 
     @torch.no_grad()
-    def set_rows(self, blocks) -> None:
+    def set_rows(self, blocks: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Hold the moments of exactly these rows: an iterable of blocks (A [m kh kw o], Amult [m],
         B [m r] of unit rows)."""
         flat = ((A.flatten(1), Amult, B) for A, Amult, B in blocks)
@@ -206,6 +214,10 @@ class InfPiConv2d(MomentsLayer):
         )
         out = out if g.ndim == 4 else out[0]
         return out if self.bias is None else out + self.bias_alpha * self.bias[:, None, None]
+
+    def finite_activation(self) -> TruncatedActivation:
+        """What a finite layer applies to the channels of each position first."""
+        return TruncatedActivation(self.series.coefficients)
 
     def finite_weight(self, omega: Tensor) -> Tensor:
         """Σ_m Amult_m A_m p(Ω B_m)ᵀ of every offset for ω [n r]: [o n kh kw], before a finite
@@ -226,88 +238,11 @@ class InfPiConv2d(MomentsLayer):
         `prev_omega` [n_in r]: the ω of the finite layer below. `omega` [n_out r_out]: that of a
         layer whose outputs are added.
         """
-        from .finite import FinPiConv2d
-
         return FinPiConv2d(self, n_in, n_out, prev_omega, omega)
 
     def extra_repr(self) -> str:
         return (
-            f"r={self.r}, o={self.r_out}, P={self.P}, {describe(self.geometry)}, "
-            f"activation={self.series.activation}, "
-            f"degree={self.series.degree}, fit={self.series.fit}, "
-            f"truncation={self.truncation:.2g}, "
-            f"bias_alpha={self.bias_alpha}, output_layer={self.output_layer}, "
-            f"layernorm={self.layernorm}"
+            f"moments, {self.r} -> {self.r_out}, {describe(self.geometry)}, "
+            f"{self.describe_memory()}, bias_alpha={self.bias_alpha}, "
+            f"output_layer={self.output_layer}, layernorm={self.layernorm}"
         )
-
-
-def geometry_of(
-    kernel_size: Size, stride: Size, padding: Size | str, dilation: Size, pool: Size = 1
-) -> Geometry:
-    """The geometry that arguments in `nn.Conv2d`'s manner describe."""
-    kernel, stride, dilation = (
-        pair(kernel_size, "kernel_size", 1),
-        pair(stride, "stride", 1),
-        pair(dilation, "dilation", 1),
-    )
-    if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise ValueError(f"padding is {padding!r}; 'same', 'valid', or numbers were expected")
-        padding = same_padding(kernel, stride, dilation) if padding == "same" else 0
-    return Geometry(kernel, stride, pair(padding, "padding", 0), dilation, pair(pool, "pool", 1))
-
-
-def check_map(layer: nn.Module, x: Tensor, channels: int, what: str, geometry: Geometry) -> None:
-    """Raise ValueError where `x` is not [b channels h w] (or [channels h w]), or where no output
-    would be left."""
-    name = type(layer).__name__
-    if x.ndim not in (3, 4) or x.shape[-3] != channels:
-        raise ValueError(
-            f"{name} expects {what} [b, {channels}, h, w] or [{channels}, h, w], got "
-            f"{list(x.shape)}; its input "
-            f"must have {channels} channels"
-        )
-    check_size(name, geometry, tuple(x.shape[-2:]))
-
-
-def check_size(name: str, geometry: Geometry, size: Pair) -> Pair:
-    """Size of the output map of the layer `name` for an input map of `size`; raises ValueError
-    where it would be empty."""
-    out = geometry.output(size)
-    if min(out) < 1:
-        raise ValueError(
-            f"{name}({describe(geometry)}) leaves nothing of a map of {size[0]}x{size[1]}: its "
-            "output would be "
-            f"{out[0]}x{out[1]}; use larger images, more padding, or less pooling, stride or kernel"
-        )
-    return out
-
-
-def convolve(
-    geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, bias_alpha: float
-) -> Tensor:
-    return F.conv2d(
-        x,
-        weight,
-        None if bias is None else bias_alpha * bias,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-    )
-
-
-def describe(geometry: Geometry) -> str:
-    def short(value: Pair) -> Any:
-        return value[0] if value[0] == value[1] else value
-
-    shown = {
-        "kernel_size": geometry.kernel,
-        "stride": geometry.stride,
-        "padding": geometry.padding,
-        "dilation": geometry.dilation,
-        "pool": geometry.pool,
-    }
-    usual = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "pool": (1, 1)}
-    return ", ".join(
-        f"{name}={short(value)}" for name, value in shown.items() if value != usual.get(name)
-    )

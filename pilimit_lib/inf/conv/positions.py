@@ -1,12 +1,14 @@
 """The feature map Φ of many positions at once, one row per monomial: Φᵀ [P n] for pre-activations
 [r n].
 
-`features` has one *row* per direction, which suits few directions of high rank. A feature map of an
-image is the opposite: very many positions of low rank. With positions along the rows every monomial
-is one long vector product, a slice of (û, û) times a slice of g. Columns are those of
+`dual.features` has one *row* per direction, which suits few directions of high rank. A feature map
+of an image is the opposite: very many positions of low rank. With positions along the rows every
+monomial is one long vector product, a slice of (û, û) times a slice of g. Columns are those of
 `PolynomialFeatures` without their factors √κ_j √(j!/α!), which go into V (`weights`).
 
-    row of the monomial α, |α| = j:     s · û^α ,   s = |g| ,  û = g/s          (with layer norm s is 1; where g = 0 it is 0)
+    row of the monomial α, |α| = j:     s · û^α ,   s = |g| ,  û = g/s
+
+With layer norm s is 1; where g = 0 it is 0.
 
 Index legend: r rank, n positions, P monomials.
 """
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..dual.features import PolynomialFeatures, multinomials, suffix
+from ..numerics import output_scale
 
 
 def weights(features: PolynomialFeatures, like: Tensor) -> Tensor:
@@ -51,10 +54,10 @@ class Positions:
         unit = g * self.inverse
         self.doubled = torch.cat([unit, unit])
         self.unit = self.doubled[: features.r]
-        # û_d ... û_{d+r-1} for every distance d: [r+1 r n]
+        # û_d ... û_{d+r-1} for every distance d, with indices mod r: [r+1 r n]
         self.windows = self.doubled.unfold(0, features.r, 1).transpose(1, 2)
         self.linear = unit if layernorm else g
-        self.scale = (self.s > 0).to(g.dtype) if layernorm else self.s
+        self.scale = output_scale(self.s, layernorm)
         # Monomials of degree 1 ... D-1 in lexicographic order, which degrees from 3 on are made of.
         self.monomials = {1: self.linear}
         for degree in range(2, features.degree if features.degree > 2 else 0):
@@ -101,7 +104,8 @@ class Positions:
                 linear.add_(dphi[start : start + r])
             elif degree == 2:
                 for d, rows, width in rectangle(dphi[start : start + r * (r + 1) // 2], r):
-                    # One distance after the other, because the windows overlap.
+                    # One distance after the other, because the windows overlap: `shifted` is a
+                    # view of `doubled`, so û_{i+d} collects its sums of all distances in one place.
                     source, target = linear[:width], self.linear[:width]
                     for part, window, sums in zip(
                         rows.unbind(),
@@ -115,6 +119,7 @@ class Positions:
         for degree in sorted(lex, reverse=True):
             if degree > 1:
                 self._descend(lex, doubled, lex[degree], degree)
+        # û stood there twice, so its gradient is the sum over both.
         unit = doubled[:r].add_(doubled[r:])
         if self.layernorm:
             unit.add_(linear)
@@ -146,7 +151,9 @@ def rectangle(rows: Tensor, r: int):
     """(first distance d, products u_i u_{i+d} by distance [distances width n], width) of degree 2,
     [r(r+1)/2 n] in all.
 
-    At distance r/2 each pair appears twice, so half of those are kept.
+    The pairs {i, i+d mod r} of a distance d < r/2 are r different ones, and d and r - d give the
+    same pairs: d = 0 ... ⌈r/2⌉-1 have every pair but those of distance r/2 once. There each pair
+    appears twice, so half of those are kept.
     """
     full = (r + 1) // 2
     yield 0, rows[: full * r].unflatten(0, (full, r)), r
@@ -156,7 +163,11 @@ def rectangle(rows: Tensor, r: int):
 
 def staircase(rows: Tensor, r: int, degree: int):
     """(i, rows of the monomials with smallest index i, where those of one degree less begin) in
-    lexicographic order."""
+    lexicographic order.
+
+    Monomials with smallest index i are u_i times all of one degree less whose indices are >= i; in
+    lexicographic order these are a suffix, from `begin` on.
+    """
     start, total = 0, suffix(r, degree - 1, r)
     for i in range(r):
         begin = suffix(r, degree - 1, i)

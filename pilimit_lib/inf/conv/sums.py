@@ -1,8 +1,10 @@
 """Σ_δ s(p+δ) Φ(ĝ(p+δ)) V_δ without Φ: a convolution of features that exist for a chunk of positions
 at a time.
 
-    forward    y_δ = V_δᵀ Φᵀ for all offsets δ in one matrix product [k·o P] x [P n], then shifted sums of the y_δ
-    backward   ∂y_δ are shifted copies of ∂out;  ∂V = Φᵀ ∂y ,  ∂Φ = V ∂y ,  ∂g from ∂Φ;  Φ is made again
+    forward    y_δ = V_δᵀ Φᵀ for all offsets δ in one matrix product [k·o P] x [P n],
+               then shifted sums of the y_δ
+    backward   ∂y_δ are shifted copies of ∂out;  ∂V = Φᵀ ∂y ,  ∂Φ = V ∂y ,  ∂g from ∂Φ;
+               Φ is made again
 
 Every input position is worked on once, whatever the kernel; a stride splits the map into phases, so
 that no product is thrown away. Maps lie as [channels, samples, rows, columns] in memory, so that a
@@ -24,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dual.features import PolynomialFeatures
-from ..moments.sums import triton_wanted
-from ..rows.autograd import accumulator, direction
+from ..implementation import chosen
+from ..numerics import direction, output_scale
 from .chunks import Chunk, chunks
 from .geometry import Geometry, Phase
 from .positions import Positions, weights
@@ -115,11 +117,34 @@ def backward(
     return dg, None if dV is None else dV.to(V.dtype)
 
 
+def plain(
+    features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry, layernorm: bool = False
+) -> Tensor:
+    """The same [b r h w] -> [b o h' w'] by the definition: all of Φ at once, then conv2d.
+    Differentiable to any order.
+
+    What the rest is tested against.
+    """
+    b, r, h, w = g.shape
+    unit, s = direction(g.permute(0, 2, 3, 1).reshape(-1, r))
+    phi = (features.matrix(unit) * output_scale(s, layernorm)).view(b, h, w, -1).permute(0, 3, 1, 2)
+    if geometry.pool != (1, 1):
+        phi = F.avg_pool2d(phi, geometry.pool)
+    return F.conv2d(
+        phi,
+        V.to(phi.dtype).permute(3, 0, 1, 2),
+        None,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+    )
+
+
 def _twin(
     features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry
 ) -> ModuleType | None:
     """The Triton implementation, where `triton_kernels` asks for it and it does not refuse."""
-    if not triton_wanted():
+    if chosen().moments != "triton":
         return None
     from . import triton_kernels as conv_triton
 
@@ -139,19 +164,18 @@ class _Work:
         layernorm: bool,
         chunk_elements: int | None,
     ) -> None:
-        self.features, self.g, self.V, self.geometry, self.layernorm = (
-            features,
-            g,
-            V,
-            geometry,
-            layernorm,
-        )
+        self.features, self.geometry, self.layernorm = features, geometry, layernorm
+        self.g, self.V = g, V
         self.positions = positions_at_once(features.P, chunk_elements, g.is_cuda)
         self.scale = weights(features, g) / math.prod(geometry.pool)
         self.memory: dict[str, Tensor] = {}
 
     def matrix(self, phase: Phase) -> Tensor:
-        """The part [P k·o] of V that a phase needs, times the factors that Φ is left without."""
+        """The part [P k·o] of V that a phase needs, times the factors that Φ is left without.
+
+        A row of Φᵀ times a factor is that row of V times the factor, and V has far fewer columns
+        than Φᵀ has positions.
+        """
         picked = torch.stack([self.V[:, i, j] for (i, j), _ in phase.taps], 1)
         return picked.flatten(1).to(self.scale.dtype) * self.scale[:, None]
 
@@ -174,103 +198,3 @@ class _Work:
         if name not in self.memory or self.memory[name].numel() < size:
             self.memory[name] = self.g.new_empty(size)
         return self.memory[name][:size].view(rows, -1)
-
-
-def plain(
-    features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry, layernorm: bool = False
-) -> Tensor:
-    """The same [b r h w] -> [b o h' w'] by the definition: all of Φ at once, then conv2d.
-    Differentiable to any order.
-
-    What the rest is tested against.
-    """
-    b, r, h, w = g.shape
-    unit, s = direction(g.permute(0, 2, 3, 1).reshape(-1, r))
-    scale = (s > 0).to(s.dtype) if layernorm else s
-    phi = (features.matrix(unit) * scale).view(b, h, w, -1).permute(0, 3, 1, 2)
-    if geometry.pool != (1, 1):
-        phi = F.avg_pool2d(phi, geometry.pool)
-    return F.conv2d(
-        phi,
-        V.to(phi.dtype).permute(3, 0, 1, 2),
-        None,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-    )
-
-
-class FeatureConv2d(torch.autograd.Function):
-    """Puts the convolution on the tape; keeps g and V only. Differentiable twice through
-    `plain`."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        g: Tensor,
-        V: Tensor,
-        features: PolynomialFeatures,
-        geometry: Geometry,
-        layernorm: bool,
-        chunk_elements: int | None,
-    ) -> Tensor:
-        ctx.save_for_backward(g, V)
-        ctx.how = features, geometry, layernorm, chunk_elements
-        return forward(
-            features, g.transpose(0, 1), V, geometry, layernorm, chunk_elements
-        ).transpose(0, 1)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        g, V = ctx.saved_tensors
-        features, geometry, layernorm, chunk_elements = ctx.how
-        need = ctx.needs_input_grad[:2]
-        with torch.autocast(grad.device.type, enabled=False):
-            grad = grad.to(g.dtype)
-            if torch.is_grad_enabled():
-                inputs = [tensor for tensor, wanted in zip((g, V), need) if wanted]
-                found = iter(
-                    torch.autograd.grad(
-                        plain(features, g, V, geometry, layernorm), inputs, grad, create_graph=True
-                    )
-                )
-                return *(next(found) if wanted else None for wanted in need), None, None, None, None
-            dg, dV = backward(
-                features,
-                g.transpose(0, 1),
-                V,
-                geometry,
-                grad.transpose(0, 1),
-                *need,
-                layernorm,
-                chunk_elements,
-            )
-        return None if dg is None else dg.transpose(0, 1), dV, None, None, None, None
-
-
-def feature_conv2d(
-    features: PolynomialFeatures,
-    g: Tensor,
-    V: Tensor,
-    geometry: Geometry,
-    layernorm: bool = False,
-    chunk_elements: int | None = None,
-) -> Tensor:
-    """Σ_δ s Φ(ĝ) V_δ for pre-activations g [b r h w] and moments V [P kh kw o]: [b o h' w'] in g's
-    dtype, sums float32 or better.
-
-    `chunk_elements` bounds how many numbers of Φ exist at a time (at least one row of one map).
-    """
-    with torch.autocast(g.device.type, enabled=False):
-        wide = g.to(accumulator(V.dtype))
-        if torch.compiler.is_compiling():
-            from ..moments.compiled import conv2d
-
-            out = conv2d(wide, V, features.kappa, geometry.numbers, layernorm, chunk_elements)
-        elif torch.is_grad_enabled() and (g.requires_grad or V.requires_grad):
-            out = FeatureConv2d.apply(wide, V, features, geometry, layernorm, chunk_elements)
-        else:
-            out = forward(
-                features, wide.transpose(0, 1), V, geometry, layernorm, chunk_elements
-            ).transpose(0, 1)
-        return out.to(g.dtype)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..dual.features import PolynomialFeatures
 from ..moments.triton_kernels import block_sizes, column_numbers, phi_tile
-from ..rows.autograd import direction
+from ..numerics import direction, output_scale
 from .geometry import Geometry
 
 
@@ -157,7 +157,7 @@ def _gradient(
 def _positions(g: Tensor, layernorm: bool) -> tuple[Tensor, Tensor]:
     """(û [b·h·w r], what it is scaled by [b·h·w]) of g [r b h w]."""
     unit, s = direction(g.permute(1, 2, 3, 0).reshape(-1, len(g)))
-    return unit.contiguous(), ((s > 0).to(s.dtype) if layernorm else s).contiguous()
+    return unit.contiguous(), output_scale(s, layernorm).contiguous()
 
 
 def _sizes(g: Tensor, geometry: Geometry) -> tuple[int, ...]:

@@ -1,13 +1,16 @@
 """The feature map Φ of a polynomial dual kernel: ⟨Φ(u), Φ(v)⟩ = Σ_j κ_j ⟨u, v⟩^j, one column per
 monomial.
 
-    column of the monomial u^α, |α| = j:   √κ_j √(j!/α!) u^α             P = Σ_{j: κ_j>0} C(r+j-1, j), C(r+D, D) if no κ_j is 0
+    column of the monomial u^α, |α| = j:   √κ_j √(j!/α!) u^α
+    P = Σ_{j: κ_j>0} C(r+j-1, j), which is C(r+D, D) if no κ_j is 0
 
 Index legend: b batch, r rank in, o rank out, P columns. Columns are ordered by degree. Within a
 degree nothing is gathered or scattered, forward or backward:
 
-    degree 2     by distance: row d of a rectangle is u ∘ roll(u, -d), d = 0 ... r/2, a strided view of (u, u) times u
-    degree 3+    lexicographic: the monomials with smallest index i are u_i times a suffix of those of one degree less
+    degree 2     by distance: row d of a rectangle is u ∘ roll(u, -d), d = 0 ... r/2,
+                 a strided view of (u, u) times u
+    degree 3+    lexicographic: the monomials with smallest index i are u_i times
+                 a suffix of those of one degree less
 
 Φ is made tile by tile and never stored. Tiles lie transposed, [columns b]: every slice above is
 then contiguous in memory, and the products with V [P o] need no transposed copy, which is what
@@ -63,7 +66,11 @@ class Tile:
 
 def suffix(r: int, degree: int, i: int) -> int:
     """Position of the first monomial of this degree whose indices are all >= i, in lexicographic
-    order."""
+    order.
+
+    There are C(r + degree - 1, degree) monomials of r variables; those of the r - i variables from
+    i on, C(r - i + degree - 1, degree) of them, stand last.
+    """
     return comb(r + degree - 1, degree) - comb(r - i + degree - 1, degree)
 
 
@@ -71,15 +78,20 @@ class Basis:
     """What the tiles of one batch of directions `u` [b r] are made of: u and (u, u) transposed,
     monomials of degree 2 ... D-1."""
 
-    def __init__(self, features: PolynomialFeatures, u: Tensor) -> None:
+    def __init__(self, features: PolynomialFeatures, u: Tensor, taped: bool = False) -> None:
         self.u = u.T.contiguous()  # [r b]
         self.windows = None
-        if 2 in features.degrees:
-            # [r+1 r b]
+        if 2 in features.degrees and taped:
+            # The derivative of a view by unfold has no rule under vmap, that of a roll has.
+            self.windows = torch.stack([self.u.roll(-d, 0) for d in range(features.r // 2 + 1)])
+        elif 2 in features.degrees:
+            # Window d of (u, u) is u_d ... u_{d+r-1}, indices mod r: roll(u, -d). [r+1 r b]
             self.windows = torch.cat([self.u, self.u]).unfold(0, features.r, 1).transpose(1, 2)
         self.monomials = {1: self.u}
         for degree in range(2, features.degree):
             lower = self.monomials[degree - 1]
+            # u^α with smallest index i is u_i times a monomial whose indices are all >= i; those
+            # are a suffix of the lexicographic order.
             self.monomials[degree] = torch.cat(
                 [self.u[i] * lower[suffix(features.r, degree - 1, i) :] for i in range(features.r)]
             )
@@ -110,7 +122,7 @@ class PolynomialFeatures:
     def matrix(self, u: Tensor) -> Tensor:
         """All of Φ(u): [b P]. Differentiable to any order; this is the definition that the rest is
         tested against."""
-        basis = Basis(self, u)
+        basis = Basis(self, u, taped=True)
         return torch.cat([self.tile(tile, basis) for tile in self.tiles(len(u))]).T
 
     def tiles(self, batch: int) -> Iterator[Tile]:
@@ -141,6 +153,8 @@ class PolynomialFeatures:
                 yield from self._suffixes(degree, start, limit)
 
     def _rectangle(self, start: int, step: int) -> Iterator[Segment]:
+        # The pairs {i, i+d mod r} of a distance d < r/2 are r different ones, and d and r - d give
+        # the same: d = 0 ... ⌈r/2⌉-1 have every pair but those of distance r/2 once.
         full = (self.r + 1) // 2
         for first in range(0, full, step):
             last = min(first + step, full)
@@ -245,23 +259,19 @@ class Adjoint:
             self._add(segment, grad[segment.start - tile.start : segment.stop - tile.start])
 
     def _add(self, segment: Segment, grad: Tensor) -> None:
-        features, u, root = (
-            self.features,
-            self.basis.u,
-            math.sqrt(self.features.kappa[segment.degree]),
-        )
+        features, u = self.features, self.basis.u
+        root = math.sqrt(features.kappa[segment.degree])
         if segment.degree == 1:
             self.u.add_(grad, alpha=root)
         elif segment.degree == 2:
             first, last = segment.rows
-            grad, scale = (
-                grad.view(last - first, len(segment) // (last - first), u.shape[1]),
-                math.sqrt(2) * root,
-            )
+            grad = grad.view(last - first, len(segment) // (last - first), u.shape[1])
+            scale = math.sqrt(2) * root
             if first == 0:
                 grad[0] /= math.sqrt(2)
             width = grad.shape[1]
             self.u[:width].add_((grad * self.basis.windows[first:last, :width]).sum(0), alpha=scale)
+            # Column (d, i) is u_i u_{i+d}, so u_t of (u, u) collects the products with d + i = t.
             sums = diagonal_sums(grad, u[:width])
             self.doubled[first : first + len(sums)].add_(sums, alpha=scale)
         elif segment.degree > 2:
@@ -294,7 +304,8 @@ class Adjoint:
 def diagonal_sums(values: Tensor, factor: Tensor) -> Tensor:
     """Σ_d values[d, t - d] ∘ factor[t - d] for every t: [n + w - 1, b] from [n w b] and [w b].
 
-    Rows padded by n and read back one shorter lie skewed, so the sum is along one dimension.
+    Rows padded to length n + w and read back in rows one shorter lie skewed: entry (d, i) stands at
+    d·(n + w) + i = d·(n + w - 1) + (d + i), in column d + i. So the sum is along one dimension.
     """
     n, w, b = values.shape
     padded = values.new_zeros(n, w + n, b)
@@ -319,11 +330,10 @@ def monomial_indices(r: int, degree: int) -> Tensor:
 
 def multinomials(r: int, degree: int) -> Tensor:
     """j!/α! of every monomial of degree j, in lexicographic order: float64 [count]."""
-    count, lead, smallest = (
-        torch.ones(r, dtype=torch.float64),
-        torch.ones(r, dtype=torch.float64),
-        torch.arange(r),
-    )
+    # `lead`: how often the smallest index stands in the monomial. One more factor u_i in front
+    # multiplies j! by j + 1, and α_i! by the new α_i, which is 1 where i is smaller than the rest.
+    count = torch.ones(r, dtype=torch.float64)
+    lead, smallest = count.clone(), torch.arange(r)
     for lower in range(1, degree):
         counts, leads, firsts = [], [], []
         for i in range(r):
@@ -341,5 +351,7 @@ def column_indices(features: PolynomialFeatures, degree: int) -> Tensor:
     r = features.r
     if degree != 2:
         return monomial_indices(r, degree) if degree else torch.empty(1, 0, dtype=torch.long)
-    distance, i = torch.arange(comb(r + 1, 2)) // r, torch.arange(comb(r + 1, 2)) % r
+    # Rows of the rectangle one after the other: column d·r + i is u_i u_{i+d}.
+    column = torch.arange(comb(r + 1, 2))
+    distance, i = column // r, column % r
     return torch.stack([i, (i + distance) % r], 1).sort(1).values

@@ -1,16 +1,11 @@
 """Gaussian processes and kernels of infinitely wide networks: NNGP, NTK, feature kernels."""
 
+from .features import FiniteFeatures, InfiniteFeatures, embed, features_of
 from .learner import KernelMLP, KernelReadout
 from .matrix import kernel_matrix, kernel_product
-from .regression import (
-    FiniteFeatures,
-    InfiniteFeatures,
-    ReLUKernel,
-    embed,
-    features_of,
-    kernel_regression,
-)
-from .solve import kernel_ridge
+from .regression import kernel_regression
+from .relu import ReLUKernel
+from .solve import kernel_ridge, memory_needed, require_memory
 
 __all__ = [
     "FiniteFeatures",
@@ -24,4 +19,6 @@ __all__ = [
     "kernel_product",
     "kernel_regression",
     "kernel_ridge",
+    "memory_needed",
+    "require_memory",
 ]

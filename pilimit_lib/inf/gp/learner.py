@@ -13,19 +13,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ...core import UNKNOWN, Axis, Blocks
-from ..rows.autograd import Rows
-from ..rows.parameter import ROWS, InfPiParameter, Pending, convert_rows
+from ...core import UNKNOWN
+from ..numerics import transformed
+from ..rows.autograd import refuse_ddp, refuse_second_order, untrainable
+from ..rows.layer import RowLayer
+from ..rows.pending import Rows
+from ..summary import summary
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
-class KernelReadout(nn.Module):
+class KernelReadout(RowLayer):
     """The only layer of a `KernelMLP`: samples x [b d] to outputs [b o]. It begins without rows, as
     the zero function."""
-
-    # rows of a kernel are neither merged nor folded, nor spread over processes
-    limits = shard = None
 
     def __init__(
         self,
@@ -35,80 +35,49 @@ class KernelReadout(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.d, self.r_out, self.kernel, self.bias = d, o, kernel, None
-        self.pending = Pending()
-        for name, tail in (("A", (o,)), ("Amult", ()), ("B", (d,))):
-            self.register_parameter(
-                name, InfPiParameter(Blocks(tail, dtype=dtype, device=device), self.pending, name)
-            )
-        self.origin_blocks = Blocks(dtype=torch.long, device=device)
-        self.axis = Axis("rows")
-        for name in ROWS:
-            self.axis.join(self, name)
-        self.axis.join(self, "origin_blocks", label="origin")
-        self.pending.axis = self.axis
-
-    def __len__(self) -> int:
-        return len(self.A.blocks)
-
-    def __bool__(self) -> bool:
-        return True
+        super().__init__(d, o, dtype, device)
+        self.d = d
+        self.kernel = kernel
+        self.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d:
             raise ValueError(f"KernelReadout expects samples [..., {self.d}], got {list(x.shape)}")
+        if transformed():
+            out = self.output(x)
+            return out + untrainable(self, self.A) if self.A.requires_grad else out
         if torch.is_grad_enabled() and self.A.requires_grad:
-            return _KernelFunction.apply(x, self.A, self)
-        return self.output(x)
+            refuse_ddp(self)
+            return _KernelFunction.apply(x, self.A, self.Amult, self.B, self)
+        with torch.no_grad():
+            return self.output(x)
 
-    @torch.no_grad()
     def output(self, x: Tensor) -> Tensor:
         """f(x) [b o], summed block by block."""
         out = x.new_zeros(len(x), self.r_out)
-        for A, Amult, B in zip(*(getattr(self, name).blocks.views() for name in ROWS)):
-            out += self.kernel(x, B).to(out) @ (Amult[:, None] * A)
+        for A, Amult, B in self.row_blocks():
+            out = out + self.kernel(x, B).to(out) @ (Amult[:, None] * A)
         return out
-
-    def row_storage(self, name: str) -> Blocks:
-        """The blocks of "A", "Amult", "B" or "origin"."""
-        return self.origin_blocks if name == "origin" else getattr(self, name).blocks
-
-    def _apply(self, fn, recurse: bool = True) -> KernelReadout:
-        return convert_rows(self, fn, recurse)
-
-    def _load_from_state_dict(self, state: dict, prefix: str, *rest) -> None:
-        """Rows may be more or fewer than here."""
-        if prefix + "A" in state:
-            self.restructure({"rows": len(state[prefix + "A"])})
-        super()._load_from_state_dict(state, prefix, *rest)
-
-    def structure(self) -> dict[str, int]:
-        return {"rows": len(self)}
-
-    def restructure(self, structure: dict[str, int]) -> None:
-        for blocks in (self.A.blocks, self.Amult.blocks, self.B.blocks, self.origin_blocks):
-            blocks.set(blocks.like().new_zeros((structure["rows"], *blocks.tail)))
 
 
 class _KernelFunction(torch.autograd.Function):
-    """f on the tape. `probe` keeps it there; samples are data, and get no gradient."""
+    """f on the tape, where its parameters keep it; samples are data, and get no gradient."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, probe: Tensor, layer: KernelReadout) -> Tensor:
+    def forward(
+        ctx, x: Tensor, A: Tensor, Amult: Tensor, B: Tensor, layer: KernelReadout
+    ) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer = layer
         return layer.output(x)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[None, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         layer = ctx.layer
-        layer.pending.add(
-            Rows(grad, x, torch.full((len(x),), UNKNOWN, device=x.device), layer.kernel)
-        )
-        return None, None, None
+        refuse_second_order(layer)
+        unknown = torch.full((len(x),), UNKNOWN, device=x.device)
+        return None, *layer.deliver(Rows(grad, x, unknown, layer.kernel)), None
 
 
 class KernelMLP(nn.Module):
@@ -124,12 +93,17 @@ class KernelMLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.d_in, self.d_out, self.kernel = d_in, d_out, kernel
+        self.d_in = d_in
+        self.d_out = d_out
+        self.kernel = kernel
         self.first_layer_alpha = self.last_layer_alpha = 1.0
         self.layers = nn.ModuleList([KernelReadout(d_in, d_out, kernel, device, dtype)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers[0](x)
+
+    def __repr__(self) -> str:
+        return summary(self, {"d_in": self.d_in, "d_out": self.d_out, "kernel": self.kernel})
 
     @property
     def rows(self) -> list[int]:
@@ -139,5 +113,4 @@ class KernelMLP(nn.Module):
     @property
     def row_bytes(self) -> int:
         """Memory of the rows in bytes."""
-        layer = self.layers[0]
-        return len(layer) * (layer.d + layer.r_out) * layer.A.element_size()
+        return self.layers[0].row_bytes

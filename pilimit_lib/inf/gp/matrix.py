@@ -3,51 +3,16 @@ in a file that resumes."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ...core import free_memory, write_text
+from .cache import MatrixCache
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
-
-
-def memory_needed(
-    samples: int, dtype: torch.dtype = torch.float64, method: str = "auto", ridges: int = 1
-) -> int:
-    """Bytes for the kernel matrix of `samples` samples and the regression on it (see
-    `kernel_ridge`).
-
-    50,000 samples are 10 GB in float32 and 20 GB in float64 with method "cholesky", which works in
-    the matrix itself.
-    """
-    from .solve import CHOLESKY_PANEL, resolved
-
-    matrix = samples * samples * torch.empty(0, dtype=dtype).element_size()
-    if resolved(method, ridges) == "eigen":
-        # float64 copy, eigenvectors, and the workspace of the divide-and-conquer driver: two more
-        # of the same size.
-        return matrix + 4 * samples * samples * 8
-    return matrix + 3 * samples * CHOLESKY_PANEL * 8
-
-
-def require_memory(needed: int, fewer: str = "--train-subset-size") -> None:
-    """Raise MemoryError where `needed` bytes are not available now. `fewer`: what takes fewer
-    samples."""
-    available = free_memory("cpu")
-    if available is not None and needed > available:
-        raise MemoryError(
-            f"the kernel regression needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
-            "available. "
-            f"Use fewer samples ({fewer}), float32, or method 'cholesky'"
-        )
 
 
 def kernel_matrix(
@@ -65,12 +30,13 @@ def kernel_matrix(
 
     `cache` names a .npy file (beside it, .json says which blocks are done): the matrix lies there,
     an interrupted computation goes on where it stopped, and a finished one is only opened. A cache
-    of other data or another kernel is an error.
+    of other data or another kernel, or one that is not as it was written, is an error; see
+    `MatrixCache`.
     """
     count = len(x)
     starts = range(0, count, block)
     pairs = [(i, j) for i in starts for j in starts if j >= i]
-    store = _Cache(cache, kernel, x, dtype, block) if cache is not None else None
+    store = MatrixCache(cache, kernel, x, dtype, block) if cache is not None else None
     out = store.matrix if store else torch.empty(count, count, dtype=dtype)
     todo = [pair for pair in pairs if not store or pair not in store.done]
     for i, j in tqdm(todo, desc=f"kernel of {count} samples", disable=not progress or not todo):
@@ -112,72 +78,3 @@ def kernel_product(
             part = kernel(x[i : i + block].to(device), y[j : j + block].to(device))
             out[i : i + block] += part.double().cpu() @ right[j : j + block]
     return out.reshape(len(x), *lead, out_size).movedim(0, -2)
-
-
-class _Cache:
-    """A matrix in a file, and a note of its finished blocks that is only ever replaced whole."""
-
-    def __init__(
-        self, path: str | os.PathLike, kernel: Kernel, x: Tensor, dtype: torch.dtype, block: int
-    ) -> None:
-        self.path, self.done = Path(path).with_suffix(".npy"), set()
-        self.note = self.path.with_suffix(".json")
-        self.identity = {
-            "kernel": repr(kernel),
-            "data": _digest(x),
-            "samples": len(x),
-            "dtype": str(dtype),
-            "block": block,
-        }
-        shape, kind = (len(x), len(x)), torch.empty(0, dtype=dtype).numpy().dtype
-        if self.note.exists():
-            found = self._read_note()
-            differing = [key for key, value in self.identity.items() if found.get(key) != value]
-            if differing:
-                raise ValueError(
-                    f"{self.path} holds another kernel matrix (other {', '.join(differing)}): "
-                    "name another file, or delete this one and its .json"
-                )
-            self.done = {tuple(pair) for pair in found["done"]}
-            stored = np.lib.format.open_memmap(self.path, mode="r+")
-            if stored.shape != shape or stored.dtype != kind:
-                raise ValueError(
-                    f"{self.path} holds {stored.dtype} {stored.shape}; expected {kind} {shape}: "
-                    "delete it"
-                )
-        else:
-            if self.path.exists():
-                raise ValueError(
-                    f"{self.path} exists without its {self.note.name}: name another file, or "
-                    "delete it"
-                )
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            stored = np.lib.format.open_memmap(self.path, mode="w+", dtype=kind, shape=shape)
-            self._write_note()
-        self.stored = stored
-        self.matrix = torch.from_numpy(stored)
-
-    def private(self) -> Tensor:
-        """The matrix for work in place: what is written to it never reaches the file."""
-        return torch.from_numpy(np.load(self.path, mmap_mode="c"))
-
-    def record(self, i: int, j: int) -> None:
-        """The block's numbers reach the file before the note says so."""
-        self.stored.flush()
-        self.done.add((i, j))
-        self._write_note()
-
-    def _read_note(self) -> dict:
-        try:
-            return json.loads(self.note.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{self.note} is damaged ({error}): delete it and {self.path.name}"
-            ) from error
-
-    def _write_note(self) -> None:
-        write_text(self.note, json.dumps({**self.identity, "done": sorted(self.done)}))
-
-
-def _digest(x: Tensor) -> str:
-    return hashlib.sha256(x.detach().cpu().contiguous().numpy()).hexdigest()[:32]

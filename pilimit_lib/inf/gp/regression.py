@@ -1,162 +1,14 @@
-"""Kernels of infinitely wide ReLU networks: NNGP and NTK, which learn no features, and the feature
-kernels of trained networks.
-
-NTK parametrisation: weights N(0, varw), biases N(0, varb), inputs scaled by 1/√d. With Σ_1 = ⟨x,
-y⟩/d, per hidden layer l:
-
-    Σ ← varw_l·Σ + varb_l ,  c its correlation ,  E[φφ] = √(Σ_xx Σ_yy)·k(c) ,  E[φ'φ'] = k'(c)
-    Θ_1 = lrw_1·⟨x, y⟩/d + lrb_1 ,   Θ_{l+1} = lrw_{l+1}·E[φφ]_l + lrb_{l+1} + varw_{l+1}·E[φ'φ']_l·Θ_l
-
-Index legend: a, b samples, d data, r rank, n finite width. Sources: Cho & Saul 2009; Lee et al.
-2018; Jacot et al. 2018.
-"""
+"""Kernel ridge regression from samples to predictions: matrix, solution and product in one call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from ..dual.relu import relu_k, relu_k_prime
-from .matrix import kernel_matrix, kernel_product, memory_needed, require_memory
-from .solve import kernel_ridge
-
-__all__ = [
-    "FiniteFeatures",
-    "InfiniteFeatures",
-    "ReLUKernel",
-    "embed",
-    "features_of",
-    "kernel_matrix",
-    "kernel_product",
-    "kernel_regression",
-    "kernel_ridge",
-    "memory_needed",
-    "require_memory",
-]
-
-PerLayer = float | Sequence[float]
-
-
-@dataclass(frozen=True)
-class ReLUKernel:
-    """The kernel K(x [a d], y [b d]) -> [a b] of a ReLU MLP with `depth` hidden layers, in the
-    limit of infinite width.
-
-    Args:
-        ntk: the tangent kernel Θ_{depth+1}; otherwise the NNGP: E[φφ] after the last hidden layer,
-            that is the covariance of a readout whose weights have variance 1 and which has no bias.
-        varw, varb: variances of weights and biases; lrw, lrb: learning-rate multipliers of weights
-            and biases. Each is one number or one per layer of weights, `depth + 1` with the
-            readout's.
-        lrb: default None is 1 in layers whose varb is not zero, and 0 in the others, which then
-        have no bias.
-        as_published: repeat the NTK of the paper's own code, which takes k' at the correlation
-            *after* the ReLU and twice. The published figures were made with it; it is the tangent
-            kernel of no network.
-    """
-
-    depth: int
-    ntk: bool = False
-    varw: PerLayer = 1.0
-    varb: PerLayer = 0.0
-    lrw: PerLayer = 1.0
-    lrb: PerLayer | None = None
-    as_published: bool = False
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.depth, int) or self.depth < 1:
-            raise ValueError(
-                f"depth counts hidden layers and is {self.depth!r}; it must be at least 1"
-            )
-        for name in ("varw", "varb", "lrw", "lrb"):
-            values = self._per_layer(name)
-            if len(values) != self.depth + 1 or not all(
-                0 <= value < float("inf") for value in values
-            ):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; expected one number that is not negative, "
-                    "or one for each "
-                    f"of the {self.depth + 1} layers of weights (depth {self.depth} and the "
-                    "readout)"
-                )
-        if not any(self._per_layer("varw")[: self.depth]) and not any(
-            self._per_layer("varb")[: self.depth]
-        ):
-            raise ValueError(
-                "all variances are zero: the network is the zero function and has no kernel"
-            )
-        if self.as_published and not self.ntk:
-            raise ValueError("as_published says how the NTK is computed; there is only one NNGP")
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Entries in float64: near-by samples have correlations so close to 1 that float32 loses
-        half the digits of k'."""
-        x, y = _flat(x).double(), _flat(y).double()
-        if x.shape[1] != y.shape[1]:
-            raise ValueError(
-                f"samples of {x.shape[1]} and {y.shape[1]} numbers; both sides need the same"
-            )
-        varw, varb, lrw, lrb = (self._per_layer(name) for name in ("varw", "varb", "lrw", "lrb"))
-        cov = x @ y.T / x.shape[1]
-        own_x, own_y = (samples.square().mean(1) for samples in (x, y))
-        theta = lrw[0] * cov + lrb[0]
-        for l in range(self.depth):
-            cov, own_x, own_y = (varw[l] * value + varb[l] for value in (cov, own_x, own_y))
-            size = torch.outer(own_x.sqrt(), own_y.sqrt())
-            c = cov / torch.where(size > 0, size, 1)
-            k = relu_k(c)
-            cov, own_x, own_y = size * k, own_x / 2, own_y / 2
-            if self.ntk:
-                slope = 2 * relu_k_prime(2 * k) if self.as_published else relu_k_prime(c)
-                theta = lrw[l + 1] * cov + lrb[l + 1] + varw[l + 1] * slope * theta
-        return theta if self.ntk else cov
-
-    def _per_layer(self, name: str) -> tuple[float, ...]:
-        value = getattr(self, name)
-        if name == "lrb" and value is None:
-            return tuple(float(varb > 0) for varb in self._per_layer("varb"))
-        return tuple(value) if isinstance(value, Sequence) else (float(value),) * (self.depth + 1)
-
-
-@dataclass(frozen=True)
-class InfiniteFeatures:
-    """The kernel k(⟨ĝ, ĝ'⟩) of a trained infinite network's features, from embeddings ĝ [a r] (unit
-    rows, or zero)."""
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        # No direction, no activation: φ(0) = 0.
-        return relu_k(x.double() @ y.double().T) * torch.outer(x.any(1), y.any(1))
-
-
-@dataclass(frozen=True)
-class FiniteFeatures:
-    """The kernel ⟨φ(ĥ), φ(ĥ')⟩ of a finite network's features, from embeddings ĥ [a n]; tends to
-    InfiniteFeatures as n → ∞."""
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.relu(x.double()) @ torch.relu(y.double()).T
-
-
-def features_of(net: nn.Module) -> InfiniteFeatures | FiniteFeatures:
-    """The feature kernel that goes with `net.embedding`."""
-    return FiniteFeatures() if hasattr(net, "n") else InfiniteFeatures()
-
-
-@torch.no_grad()
-def embed(net: nn.Module, images: Tensor, batch_size: int = 500, progress: bool = True) -> Tensor:
-    """Directions [a r] (finite networks: [a n]) of the pre-activations that feed the readout of
-    `net`, on the CPU in float32."""
-    first = next(net.parameters())
-    images = _flat(images)
-    parts = [
-        net.embedding(part.to(first.device, first.dtype)).float().cpu()
-        for part in tqdm(images.split(batch_size), desc="embedding", disable=not progress)
-    ]
-    return torch.cat(parts)
+from .matrix import kernel_matrix, kernel_product
+from .solve import kernel_ridge, memory_needed, require_memory
 
 
 def kernel_regression(
@@ -189,7 +41,3 @@ def kernel_regression(
     return kernel_product(
         kernel, x_test, x, coefficients, block=block, device=device, progress=progress
     )
-
-
-def _flat(x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1)

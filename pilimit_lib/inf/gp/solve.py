@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ...core import free_memory
+
 CHOLESKY_PANEL = 512
 EIGEN_FROM = 40  # ridges from which one eigendecomposition is cheaper than a factor for each
 REFINEMENTS = 12
@@ -24,7 +26,37 @@ def resolved(method: str, ridges: int) -> str:
     """The method that "auto" stands for."""
     if method not in ("auto", "cholesky", "eigen"):
         raise ValueError(f"method is {method!r}; choose 'auto', 'cholesky' or 'eigen'")
-    return ("eigen" if ridges >= EIGEN_FROM else "cholesky") if method == "auto" else method
+    if method != "auto":
+        return method
+    return "eigen" if ridges >= EIGEN_FROM else "cholesky"
+
+
+def memory_needed(
+    samples: int, dtype: torch.dtype = torch.float64, method: str = "auto", ridges: int = 1
+) -> int:
+    """Bytes for the kernel matrix of `samples` samples and the regression on it (see
+    `kernel_ridge`).
+
+    50,000 samples are 10 GB in float32 and 20 GB in float64 with method "cholesky", which works in
+    the matrix itself.
+    """
+    matrix = samples * samples * torch.empty(0, dtype=dtype).element_size()
+    if resolved(method, ridges) == "eigen":
+        # float64 copy, eigenvectors, and the workspace of the divide-and-conquer driver: two more
+        # of the same size.
+        return matrix + 4 * samples * samples * 8
+    return matrix + 3 * samples * CHOLESKY_PANEL * 8
+
+
+def require_memory(needed: int, fewer: str = "--train-subset-size") -> None:
+    """Raise MemoryError where `needed` bytes are not available now. `fewer`: what takes fewer
+    samples."""
+    available = free_memory("cpu")
+    if available is not None and needed > available:
+        raise MemoryError(
+            f"the kernel regression needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are "
+            f"available. Use fewer samples ({fewer}), float32, or method 'cholesky'"
+        )
 
 
 def kernel_ridge(
@@ -82,8 +114,7 @@ def _check(K: Tensor, targets: Tensor, ridges: Sequence[float]) -> None:
 def _too_small(ridge: float, dtype: torch.dtype) -> str:
     return (
         f"ridge {ridge:g} (of the kernel's mean diagonal) is too small for this kernel in {dtype}: "
-        "the matrix is not "
-        "positive definite to its precision. Take a larger ridge"
+        "the matrix is not positive definite to its precision. Take a larger ridge"
         + ("" if dtype == torch.float64 else " or float64")
     )
 

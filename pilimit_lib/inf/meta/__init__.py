@@ -3,6 +3,7 @@
 from .inner_loop import (
     Adapted,
     FastRows,
+    TaskLoss,
     adapt,
     cross_entropy,
     mse,
@@ -13,6 +14,7 @@ from .inner_loop import (
 __all__ = [
     "Adapted",
     "FastRows",
+    "TaskLoss",
     "adapt",
     "cross_entropy",
     "mse",

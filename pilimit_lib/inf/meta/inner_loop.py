@@ -1,11 +1,15 @@
 """MAML: inner steps of many tasks at once on one network, which itself stays as it is.
 
-    adapted = adapt(net, x, y, step_size=0.5, readout_only=True)        # x [t b d], y [t b]: t tasks of b samples
+    adapted = adapt(net, x, y, step_size=0.5, readout_only=True)
     loss = cross_entropy(adapted(x_query), y_query).mean()
-    loss.backward()                                                     # the meta-gradient, of second order
-    clip_grad_norm_(net, 0.1); optimizer.step()                         # as for any other loss
+    loss.backward()
+    clip_grad_norm_(net, 0.1)
+    optimizer.step()
 
-An inner step of a task appends *fast rows* beside the network (see `meta_layers`), which the next
+x [t b d] and y [t b] are t tasks of b samples; `backward` leaves the meta-gradient, of second
+order, where any other loss leaves its own.
+
+An inner step of a task appends *fast rows* beside the network (see `meta.layers`), which the next
 task never sees: nothing is copied per task and nothing has to be rewound. A step on moments V − η
 ∂L/∂V, or on the weights of a finite network, is the same rows. Fast rows are on the tape, so second
 order is plain autograd. Index legend: t tasks, b samples, m fast rows, r rank in, o outputs.

@@ -6,7 +6,8 @@ A step on samples i with output gradients δ_i adds to the outputs of a layer
     z ↦ −η Σ_i ⟨ψ(z), ψ(z_i)⟩ δ_i        ψ: what the layer's weights are multiplied by
 
     input layers, of any width     ψ(x) = x
-    rows, moments                  ⟨ψ(g), ψ(g')⟩ = s s' k(⟨ĝ, ĝ'⟩), k the layer's dual kernel; s = 1 under layer norm
+    rows, moments                  ⟨ψ(g), ψ(g')⟩ = s s' k(⟨ĝ, ĝ'⟩), k the layer's dual kernel;
+                                   s = 1 under layer norm
     finite layers                  ψ(h) = φ(h), and δ is projected onto the range of Ω
     kernel readouts                ⟨ψ(x), ψ(x')⟩ = K(x, x')
 
@@ -28,7 +29,7 @@ from ..finite.layers import FinPiInputLinearReLU, FinPiLinearReLU
 from ..gp.learner import KernelReadout
 from ..layers import InfPiInputLinearReLU, InfPiLinearReLU
 from ..moments.layer import InfPiLinear
-from ..rows.autograd import accumulator, direction
+from ..numerics import accumulator, direction, output_scale
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _(layer: nn.Module, z: Tensor) -> Keys:
 @keys.register(InfPiLinear)
 def _(layer: InfPiLinearReLU | InfPiLinear, z: Tensor) -> Keys:
     unit, s = direction(z.to(accumulator(layer.dtype)))
-    return Keys(unit, (s > 0).to(s.dtype) if layer.layernorm else s)
+    return Keys(unit, output_scale(s, layer.layernorm))
 
 
 @keys.register(FinPiLinearReLU)

@@ -10,32 +10,37 @@ that clipping uses. Index legend as in `features`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core import free_memory
-from ..bias import BiasedLayer, bias_parameter
+from ..bias import bias_misfits, bias_parameter, check_sizes, take_bias_alpha
+from ..checks import check_memory
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import Series, hermite_series
-from ..finite.activation import TruncatedActivation, finite_moments
+from ..entries import parameter_misfits, refused, tensor_misfit
+from ..finite.activation import TruncatedActivation
 from ..finite.layers import FinPiLinearReLU
-from ..layers import check_sizes
-from ..rows.autograd import accumulator
-from ..rows.storage import as_rows, pop_rows
-from .sums import FactoredParameter, moments_of, moments_output
+from ..numerics import accumulator
+from ..rows.initial import initial_rows
+from ..rows.layer import RowLayer
+from ..rows.parameter import ROWS
+from ..rows.storage import BESIDE, as_rows, pop_rows, rows_misfits
+from .autograd import moments_output
+from .finite_weight import finite_moments
+from .parameter import FactoredParameter
+from .sums import moments_of
 
-if TYPE_CHECKING:
-    from ..layers import InfPiLinearReLU
 
-
-class MomentsLayer(BiasedLayer):
-    """What layers of moments have in common: V [P ...], and the series of the kernel and the
-    features that it belongs to."""
+class MomentsLayer(nn.Module):
+    """What layers of moments have in common: V [P ...], the series of the kernel and the features
+    that it belongs to, and the multiplier of the bias."""
 
     V: nn.Parameter
+    bias_alpha: float
+    also_loads: tuple[str, ...] = ("bias", "bias_alpha", "kappa")
     series: Series
     features: PolynomialFeatures
 
@@ -55,6 +60,14 @@ class MomentsLayer(BiasedLayer):
         """Memory of V in bytes: what takes the place of the rows."""
         return self.V.numel() * self.V.element_size()
 
+    def describe_memory(self) -> str:
+        """Kernel, number of features and bytes, for `repr`."""
+        series = self.series
+        return (
+            f"activation={series.activation}, degree={series.degree}, fit={series.fit}, "
+            f"truncation={self.truncation:.2g}, P={self.P:,}, {self.row_bytes:,} bytes"
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         return self.V.dtype
@@ -65,22 +78,21 @@ class MomentsLayer(BiasedLayer):
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "bias_alpha"] = torch.tensor(self.bias_alpha, dtype=torch.float64)
         destination[prefix + "kappa"] = torch.tensor(self.series.kappa, dtype=torch.float64)
 
-    def _load_from_state_dict(
-        self,
-        state: dict,
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
-        problem = series_misfit(self.series, state.pop(prefix + "kappa", None))
-        if problem:
-            errors.append(f"{prefix}V: {problem}")
-            return  # these moments would mean another function here
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        """What keeps entries of a state dict from being loaded: moments of another kernel would
+        mean another function here."""
+        yield from parameter_misfits(self, state, prefix, strict)
+        yield from bias_misfits(self, state, prefix)
+        yield from kappa_misfits(self.series, state, prefix, "kappa")
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        if refused(self, state, prefix, errors):
+            return
+        state.pop(prefix + "kappa", None)
+        take_bias_alpha(self, state, prefix)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
 
@@ -100,11 +112,12 @@ class InfPiLinear(MomentsLayer):
         dtype: of the bias; V_dtype: of V (bfloat16 halves its memory; sums are float32, but each
         step is rounded to V's dtype).
         fused: leave the gradient of V in its factors. `PiSGD` then updates V in place; see
-            `FactoredParameter`. Not for DistributedDataParallel, torch.compile or second
-            derivatives.
+            `FactoredParameter`. Not for DistributedDataParallel.
 
     `truncation` is the largest error of the dual kernel on [-1, 1]; `series` holds the rest.
     """
+
+    also_loads = (*MomentsLayer.also_loads, *ROWS, *BESIDE)
 
     def __init__(
         self,
@@ -123,13 +136,9 @@ class InfPiLinear(MomentsLayer):
         V_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.r, self.r_out, self.bias_alpha, self.layernorm = (
-            r,
-            r if r_out is None else r_out,
-            float(bias_alpha or 0),
-            layernorm,
-        )
+        self.r, self.r_out = r, r if r_out is None else r_out
         check_sizes(r, self.r_out)
+        self.bias_alpha, self.layernorm = float(bias_alpha or 0), layernorm
         self.output_layer, self.fused = output_layer, fused
         self.series = hermite_series(activation, degree, fit)
         self.features = PolynomialFeatures(r, self.series.kappa)
@@ -147,16 +156,12 @@ class InfPiLinear(MomentsLayer):
         if self.output_layer:
             self.V.zero_()
         else:
-            B = torch.randn(self.r, self.r)
-            A = torch.randn(self.r, self.r_out) / math.sqrt(self.r_out)
-            self.set_rows(
-                [(A, torch.ones(self.r), B / torch.linalg.vector_norm(B, dim=1, keepdim=True))]
-            )
+            self.set_rows([initial_rows(self.r, self.r_out)])
         if self.bias is not None:
             self.bias.zero_()
 
     @torch.no_grad()
-    def set_rows(self, blocks) -> None:
+    def set_rows(self, blocks: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Hold the moments of exactly these rows: an iterable of blocks (A [m o], Amult [m], B [m
         r] of unit rows)."""
         self.V.copy_(moments_of(self.features, blocks, self.r_out, self.V))
@@ -206,71 +211,68 @@ class InfPiLinear(MomentsLayer):
 
     def extra_repr(self) -> str:
         return (
-            f"r={self.r}, o={self.r_out}, P={self.P}, activation={self.series.activation}, "
-            f"degree={self.series.degree}, "
-            f"fit={self.series.fit}, truncation={self.truncation:.2g}, "
-            f"bias_alpha={self.bias_alpha}, "
-            f"output_layer={self.output_layer}, layernorm={self.layernorm}, fused={self.fused}"
+            f"moments, {self.r} -> {self.r_out}, {self.describe_memory()}, "
+            f"bias_alpha={self.bias_alpha}, output_layer={self.output_layer}, "
+            f"layernorm={self.layernorm}, fused={self.fused}"
         )
 
-    def _load_from_state_dict(
-        self,
-        state: dict,
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
+    def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
+        if prefix + "A" not in state:
+            yield from super().entry_misfits(state, prefix, strict)
+        elif prefix + "V" in state:
+            yield f"{prefix}A and {prefix}V: rows and moments; one of them was expected"
+        elif self.series.activation != "relu":
+            yield (
+                f"{prefix}A holds rows of ReLU units, this layer has activation "
+                f"{self.series.activation}"
+            )
+        else:
+            yield from rows_misfits(state, prefix, self.r, self.r_out, strict=True)
+            yield from parameter_misfits(self, state, prefix, strict, but=("V",))
+            yield from bias_misfits(self, state, prefix)
+            yield from kappa_misfits(self.series, state, prefix, "folded.kappa")
+            if prefix + "folded.V" in state:
+                misfit = tensor_misfit(state[prefix + "folded.V"], prefix + "folded.V")
+                if misfit:
+                    yield misfit
+                elif state[prefix + "folded.V"].shape != self.V.shape:
+                    shape = list(state[prefix + "folded.V"].shape)
+                    yield f"{prefix}folded.V has shape {shape}; expected {list(self.V.shape)}"
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
         """A checkpoint of rows loads too: its rows are summed into V."""
-        if prefix + "A" in state and prefix + "V" not in state:
-            try:
-                state[prefix + "V"] = self._moments_of_state(state, prefix)
-            except ValueError as error:
-                errors.append(f"{prefix}V: {error}")
-                state[prefix + "V"] = self.V.detach()
+        if refused(self, state, prefix, errors):
+            return
+        if prefix + "A" in state:
+            state[prefix + "V"] = self._moments_of_state(state, prefix)
         if isinstance(self.V, FactoredParameter):
-            self.V.pending = []
+            self.V.parts = []
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
 
     def _moments_of_state(self, state: dict, prefix: str) -> Tensor:
-        state.pop(prefix + "layer_alpha", None)
-        state.pop(prefix + "origin", None)
+        """V of the rows in a state dict that fits, which are taken out of it."""
         rows = {name: as_rows(pieces, name) for name, pieces in pop_rows(state, prefix).items()}
-        folded = {
-            name: state.pop(f"{prefix}folded.{name}", None)
-            for name in ("V", "kappa", "rows", "error")
-        }
-        for name in ("merged", "error"):
-            state.pop(f"{prefix}limits.{name}", None)
-        if self.series.activation != "relu":
-            raise ValueError(
-                "the checkpoint holds rows of ReLU units, this layer has activation "
-                f"{self.series.activation}"
-            )
-        problem = series_misfit(self.series, folded["kappa"])
-        if problem:
-            raise ValueError(f"the checkpoint's folded rows: {problem}")
-        shapes = {name: list(value.shape) for name, value in rows.items()}
-        if (
-            rows["A"].shape[1:] != (self.r_out,)
-            or rows["B"].shape[1:] != (self.r,)
-            or len({len(v) for v in rows.values()}) > 1
-        ):
-            raise ValueError(
-                f"rows of shapes {shapes}; A [m {self.r_out}], Amult [m], B [m {self.r}] were "
-                "expected"
-            )
+        folded = state.get(prefix + "folded.V")
+        for name in BESIDE:
+            state.pop(prefix + name, None)
         V = moments_of(self.features, [tuple(rows.values())], self.r_out, self.V)
-        return V if folded["V"] is None else V + folded["V"].to(V)
+        return V if folded is None else V + folded.to(V)
 
 
-def series_misfit(series: Series, kappa: Tensor | None) -> str | None:
+def kappa_misfits(
+    series: Series, state: Mapping[str, Any], prefix: str, name: str
+) -> Iterator[str]:
+    """Why the kernel's coefficients of a checkpoint are not those of `series`; it may lack them."""
+    if prefix + name in state:
+        misfit = tensor_misfit(state[prefix + name], prefix + name, ndim=1)
+        other = None if misfit else series_misfit(series, state[prefix + name])
+        if misfit or other:
+            yield misfit or f"{prefix}: {other}"
+
+
+def series_misfit(series: Series, kappa: Tensor) -> str | None:
     """Why moments made with the coefficients `kappa` mean nothing to a layer with this series; None
     if they fit."""
-    if kappa is None:
-        return None
     theirs = [float(value) for value in kappa]
     longest = max(len(theirs), len(series.kappa))
     pairs = zip(*((list(values) + [0.0] * longest)[:longest] for values in (theirs, series.kappa)))
@@ -283,29 +285,8 @@ def series_misfit(series: Series, kappa: Tensor | None) -> str | None:
     )
 
 
-def check_memory(
-    P: int,
-    r_out: int,
-    dtype: torch.dtype,
-    device: torch.device | str | None,
-    r: int,
-    degree: int,
-    else_do: str = "",
-) -> None:
-    """Raise MemoryError where V [P o] alone would not fit, before anything is allocated. `else_do`:
-    one more remedy."""
-    need, free = P * r_out * torch.empty((), dtype=dtype).element_size(), free_memory(device)
-    if free is not None and need > free:
-        raise MemoryError(
-            f"moments of degree {degree} at r={r} are a matrix of P={P:,} x {r_out}: "
-            f"{need / 2**30:,.1f} GiB, and "
-            f"{free / 2**30:,.1f} GiB are free. Lower the degree or r, or use "
-            f"V_dtype=torch.bfloat16{else_do}"
-        )
-
-
 def to_moments(
-    layer: InfPiLinearReLU, degree: int | None = None, fit: str | None = None, fused: bool = False
+    layer: RowLayer, degree: int | None = None, fit: str | None = None, fused: bool = False
 ) -> InfPiLinear:
     """The moments of all rows of `layer`, as a new layer: the same function up to the truncation of
     the kernel."""
@@ -315,8 +296,9 @@ def to_moments(
             "zero_grad() first"
         )
     folded = layer.folded
-    degree = degree if degree is not None else folded.series.degree if folded is not None else 2
-    fit = fit if fit is not None else folded.series.fit if folded is not None else "hermite"
+    usual = (2, "hermite") if folded is None else (folded.series.degree, folded.series.fit)
+    degree = usual[0] if degree is None else degree
+    fit = usual[1] if fit is None else fit
     bias = layer.bias
     moments = InfPiLinear(
         layer.r,

@@ -16,18 +16,14 @@ more from the rows as they were stored in the end.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..dual.relu import relu_k, relu_k_prime
-from .autograd import accumulator, direction
+from ..numerics import accumulator, direction
+from .layer import RowLayer
 from .merge import K1, Report
-from .storage import require_whole
-
-if TYPE_CHECKING:
-    from ..layers import InfPiLinearReLU
 
 # a row this close (squared, of 1) to the span of those picked is left out: it would only add
 # rounding
@@ -39,7 +35,7 @@ SUMMED = 4
 
 
 @torch.no_grad()
-def compress(layer: InfPiLinearReLU, tol: float) -> Report:
+def compress(layer: RowLayer, tol: float) -> Report:
     """Keep as few rows as it takes for ‖f - f'‖ <= tol · ‖f‖; needs memory for rows x kept numbers
     in float64.
 
@@ -53,7 +49,7 @@ def compress(layer: InfPiLinearReLU, tol: float) -> Report:
             f"tol is {tol}; the relative error of the function to allow was expected, from 0 "
             "(exact) to below 1"
         )
-    require_whole(layer, "compress")
+    layer.require_whole("compress")
     before, storage = len(layer), layer.A.blocks.storage
     a, B = _rows(layer)
     # rows of coefficient 0 go for free, such as the first ones of a readout
@@ -98,7 +94,7 @@ def compress(layer: InfPiLinearReLU, tol: float) -> Report:
     )
 
 
-def _rows(layer: InfPiLinearReLU) -> tuple[Tensor, Tensor]:
+def _rows(layer: RowLayer) -> tuple[Tensor, Tensor]:
     """(Amult_m A_m [m o], B [m r]) as stored, in float64."""
     A, Amult, B = (getattr(layer, name).blocks.dense().double() for name in ("A", "Amult", "B"))
     return A * Amult[:, None], B

@@ -2,17 +2,17 @@
 by block.
 
     state.pt         everything but rows, as `core.snapshot` gives it; sizes
-    rank-0.pt …      per rank: what is small per row (Amult, origin, momentum, scales of rows in eight bits)
+    rank-0.pt …      per rank: what is small per row (Amult, origin, momentum, scales of codes)
     A.0.<layer> …    per rank: the stored numbers of A and B of each layer, one after the other
 
 A folder written by k ranks loads on j. Rows of rank i are numbers i, i + k, i + 2k, … of the whole.
-Files hold numbers and plain builtins only, so that nothing in them can be executed.
+Files hold numbers and plain builtins only, so that nothing in them can be executed; state.pt has a
+digest of each other one. How a folder is replaced and checked: see `folder`.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...core import Blocks, load, restore, save, snapshot
-from ..layers import InfPiLinearReLU, row_layers
+from .folder import (
+    check_digests,
+    check_sizes,
+    check_small,
+    digest_of_file,
+    file_of,
+    recover,
+    replacing_folder,
+    write_blocks,
+)
+from .layer import RowLayer, row_layers
 from .storage import as_rows, rows_elsewhere
 
 FORMAT = 1
@@ -41,18 +51,27 @@ def save_rows(
     calls it, on a shared folder.
     """
     folder, group = Path(folder), _Group(model)
-    beside = folder.with_name(f".{folder.name}.part")
+    if group.rank == 0:
+        recover(folder)
+    group.wait()
     if folder.exists() and not (folder / "state.pt").is_file():
         raise FileExistsError(
             f"{folder} exists and is no checkpoint of rows; choose another folder"
         )
-    if group.rank == 0:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    group.wait()
+    with replacing_folder(folder, group.rank == 0, group.wait) as beside:
+        _write(model, beside, group, optimizer, extras)
+
+
+def _write(
+    model: nn.Module,
+    beside: Path,
+    group: _Group,
+    optimizer: Optimizer | None,
+    extras: dict[str, Any],
+) -> None:
     with rows_elsewhere():
         state = snapshot(model, optimizer, **extras)
-    mine, sizes = {}, {}
+    mine, sizes, digests = {}, {}, {}
     for name, layer in row_layers(model):
         mine[name] = _small(layer)
         momentum = (
@@ -65,29 +84,16 @@ def save_rows(
             "B": _kind(layer.B.blocks),
         }
         for role in ("A", "B"):
-            with (beside / _file(role, group.rank, name)).open("wb") as file:
-                for part in layer.row_storage(role).parts():
-                    file.write(
-                        memoryview(
-                            part.values.contiguous().view(-1).view(torch.uint8).cpu().numpy()
-                        )
-                    )
-                file.flush()
-                os.fsync(file.fileno())
-    save(mine, beside / f"rank-{group.rank}.pt")
-    group.wait()
+            path = beside / file_of(role, group.rank, name)
+            parts = layer.row_storage(role).parts()
+            digests[path.name] = write_blocks(path, (part.values for part in parts))
+    rank_file = beside / f"rank-{group.rank}.pt"
+    save(mine, rank_file)
+    digests[rank_file.name] = digest_of_file(rank_file)
+    digests = group.joined(digests)
     if group.rank == 0:
-        save(
-            {"format": FORMAT, "ranks": group.size, "layers": sizes, "state": state},
-            beside / "state.pt",
-        )
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(beside, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    group.wait()
+        found = {"format": FORMAT, "ranks": group.size, "layers": sizes, "state": state}
+        save(found | {"digests": digests}, beside / "state.pt")
 
 
 @torch.no_grad()
@@ -98,9 +104,13 @@ def load_rows(
     extras.
 
     The model needs the same constructor arguments, not the same number of rows, nor of ranks, nor
-    the same storage of rows. Sizes are checked before anything is changed.
+    the same storage of rows. Sizes and digests are checked before anything is changed, so that each
+    file is read twice.
     """
     folder, group = Path(folder), _Group(model)
+    if group.rank == 0:
+        recover(folder)
+    group.wait()
     found = load(folder / "state.pt")
     if (
         not isinstance(found, dict)
@@ -112,9 +122,12 @@ def load_rows(
             "by core.load"
         )
     layers = dict(row_layers(model))
-    _check(folder, found, layers)
+    check_sizes(folder, found, layers)
     small = [load(folder / f"rank-{rank}.pt") for rank in range(found["ranks"])]
-    _check_small(folder, found["layers"], small)
+    check_small(folder, found["layers"], small, (MOMENTUM,))
+    # What other ranks wrote is read here only if the ranks are not the same.
+    ranks = [group.rank] if group.size == found["ranks"] else range(found["ranks"])
+    check_digests(folder, found, ranks)
     state = found["state"]
     mine = {name: _of_rank(name, small, found["layers"][name]["rows"], group) for name in layers}
     for name in layers:
@@ -169,27 +182,31 @@ class _Group:
         self.shard = shards[0]
         self.rank, self.size = (0, 1) if self.shard is None else (self.shard.rank, self.shard.size)
 
-    def total(self, layer: InfPiLinearReLU) -> int:
+    def total(self, layer: RowLayer) -> int:
         return len(layer) if layer.shard is None else layer.shard.total
 
     def wait(self) -> None:
         if self.shard is not None:
             dist.barrier(self.shard.group)
 
+    def joined(self, entries: dict[str, str]) -> dict[str, str]:
+        """The entries of all ranks."""
+        if self.shard is None:
+            return entries
+        found: list[dict[str, str]] = [{}] * self.size
+        dist.all_gather_object(found, entries, group=self.shard.group)
+        return {name: value for held in found for name, value in held.items()}
+
 
 def _amult(name: str) -> str:
     return f"{name}.Amult" if name else "Amult"
-
-
-def _file(role: str, rank: int, name: str) -> str:
-    return f"{role}.{rank}.{name}"
 
 
 def _kind(blocks: Blocks) -> dict[str, Any]:
     return {"dtype": blocks.storage, "width": blocks.tail[0]}
 
 
-def _small(layer: InfPiLinearReLU) -> dict[str, Tensor]:
+def _small(layer: RowLayer) -> dict[str, Tensor]:
     """Of a layer, all that has a few bytes per row."""
     found = {"Amult" + suffix: value for suffix, value in layer.Amult.blocks.state().items()} | {
         "origin": layer.origin
@@ -238,72 +255,10 @@ def _read(
         held = len(range(rank, sizes["rows"], ranks))
         if len(here):
             mapped = torch.from_file(
-                str(folder / _file(role, rank, name)),
+                str(folder / file_of(role, rank, name)),
                 shared=False,
                 size=held * kind["width"],
                 dtype=kind["dtype"],
             )
             values[here] = mapped.view(held, kind["width"])[numbers[here] // ranks]
     return {"": values}
-
-
-def _check(folder: Path, found: dict, layers: dict[str, InfPiLinearReLU]) -> None:
-    """Raise unless the files are as long as they should be and fit the layers."""
-    if set(found["layers"]) != set(layers):
-        raise ValueError(
-            f"{folder} holds rows of the layers {sorted(found['layers'])}, the model has "
-            f"{sorted(layers)}"
-        )
-    for name, sizes in found["layers"].items():
-        for role in ("A", "B"):
-            kind, expected = sizes[role], layers[name].row_storage(role).tail[0]
-            if kind["width"] != expected:
-                raise ValueError(
-                    f"{folder}: rows {role} of '{name}' have {kind['width']} entries, here "
-                    f"{expected}"
-                )
-            for rank in range(found["ranks"]):
-                path = folder / _file(role, rank, name)
-                needed = (
-                    len(range(rank, sizes["rows"], found["ranks"]))
-                    * kind["width"]
-                    * kind["dtype"].itemsize
-                )
-                size = path.stat().st_size if path.is_file() else None
-                if size != needed:
-                    raise ValueError(
-                        f"{path} has {'no' if size is None else size} bytes, {needed} were "
-                        "expected: it is damaged, "
-                        "or belongs to another checkpoint"
-                    )
-    for rank in range(found["ranks"]):
-        if not (folder / f"rank-{rank}.pt").is_file():
-            raise FileNotFoundError(
-                f"{folder} lacks rank-{rank}.pt; copy the files of all {found['ranks']} ranks into "
-                "it"
-            )
-
-
-def _check_small(folder: Path, layers: dict[str, dict], small: list[dict]) -> None:
-    """Raise unless what each rank wrote per row is there for every row."""
-    for name, sizes in layers.items():
-        needed = ["Amult", "origin"] + [
-            f"{role}_{piece}"
-            for role in ("A", "B")
-            for piece in ("scale", "shift")
-            if sizes[role]["dtype"] == torch.int8
-        ]
-        if any(MOMENTUM in held.get(name, ()) for held in small):
-            needed.append(MOMENTUM)
-        for rank, held in enumerate(small):
-            expected = len(range(rank, sizes["rows"], len(small)))
-            for key in needed:
-                value = held.get(name, {}).get(key)
-                shape = list(value.shape) if isinstance(value, Tensor) else None
-                if shape != [expected]:
-                    raise ValueError(
-                        f"{folder / f'rank-{rank}.pt'} holds {'no' if shape is None else shape} "
-                        f"{key} of '{name}', "
-                        f"{[expected]} were expected: it is damaged, or belongs to another "
-                        "checkpoint"
-                    )

@@ -1,29 +1,21 @@
-"""Rows in bounded memory: fold old ones into moments, merge those of the same sample.
+"""Sums of rows that the same sample made and whose directions agree, and what operations on rows
+report.
 
 A row of coefficient a (|Amult A|) that is replaced by something at distance ε in the kernel's
-function space changes g_out by at most a · ε · √k(1) · s. Folding keeps the part of k up to degree
-D and errs by a · |k - k_D| · s. Every operation reports such a bound.
+function space changes g_out by at most a · ε · √k(1) · s.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..dual.features import PolynomialFeatures
-from ..dual.hermite import Series, hermite_series
-from ..dual.relu import relu_k, relu_k_prime
-from ..finite.activation import finite_moments
-from ..moments.sums import update_
-from .autograd import Rows, accumulator
-from .storage import require_whole
-
-if TYPE_CHECKING:
-    from ..layers import InfPiLinearReLU
+from ..dual.relu import relu_k
+from ..numerics import accumulator
+from .layer import RowLayer
 
 K1 = 0.5  # k(1) of ReLU
 
@@ -49,214 +41,8 @@ class Report:
     gradient_change: float | None = None
 
 
-class FoldedRows(nn.Module):
-    """Rows that were folded: their moments V [P o] up to a degree, how many they were, and a bound
-    on what was lost."""
-
-    def __init__(
-        self,
-        r: int,
-        r_out: int,
-        degree: int,
-        fit: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype,
-    ) -> None:
-        super().__init__()
-        self.series: Series = hermite_series("relu", degree, fit)
-        self.features = PolynomialFeatures(r, self.series.kappa)
-        c = torch.linspace(-1, 1, 2001, dtype=torch.float64)
-        slope = sum(j * kappa * c ** (j - 1) for j, kappa in enumerate(self.series.kappa) if j)
-        self.slope_error = float((relu_k_prime(c) - slope).abs().max())
-        self.register_buffer("V", torch.zeros(self.features.P, r_out, device=device, dtype=dtype))
-        self.register_buffer("kappa", torch.tensor(self.series.kappa, dtype=torch.float64))
-        self.register_buffer("rows", torch.zeros((), dtype=torch.long))
-        self.register_buffer("error", torch.zeros((), dtype=torch.float64))
-
-    def fold_(self, A: Tensor, Amult: Tensor, B: Tensor) -> float:
-        """Take in rows A [m o], Amult [m], B [m r]; returns by how much the error bound rose."""
-        A, Amult, B = (tensor.to(self.V) for tensor in (A, Amult, B))
-        update_(self.features, self.V, B, A * Amult[:, None], 1.0)
-        rise = float((torch.linalg.vector_norm(A, dim=1) * Amult.abs()).sum()) * self.series.error
-        self.rows += len(A)
-        self.error += rise
-        return rise
-
-    def reset_(self) -> None:
-        """Forget all rows."""
-        for buffer in (self.V, self.rows, self.error):
-            buffer.zero_()
-
-    def scale_(self, factor: float) -> None:
-        """Weight decay of the folded rows."""
-        self.V.mul_(factor)
-        self.error.mul_(abs(factor))
-
-    def finite_weight(self, omega: Tensor) -> Tensor:
-        """Weights [o n] on ReLU units with ω [n r] whose limit is k_D: E[relu h_j] = a_j, so
-        coefficients κ_j / a_j."""
-        ratios = [
-            kappa / a if kappa else 0.0 for kappa, a in zip(self.series.kappa, self.series.natural)
-        ]
-        return finite_moments(self.features, ratios, omega, self.V).T
-
-    def _apply(self, fn, recurse: bool = True) -> FoldedRows:
-        kept = self.kappa, self.error
-        super()._apply(fn, recurse)
-        # A conversion to half precision is meant for rows and weights; a bound and the kernel's
-        # coefficients keep theirs.
-        self.kappa, self.error = (old.to(self.V.device) for old in kept)
-        self.V = self.V.to(accumulator(self.V.dtype))
-        return self
-
-    def _load_from_state_dict(
-        self,
-        state: dict[str, Any],
-        prefix: str,
-        metadata: dict,
-        strict: bool,
-        missing: list,
-        unexpected: list,
-        errors: list,
-    ) -> None:
-        """A checkpoint without folded rows has none."""
-        if prefix + "V" not in state:
-            for name, value in self.named_buffers():
-                state[prefix + name] = self.kappa if name == "kappa" else torch.zeros_like(value)
-        elif not torch.allclose(
-            state[prefix + "kappa"].cpu(), self.kappa.cpu(), rtol=1e-6, atol=1e-9
-        ):
-            errors.append(
-                f"{prefix}V: rows were folded with kernel coefficients "
-                f"{state[prefix + 'kappa'].tolist()}, "
-                f"here they are {self.kappa.tolist()}; use the same degree and fit"
-            )
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
-
-
-class RowLimits(nn.Module):
-    """The settings `row_budget` and `merge` of a layer, applied at every step of PiSGD, and a tally
-    of what they did."""
-
-    def __init__(self, budget: int | None, merge: float | None) -> None:
-        super().__init__()
-        if budget is not None and (
-            isinstance(budget, bool) or not isinstance(budget, int) or budget < 0
-        ):
-            raise ValueError(
-                f"row_budget is {budget!r}; the number of newest rows to keep was expected, a "
-                "whole number from 0"
-            )
-        if merge is not None:
-            check_cosine(merge)
-        self.budget, self.merge = budget, merge
-        self.register_buffer("merged", torch.zeros((), dtype=torch.long))
-        self.register_buffer("error", torch.zeros((), dtype=torch.float64))
-
-    def reset_(self) -> None:
-        """Start the tally anew."""
-        self.merged.zero_()
-        self.error.zero_()
-
-    def check(self, rows: Rows, momentum: float) -> None:
-        """Raise before a step that could not be made."""
-        if momentum:
-            raise ValueError(
-                "a step with momentum goes on changing old rows, which row_budget and merge have "
-                "folded or summed; "
-                "use momentum=0, or memory='moments', where momentum is exact"
-            )
-        if self.merge is not None and bool((rows.origin < 0).any()):
-            raise ValueError(
-                "merge sums rows of the same sample, but the forward pass did not say which "
-                "samples it was about; "
-                "run it inside `with pilimit_lib.core.batch(ids)`"
-            )
-
-    @torch.no_grad()
-    def absorb(self, layer: InfPiLinearReLU, rows: Rows, coefficient: float) -> Rows:
-        """Add rows about to be appended with this Amult to rows of the same sample that agree;
-        returns those left over."""
-        if self.merge is None or not len(layer):
-            return rows
-        same = (layer.origin[None] == rows.origin[:, None].to(layer.origin.device)).nonzero()
-        if not len(same):
-            return rows
-        new, old = same.unbind(1)
-        B = rows.B.to(accumulator(rows.B.dtype))
-        cosine = (B[new] * layer.B.blocks.select(old).to(B)).sum(1)
-        usable = cosine > self.merge
-        best = cosine.new_full((len(B),), -2.0).scatter_reduce_(
-            0, new, torch.where(usable, cosine, -2.0), "amax"
-        )
-        chosen = usable & (cosine == best[new])
-        # Of equally good rows only one receives the new one.
-        target = torch.full((len(B),), -1, device=old.device).scatter_reduce_(
-            0, new[chosen], old[chosen], "amax"
-        )
-        hit = target >= 0
-        if not bool(hit.any()):
-            return rows
-        position, member = torch.unique(target[hit], return_inverse=True)
-        amult = layer.Amult.blocks.select(position).to(B)
-        a = torch.cat(
-            [
-                layer.A.blocks.select(position).to(B) * amult[:, None],
-                coefficient * rows.A[hit].to(B),
-            ]
-        )
-        directions = torch.cat([layer.B.blocks.select(position).to(B), B[hit]])
-        total, mean, moved = combine(
-            a, directions, torch.cat([torch.arange(len(position), device=member.device), member])
-        )
-        for name, value in zip(("A", "Amult", "B"), (*split(total), mean)):
-            layer.row_storage(name).put(position, value)
-        self.error += moved
-        self.merged += int(hit.sum())
-        return Rows(rows.A[~hit], rows.B[~hit], rows.origin[~hit.to(rows.origin.device)])
-
-    @torch.no_grad()
-    def enforce(self, layer: InfPiLinearReLU, decay: float) -> None:
-        """After a step that scaled Amult by `decay`: the same to folded rows, then fold what
-        exceeds the budget."""
-        self.error.mul_(abs(decay))
-        if layer.folded is not None and decay != 1:
-            layer.folded.scale_(decay)
-        if self.budget is not None and len(layer) > self.budget:
-            fold(layer, self.budget)
-
-    def _apply(self, fn, recurse: bool = True) -> RowLimits:
-        error = self.error
-        super()._apply(fn, recurse)
-        self.error = error.to(self.merged.device)
-        return self
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, value in self.named_buffers():
-            state.setdefault(prefix + name, torch.zeros_like(value))
-        super()._load_from_state_dict(state, prefix, *args)
-
-
 @torch.no_grad()
-def fold(layer: InfPiLinearReLU, keep: int) -> Report:
-    """Fold all but the newest `keep` rows of `layer` into its moments `layer.folded`."""
-    before, excess = len(layer), max(0, len(layer) - keep)
-    index = torch.arange(excess, device=layer.device)
-    rise = (
-        layer.folded.fold_(
-            *(getattr(layer, name).blocks.select(index) for name in ("A", "Amult", "B"))
-        )
-        if excess
-        else 0.0
-    )
-    if excess:
-        layer.axis.keep(torch.arange(excess, before))
-    slope = layer.folded.slope_error / layer.folded.series.error
-    return Report("fold", before, len(layer), rise, rise * math.hypot(1, slope))
-
-
-@torch.no_grad()
-def merge(layer: InfPiLinearReLU, cosine: float = 0.95) -> Report:
+def merge(layer: RowLayer, cosine: float = 0.95) -> Report:
     """Sum rows made by the same sample whose directions have a cosine above `cosine` with the
     newest of their group.
 
@@ -264,7 +50,7 @@ def merge(layer: InfPiLinearReLU, cosine: float = 0.95) -> Report:
     this.
     """
     check_cosine(cosine)
-    require_whole(layer, "merge")
+    layer.require_whole("merge")
     m, origin = len(layer), layer.origin
     A, Amult, B = (getattr(layer, name).blocks.dense() for name in ("A", "Amult", "B"))
     unit = B.to(accumulator(B.dtype))

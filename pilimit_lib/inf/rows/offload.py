@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import in_memory
-from ..layers import row_layers
+from .layer import row_layers
 
 
 class HostMemory:
@@ -84,5 +84,5 @@ def pi_offload(model: nn.Module, to: str | os.PathLike = "cpu") -> nn.Module:
     for layer in layers:
         for parameter in (layer.A, layer.B):
             parameter.blocks.move(allocate, layer.Amult.device if to == "device" else "cpu")
-            parameter.refresh()
+            parameter.refreshed()
     return model

@@ -4,91 +4,16 @@ appended as gradient."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...core import Axis, Blocks
-from .autograd import Rows
+from ...core import Blocks
+from .pending import PendingRows
+from .reading import REMEDY, RowGradient, RowsCopy, in_place
 
 ROWS = ("A", "Amult", "B")  # the parameters of a layer of rows
-
-_REMEDY = (
-    "the gradient of a π-layer is a set of rows to be appended, not a number to be added to each "
-    "weight. "
-    "Step with pilimit_lib.inf.optim.PiSGD, clip with pilimit_lib.inf.clip.clip_grad_norm_, clear "
-    "with zero_grad(); "
-    "for arithmetic take a free copy: grad.clone().as_subclass(torch.Tensor)"
-)
-
-
-class Pending:
-    """Rows that backward passes made and no step has appended yet; shared by A, Amult and B of one
-    layer."""
-
-    axis: Axis  # along which they will be appended; the layer sets it once its parameters exist
-
-    def __init__(self) -> None:
-        self.parts: list[Rows] = []
-        self.staged: list[Rows] = []
-
-    @property
-    def layer(self) -> nn.Module:
-        """The layer whose rows these will be."""
-        return self.axis.members[0].module
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles have no pending rows, as torch's have no `.grad`: else a copy would
-        step some layers only."""
-        return {**self.__dict__, "parts": [], "staged": []}
-
-    def add(self, rows: Rows) -> None:
-        self.parts.append(rows)
-
-    def clear(self) -> None:
-        self.parts.clear()
-
-    def rows(self) -> Rows | None:
-        """All pending rows in the order in which they were made, or None."""
-        if len(self.parts) > 1:
-            self.parts = [Rows.joined(self.parts)]
-        return self.parts[0] if self.parts else None
-
-    def scale_(self, factor: Tensor | float) -> None:
-        """Multiply the update that the rows stand for; directions keep their length 1."""
-        for rows in self.parts:
-            rows.A = rows.A * factor
-
-    def stage(self) -> None:
-        """Put the pending rows aside, where `zero_grad` does not reach them."""
-        self.staged += self.parts
-        self.parts = []
-
-    def unstage(self) -> None:
-        """Take the rows that were put aside back, before those made since."""
-        self.parts = self.staged + self.parts
-        self.staged = []
-
-
-class PendingGradient(Tensor):
-    """`layer.A.grad`: the pending rows, to be read. Arithmetic in place would change a copy, so it
-    is an error."""
-
-    pending: Pending
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name in ("detach_", "requires_grad_"):
-            return args[0]
-        if name == "zero_" and isinstance(args[0], cls):
-            args[0].pending.clear()
-            return args[0]
-        if _in_place(name):
-            raise RuntimeError(_REMEDY)
-        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 class InfPiParameter(nn.Parameter):
@@ -101,14 +26,18 @@ class InfPiParameter(nn.Parameter):
     """
 
     blocks: Blocks
-    pending: Pending
+    pending: PendingRows
     role: str
 
     def __new__(
-        cls, blocks: Blocks, pending: Pending, role: str, requires_grad: bool = True
+        cls, blocks: Blocks, pending: PendingRows, role: str, requires_grad: bool = True
     ) -> InfPiParameter:
         self = super().__new__(cls, blocks.like(), requires_grad)
         self.blocks, self.pending, self.role = blocks, pending, role
+        with torch._C.DisableTorchFunctionSubclass():
+            self.requires_grad_(True)  # without it torch takes no hook
+            self.register_post_accumulate_grad_hook(_accumulate)
+            self.requires_grad_(requires_grad)
         return self
 
     @property
@@ -121,32 +50,25 @@ class InfPiParameter(nn.Parameter):
             if self.role == "Amult"
             else getattr(rows, self.role)
         )
-        gradient = value.detach().clone().as_subclass(PendingGradient)
-        gradient.pending = self.pending
+        gradient = value.detach().clone().as_subclass(RowGradient)
+        gradient.pending, gradient.role = self.pending, self.role
         return gradient
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
         if value is not None:
-            raise RuntimeError(_REMEDY)
+            raise RuntimeError(REMEDY)
         self.pending.clear()
 
-    def pending_values(self) -> tuple[Tensor, ...]:
-        """What the next step would append: nothing, or A as it would be stored, and B."""
-        rows = self.pending.rows()
-        if rows is None:
-            return ()
-        # Under layer norm A = ∂out·(s > 0), so a pre-activation that is NaN shows in its direction
-        # only.
-        return rows.A.to(
-            torch.float16
-        ) if self.pending.layer.A.blocks.storage == torch.float16 else rows.A, rows.B
-
-    def refresh(self) -> None:
-        """Take over the dtype and device of the blocks after a conversion; the object stays the
-        same."""
+    def refreshed(self) -> InfPiParameter:
+        """This parameter with the dtype and device of the blocks after a conversion: the same
+        object, but for devices (meta) where torch needs another one."""
+        like = self.blocks.like()
         with torch._C.DisableTorchFunctionSubclass():
-            self.data = self.blocks.like()
+            if not torch._has_compatible_shallow_copy_type(self, like):
+                return type(self)(self.blocks, self.pending, self.role, self.requires_grad)
+            self.data = like
+        return self
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -160,25 +82,28 @@ class InfPiParameter(nn.Parameter):
                 *args[1:],
                 **kwargs,
             )
+        if func is torch.Tensor.detach:
+            return args[0].blocks.dense().as_subclass(RowsCopy)
+        if func is torch.autograd.backward:
+            return _backward(*args, **kwargs)
+        if func in _REFUSED:
+            raise RuntimeError(_REFUSED[func])
         if func == torch.Tensor.data.__get__:
             return cls(args[0].blocks, args[0].pending, args[0].role, requires_grad=False)
         if func == torch.Tensor.data.__set__:
             return args[0].blocks.write(args[1])
-        if any(issubclass(kind, PendingGradient) for kind in types):
-            raise RuntimeError(_REMEDY)
-        in_place = _in_place(getattr(func, "__name__", ""))
-        if (
-            in_place
-            and isinstance(args[0], list | tuple)
-            and any(isinstance(entry, cls) for entry in args[0])
-        ):
+        if any(issubclass(kind, RowGradient) for kind in types):
+            raise RuntimeError(REMEDY)
+        writes = in_place(getattr(func, "__name__", ""))
+        several = isinstance(args[0], list | tuple) if args else False
+        if writes and several and any(isinstance(entry, cls) for entry in args[0]):
             # several tensors at once: an optimiser's foreach, which would change copies
-            raise RuntimeError(_REMEDY)
-        if in_place and isinstance(args[0], cls):
+            raise RuntimeError(REMEDY)
+        if writes and isinstance(args[0], cls):
             # Decoupled weight decay, say, would scale rows before it finds out that it can't use
             # their gradient.
             if args[0].pending.parts:
-                raise RuntimeError(_REMEDY)
+                raise RuntimeError(REMEDY)
             if torch.is_grad_enabled() and args[0].requires_grad:
                 raise RuntimeError(
                     "a parameter of a π-layer is changed in place while autograd records; use "
@@ -204,42 +129,26 @@ class InfPiParameter(nn.Parameter):
         return type(self), (self.blocks, self.pending, self.role, self.requires_grad)
 
     def __repr__(self, *, tensor_contents: str | None = None) -> str:
-        return f"InfPiParameter({self.role}, {list(self.blocks.shape)}, {self.blocks.dtype}, {self.blocks.device})"
+        kind = f"{self.blocks.dtype}, {self.blocks.device}"
+        return f"InfPiParameter({self.role}, {list(self.blocks.shape)}, {kind})"
 
 
-def convert_rows(layer: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool) -> nn.Module:
-    """`_apply` of a layer of rows: conversions block by block; Amult never below float32, or small
-    steps would vanish."""
-    order = list(layer._parameters)
-    fronts = {name: layer._parameters.pop(name) for name in ROWS}
-    try:
-        nn.Module._apply(layer, fn, recurse)
-    finally:
-        others = dict(layer._parameters)
-        layer._parameters.clear()
-        for name in order:
-            layer._parameters[name] = fronts[name] if name in fronts else others[name]
-    for name, front in fronts.items():
-        front.blocks.convert(_at_least_float32(fn) if name == "Amult" else fn)
-        front.refresh()
-    layer.origin_blocks.convert(fn)
-    return layer
+def _backward(tensors: Any, *args: Any, inputs: Any = None, **kwargs: Any) -> None:
+    """`backward(inputs=...)`: parameters of rows are named by where their gradient arrives."""
+    inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
+    edges = []
+    for entry in inputs:
+        with torch._C.DisableTorchFunctionSubclass():
+            ours = isinstance(entry, InfPiParameter)
+            edges.append(torch.autograd.graph.get_gradient_edge(entry) if ours else entry)
+    torch.autograd.backward(tensors, *args, inputs=edges, **kwargs)
 
 
-def _at_least_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def convert(tensor: Tensor) -> Tensor:
-        moved = fn(tensor)
-        return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
-
-    return convert
-
-
-def _in_place(name: str) -> bool:
-    return (
-        (name.endswith("_") and not name.endswith("__"))
-        or name == "__setitem__"
-        or (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__"))
-    )
+def _accumulate(parameter: InfPiParameter) -> None:
+    """Autograd has accumulated the empty gradient that comes with rows: the rows are pending."""
+    with torch._C.DisableTorchFunctionSubclass():
+        nn.Parameter.grad.__set__(parameter, None)
+    parameter.pending.accumulate()
 
 
 def _dense(value: Any) -> Any:
@@ -274,7 +183,21 @@ _OWN = {
     torch.Tensor._backward_hooks.__get__,
     torch.Tensor._backward_hooks.__set__,
     torch.Tensor.retains_grad.__get__,
-    torch.Tensor.register_hook,
+    torch.Tensor.register_post_accumulate_grad_hook,
+    torch.Tensor._post_accumulate_grad_hooks.__get__,
+    torch.Tensor._post_accumulate_grad_hooks.__set__,
+}
+_REFUSED = {
+    torch.autograd.grad: (
+        "torch.autograd.grad with respect to A, Amult or B of a π-layer: that gradient is a set of "
+        "rows. Call backward() and read layer.A.grad and layer.B.grad, or take derivatives with "
+        "respect to inputs or other parameters; memory='moments' has ordinary parameters"
+    ),
+    torch.Tensor.register_hook: (
+        "a hook on A, Amult or B of a π-layer would see no gradient, since that is a set of rows: "
+        "register_post_accumulate_grad_hook runs when the rows are pending, and "
+        "layer.pending.scale_ scales them"
+    ),
 }
 _SHAPE = {
     torch.Tensor.shape.__get__,

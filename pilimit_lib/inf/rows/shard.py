@@ -9,6 +9,8 @@ every rank and stays so. Gloo on CPUs, NCCL on GPUs (not yet run there).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...core import follow
-from ..layers import row_layers
-from .autograd import Rows
+from .layer import row_layers
 from .parameter import ROWS
+from .pending import Rows
 
 
 @dataclass(eq=False)
@@ -45,7 +47,7 @@ class Shard:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, the same bits on each."""
         tensor = tensor.contiguous()
-        with _explained(self):
+        with _explained():
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
@@ -53,7 +55,7 @@ class Shard:
         """Those of the rows about to be appended that belong here."""
         numbers = torch.arange(self.total, self.total + len(rows), device=rows.A.device)
         mine = (numbers % self.size == self.rank).nonzero().squeeze(1)
-        return Rows(rows.A[mine], rows.B[mine], rows.origin[mine])
+        return rows[mine]
 
     def check(self, rows: Rows, held: int) -> None:
         """Raise unless all ranks are about to append these `rows`; `held` is how many are here now.
@@ -73,7 +75,7 @@ class Shard:
             ]
         )
         found = [torch.empty_like(mine) for _ in range(self.size)]
-        with _explained(self):
+        with _explained():
             dist.all_gather(found, mine, group=self.group)
         for rank, other in enumerate(found):
             # Inputs are the same on all ranks, but machines of different kinds may round
@@ -107,23 +109,17 @@ def _marks(values: Tensor) -> Tensor:
     return torch.cat([size.log().clamp_min(-1e3)[None], projections])
 
 
-class _explained:
+@contextmanager
+def _explained() -> Iterator[None]:
     """Says what a failed collective usually means."""
-
-    def __init__(self, shard: Shard) -> None:
-        self.shard = shard
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, error, traceback) -> None:
-        if isinstance(error, RuntimeError):
-            raise RuntimeError(
-                f"a collective of sharded rows failed on rank {dist.get_rank()}: another rank "
-                "ended, hangs, or "
-                "was fed a batch of another size. Start all ranks again from a checkpoint "
-                f"({error})"
-            ) from error
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"a collective of sharded rows failed on rank {dist.get_rank()}: another rank ended, "
+            "hangs, or was fed a batch of another size. Start all ranks again from a checkpoint "
+            f"({error})"
+        ) from error
 
 
 @torch.no_grad()
@@ -136,7 +132,7 @@ def shard_rows(
     Call it on every rank of `group` (default: all processes), on the same network. Then train as in
     one process, with the same batch on every rank. `len(layer)` is then the number of rows here,
     `layer.shard.total` that of all ranks. What needs all rows (state_dict, sample, compress,
-    moments) asks for `gather_rows` first; checkpoints are written by `row_files.save_rows`.
+    moments) asks for `gather_rows` first; checkpoints are written by `save_rows`.
 
     A rank that ends makes the others raise. One that hangs does so after the timeout given to
     `init_process_group`.
@@ -149,7 +145,7 @@ def shard_rows(
             "shard_rows needs a process group: call torch.distributed.init_process_group(...) on "
             "every rank first"
         )
-    layers = dict(row_layers(model))
+    layers = {name: layer for name, layer in row_layers(model) if layer.shardable}
     if not layers:
         raise ValueError(
             f"{type(model).__name__} has no layer that keeps rows (InfPiLinearReLU), so there is "
@@ -204,7 +200,7 @@ def _gathered(value: Tensor, shard: Shard) -> Tensor:
     padded[: len(value)] = value
     mine = padded.reshape(-1).view(torch.uint8)
     found = [torch.empty_like(mine) for _ in range(shard.size)]
-    with _explained(shard):
+    with _explained():
         dist.all_gather(found, mine, group=shard.group)
     every = torch.stack([part.view(value.dtype).reshape(padded.shape) for part in found], dim=1)
     return every.reshape(-1, *value.shape[1:])[: shard.total].clone()
@@ -216,7 +212,7 @@ def _check_same_network(model: nn.Module, shard: Shard) -> None:
     mine = torch.stack([total.to(sums[0].device) for total in sums])
     mine = torch.cat([mine, mine.new_tensor([sum(p.numel() for p in model.parameters())])])
     found = [torch.empty_like(mine) for _ in range(shard.size)]
-    with _explained(shard):
+    with _explained():
         dist.all_gather(found, mine, group=shard.group)
     for rank, other in enumerate(found):
         if not torch.allclose(other, mine, rtol=1e-9, atol=0, equal_nan=True):

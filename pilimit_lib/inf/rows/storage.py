@@ -10,21 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...core import UNKNOWN, Blocks
-from .autograd import accumulator
+from ...core import Blocks
+from ..entries import tensor_misfit
+from ..numerics import accumulator
 from .parameter import ROWS
 from .quantized import QuantizedBlocks, codes_to_rows
 
-if TYPE_CHECKING:
-    from ..layers import InfPiLinearReLU
-
 SUFFIXES = {"A": ("_scale", "_shift"), "Amult": ("_raw", "_factors"), "B": ("_scale", "_shift")}
 EXTRAS = tuple(name + suffix for name, suffixes in SUFFIXES.items() for suffix in suffixes)
+FOLDED = tuple(f"folded.{name}" for name in ("V", "kappa", "rows", "error"))
+LIMITS = ("limits.merged", "limits.error")
+# What a state dict of rows may hold beside A, Amult, B; `layer_alpha` is the original's
+# learning-rate multiplier of Amult, which is the optimiser's matter.
+BESIDE = (*EXTRAS, "origin", "layer_alpha", *FOLDED, *LIMITS)
 STORAGE = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
@@ -61,27 +64,6 @@ def new_blocks(
     return Blocks(tail, dtype=row_dtype, device=device)
 
 
-def require_whole(layer: InfPiLinearReLU, what: str) -> None:
-    """Raise where some of the layer's rows are on other ranks."""
-    if layer.shard is not None:
-        raise RuntimeError(
-            f"{what} needs all rows of a layer, and these are sharded over {layer.shard.size} "
-            "processes; call "
-            "gather_rows(model) on every rank first, or write a checkpoint with row_files.save_rows"
-        )
-
-
-def put_rows(layer: InfPiLinearReLU, destination: dict, prefix: str) -> None:
-    """Put copies of the rows into a state dict."""
-    if elsewhere():
-        return
-    require_whole(layer, "state_dict")
-    for name in ROWS:
-        for suffix, value in layer.row_storage(name).state().items():
-            destination[prefix + name + suffix] = value
-    destination[prefix + "origin"] = layer.origin
-
-
 def pop_rows(state: dict, prefix: str) -> dict[str, dict[str, Tensor]]:
     """Take all that concerns rows out of a state dict: by name, what `Blocks.load_state` reads.
     Absent names are left out."""
@@ -101,20 +83,70 @@ def codes_misfit(pieces: Mapping[str, Tensor], name: str) -> str | None:
     """What keeps rows in eight bits from being read: their scales and shifts are not there, or of
     another number."""
     value = pieces[""]
+    if value.dtype != torch.int8:
+        if any(suffix in pieces for suffix in SUFFIXES["A"]):
+            return f"{name} holds {value.dtype}, but comes with the scales of rows in eight bits"
+        return None
     shapes = {
         suffix: list(pieces[suffix].shape) if suffix in pieces else None for suffix in SUFFIXES["A"]
     }
-    if value.dtype == torch.int8 and any(shape != [len(value)] for shape in shapes.values()):
+    if any(shape != [len(value)] for shape in shapes.values()):
         return (
             f"{name} has {len(value)} rows in eight bits, but scales and shifts of shapes {shapes}"
         )
     return None
 
 
+def pieces_of(state: Mapping[str, Any], prefix: str, name: str) -> dict[str, Any]:
+    """What a state dict holds of A, Amult or B, by suffix."""
+    suffixes = (suffix for suffix in ("", *SUFFIXES[name]) if prefix + name + suffix in state)
+    return {suffix: state[prefix + name + suffix] for suffix in suffixes}
+
+
+def rows_misfits(
+    state: Mapping[str, Any], prefix: str, r: int, r_out: int, strict: bool
+) -> Iterator[str]:
+    """Why the rows of a state dict are none of rank `r` and `r_out` outputs."""
+    tails = {"A": [r_out], "Amult": [], "B": [r]}
+    counts = {}
+    for name, tail in tails.items():
+        key = prefix + name
+        if key not in state:
+            if strict:
+                yield f"{key} is missing"
+            continue
+        pieces = pieces_of(state, prefix, name)
+        codes = name != "Amult" and getattr(state[key], "dtype", None) == torch.int8
+        found = [
+            tensor_misfit(value, key + suffix, whole=codes and not suffix)
+            for suffix, value in pieces.items()
+        ]
+        if any(found):
+            yield from filter(None, found)
+            continue
+        shape = list(state[key].shape)
+        if len(shape) != 1 + len(tail) or shape[1:] != tail:
+            yield f"{key} has shape {shape}; expected {['rows', *tail]}"
+            continue
+        counts[name] = shape[0]
+        misfit = codes_misfit(pieces, key)
+        if misfit:
+            yield misfit
+    if prefix + "origin" in state:
+        misfit = tensor_misfit(state[prefix + "origin"], prefix + "origin", ndim=1, whole=True)
+        if misfit:
+            yield misfit
+        else:
+            counts["origin"] = len(state[prefix + "origin"])
+    if len(set(counts.values())) > 1:
+        yield f"{prefix[:-1]} has rows of different number: {counts}"
+
+
 def storage_misfit(rows: Tensor, storage: torch.dtype, name: str) -> str | None:
     """What keeps `rows` from being stored so: numbers that would become Inf."""
     if (
-        rows.dtype == storage
+        rows.is_meta
+        or rows.dtype == storage
         or not storage.is_floating_point
         or not bool((rows.isfinite() & rows.to(storage).isinf()).any())
     ):
@@ -133,33 +165,3 @@ def as_rows(pieces: dict[str, Tensor], name: str) -> Tensor:
     if misfit:
         raise ValueError(misfit)
     return codes_to_rows(pieces)
-
-
-def check_storage(layer: InfPiLinearReLU, given: Mapping[str, Tensor]) -> None:
-    """Raise where A or B, among the tensors `given` by name, has numbers that the layer's storage
-    can't hold."""
-    for name in ("A", "B"):
-        misfit = storage_misfit(given[name], layer.row_storage(name).storage, name)
-        if misfit:
-            raise ValueError(misfit)
-
-
-def take_rows(
-    layer: InfPiLinearReLU, found: dict[str, dict[str, Tensor]], origin: Tensor | None
-) -> None:
-    """Hold the rows that `pop_rows` found; nothing is changed where they do not fit."""
-    require_whole(layer, "load_state_dict")
-    rows = {name: as_rows(pieces, name) for name, pieces in found.items()}
-    lengths = {name: len(values) for name, values in rows.items()}
-    origin = torch.full((lengths["A"],), UNKNOWN) if origin is None else origin
-    for name, pieces in found.items():
-        layer.row_storage(name).check(pieces[""], name)
-    check_storage(layer, rows)
-    layer.row_storage("origin").check(origin, "origin")
-    if len(set(lengths.values())) != 1 or len(origin) != lengths["A"]:
-        raise ValueError(f"rows of different number: {lengths | {'origin': len(origin)}}")
-    for name, pieces in found.items():
-        if pieces[""].dtype == torch.int8 and layer.row_storage(name).storage != torch.int8:
-            pieces = {"": rows[name]}
-        layer.row_storage(name).load_state(pieces)
-    layer.row_storage("origin").set(origin)

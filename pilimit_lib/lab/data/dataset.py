@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from ...core import replacing
 from ..errors import NotFound
+from .items import fingerprint, is_finite
 from .ledger import Ledger, as_array
 
 Predicate = Callable[..., Any]
@@ -22,7 +25,8 @@ Selection = Predicate | pd.Series | np.ndarray | Tensor | str
 
 class TrackedDataset(Dataset):
     """The user's data set, unchanged, with a `ledger` beside it. A sample's id is its position,
-    whatever the shuffling."""
+    whatever the shuffling, so that its length stays when samples are denied: `allowed` counts who
+    is left, and `len(loader)` shrinks."""
 
     def __init__(self, dataset: Dataset) -> None:
         if isinstance(dataset, IterableDataset) or not (
@@ -36,6 +40,7 @@ class TrackedDataset(Dataset):
             raise ValueError(f"{type(dataset).__name__} is empty")
         self.wrapped = dataset
         self.ledger = Ledger(len(dataset))
+        self._fingerprint: list[list[list[Any]]] | None = None
         self.listener: Callable[..., None] | None = None  # told of every change of who is served
 
     def __len__(self) -> int:
@@ -49,18 +54,27 @@ class TrackedDataset(Dataset):
         """How many samples are served at present."""
         return int((~self.ledger["denied"]).sum())
 
-    # ---- looking
-
     def get_dataframe(self, *, all_samples: bool = False) -> pd.DataFrame:
         """The ledger as a frame, one row per sample, indexed by sample id.
 
         Without `all_samples` only samples that were seen. `prediction_age`: samples the model had
         learned from when it made the prediction; `prediction_loss` is NaN where it made none.
         `confidence`, `variability` and `correctness` are the data map; `forgotten` counts
-        forgetting events. Signals and tags follow under their names.
+        forgetting events, `nonfinite` losses that were NaN or infinite. Signals and tags follow
+        under their names.
         """
         frame = self.ledger.frame()
         return frame if all_samples else frame[self.ledger["exposure"] > 0]
+
+    def fingerprint(self) -> list[list[list[Any]]]:
+        """See `items.fingerprint`; worked out once. The caller keeps the random generators."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.wrapped)
+        return self._fingerprint
+
+    def not_finite(self, ids: Iterable[int] | Tensor) -> list[int]:
+        """Those of the samples `ids` whose own data holds NaN or infinity."""
+        return [i for i in self.ledger.ids(ids).tolist() if not is_finite(self.wrapped[i])]
 
     def query(self, expression: str) -> pd.DataFrame:
         """The rows of the whole ledger for which a pandas expression holds: `query("forgotten > 2
@@ -76,44 +90,30 @@ class TrackedDataset(Dataset):
     def export(self, path: str | Path, *, all_samples: bool = True) -> Path:
         """Write the frame to a `.csv` or `.parquet` file (the latter needs pyarrow)."""
         path = Path(path)
-        frame = self.get_dataframe(all_samples=all_samples)
-        beside = path.with_name(f".{path.name}.part")
         if path.suffix not in (".csv", ".parquet"):
             raise ValueError(
                 f"cannot export to '{path.name}': the ending says the format, .csv or .parquet"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if path.suffix == ".csv":
-                frame.to_csv(beside)
-            else:
-                try:
-                    import pyarrow  # noqa: F401
-                except ImportError as error:
-                    raise ImportError(
-                        "writing parquet needs pyarrow: pip install 'pilimit[lab]'"
-                    ) from error
-                frame.to_parquet(beside)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        if path.suffix == ".parquet" and find_spec("pyarrow") is None:
+            raise ImportError("writing parquet needs pyarrow: pip install 'pilimit[lab]'")
+        frame = self.get_dataframe(all_samples=all_samples)
+        with replacing(path) as beside:
+            frame.to_csv(beside) if path.suffix == ".csv" else frame.to_parquet(beside)
         return path
-
-    # ---- denying and allowing
 
     def matching(self, selection: Selection) -> np.ndarray:
         """Which samples a selection means: bool [samples]. Nothing is changed.
 
         A selection is a predicate `fn(id, age, loss, times, denied, pred, label)` called once a
-        sample, a function of the whole frame, a query string, or a mask. Samples never seen have
-        loss NaN and pred, label and age -1.
+        sample, a function `fn(frame)` of one argument, a query string, or a mask. Samples never
+        seen have loss NaN and pred, label and age -1.
         """
         if isinstance(selection, str):
             found = self.query(selection).index.to_numpy()
             return np.isin(np.arange(len(self)), found)
         if callable(selection):
             selection = self._called(selection)
-        mask = as_array(selection)
+        mask = as_array(selection) if np.iterable(selection) else np.asarray(selection)
         if mask.dtype != np.bool_ or mask.shape != (len(self),):
             raise ValueError(
                 f"a selection must be {len(self)} booleans, one per sample; got {mask.dtype} of "
@@ -123,23 +123,22 @@ class TrackedDataset(Dataset):
 
     def _called(self, predicate: Predicate) -> Any:
         if _wants_frame(predicate):
-            return predicate(self.get_dataframe(all_samples=True))
-        rows = zip(
-            *(
-                self.ledger[name].tolist()
-                for name in ("age", "loss", "exposure", "denied", "pred", "label")
-            )
-        )
-        answers = np.zeros(len(self), np.bool_)
-        for sample_id, row in enumerate(rows):
-            try:
-                answers[sample_id] = bool(predicate(sample_id, *row))
-            except Exception as error:
+            frame = self.get_dataframe(all_samples=True)
+            answer = _asked(predicate, f"(frame) with the columns {list(frame)}", "", frame)
+            if answer is None:
                 raise ValueError(
-                    f"the predicate raised {type(error).__name__} for sample {sample_id}: {error}; "
-                    "it is called as fn(id, age, loss, times, denied, pred, label); nothing was "
-                    "changed"
-                ) from error
+                    "the predicate returned None for the frame; a boolean per sample was expected "
+                    "(is a `return` missing?). Nothing was changed"
+                )
+            return answer
+        names = ("age", "loss", "exposure", "denied", "pred", "label")
+        answers = np.zeros(len(self), np.bool_)
+        for sample, row in enumerate(zip(*(self.ledger[name].tolist() for name in names))):
+            what = f" for sample {sample}"
+            answer = _asked(
+                predicate, "(id, age, loss, times, denied, pred, label)", what, sample, *row
+            )
+            answers[sample] = _truth(answer, what)
         return answers
 
     def deny_samples_with_predicate(self, predicate: Selection, *, accumulate: bool = False) -> int:
@@ -211,8 +210,6 @@ class TrackedDataset(Dataset):
             )
         return int(mask.sum())
 
-    # ---- tags
-
     def tag(self, name: str, samples: Selection | Iterable[int]) -> int:
         """Give the samples (a selection, or ids) a tag, which becomes a column of the frame;
         returns how many have it."""
@@ -240,6 +237,29 @@ class TrackedDataset(Dataset):
         if callable(samples) or isinstance(samples, str) or as_array(samples).dtype == np.bool_:
             return np.flatnonzero(self.matching(samples))
         return self.ledger.ids(samples)
+
+
+def _asked(predicate: Predicate, form: str, what: str, *arguments: Any) -> Any:
+    try:
+        return predicate(*arguments)
+    except Exception as error:
+        raise ValueError(
+            f"the predicate raised {type(error).__name__}{what}: {error}; it is called as "
+            f"fn{form}; nothing was changed"
+        ) from error
+
+
+def _truth(answer: Any, what: str) -> bool:
+    """The answer as a bool; what is none (None above all, where a `return` is missing) is an
+    error."""
+    if isinstance(answer, Tensor | np.ndarray) and answer.ndim == 0:
+        answer = answer.item()
+    if isinstance(answer, bool | np.bool_) or (isinstance(answer, int) and answer in (0, 1)):
+        return bool(answer)
+    raise ValueError(
+        f"the predicate returned {answer!r}{what}; True or False was expected (is a `return` "
+        "missing?). Nothing was changed"
+    )
 
 
 def _wants_frame(function: Callable) -> bool:

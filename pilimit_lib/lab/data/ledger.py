@@ -33,7 +33,10 @@ COLUMNS: dict[str, tuple[type, float]] = {
     "correct": (np.int64, 0),
     "last_correct": (np.int8, -1),
     "forgotten": (np.int64, 0),
+    # how often the loss was NaN or infinite; such a prediction leaves nothing else behind
+    "nonfinite": (np.int64, 0),
 }
+ADDED = ("nonfinite",)  # columns that checkpoints of earlier versions lack
 
 
 def as_array(values: Tensor | np.ndarray | Iterable, dtype: type | None = None) -> np.ndarray:
@@ -93,7 +96,11 @@ class Ledger:
     ) -> None:
         """One prediction for each of `ids` [b]: `loss` [b], optionally `pred`, `label` [b]
         (integers), `confidence` [b] (probability of the true class) and further named `signals`
-        [b]. `age`: samples learned from before."""
+        [b]. `age`: samples learned from before.
+
+        A loss that is not finite is counted as such and recorded nowhere else, so that a loss of
+        NaN in the ledger means that there never was a prediction.
+        """
         ids = self.ids(ids)
         given = {"loss": loss, "pred": pred, "label": label, "confidence": confidence, **signals}
         values = {
@@ -106,6 +113,10 @@ class Ledger:
                     "was expected "
                     "(a loss wants reduction='none')"
                 )
+        finite = np.isfinite(values["loss"])
+        if not finite.all():
+            np.add.at(self.columns["nonfinite"], ids[~finite], 1)
+            ids, values = ids[finite], {name: value[finite] for name, value in values.items()}
         if len(np.unique(ids)) == len(ids):
             self._record(ids, age, values)
             return
@@ -185,6 +196,7 @@ class Ledger:
                     np.nan,
                 ),
                 "forgotten": self.columns["forgotten"],
+                "nonfinite": self.columns["nonfinite"],
                 **self.signals,
                 **self.tags,
             },
@@ -206,17 +218,27 @@ class Ledger:
     def load_state(self, state: dict) -> None:
         """Take over a `state`; it has to speak of as many samples."""
         self.check_state(state)
-        for part in ("columns", "signals", "tags"):
-            setattr(
-                self, part, {name: values.numpy().copy() for name, values in state[part].items()}
-            )
+        fresh = Ledger(self.size).columns  # a column that the state is too old to know
+        for part, held in (("columns", fresh), ("signals", {}), ("tags", {})):
+            stored = {name: values.numpy().copy() for name, values in state[part].items()}
+            setattr(self, part, {**held, **stored})
         self.version += 1
 
     def check_state(self, state: dict) -> None:
         """Raise unless `state` fits this ledger."""
         samples = len(state["columns"]["denied"])
-        if set(state["columns"]) != set(COLUMNS) or samples != self.size:
+        if samples != self.size:
             raise ValueError(
                 f"the stored ledger speaks of {samples} samples, the data set has {self.size}; "
                 "load it with the data set that it was written for"
             )
+        strange = sorted((set(state["columns"]) ^ set(COLUMNS)) - {*ADDED})
+        kinds = {name: np.dtype(kind) for name, (kind, _) in COLUMNS.items()}
+        for part in ("columns", "signals", "tags"):
+            for name, values in state[part].items():
+                kind = kinds.get(name) if part == "columns" else None
+                array = values.numpy()
+                if array.shape != (samples,) or kind not in (None, array.dtype):
+                    strange.append(name)
+        if strange:
+            raise ValueError(f"the stored ledger is damaged: {strange} are not columns of its kind")

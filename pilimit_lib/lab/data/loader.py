@@ -56,13 +56,16 @@ class LabLoader:
                 "the sampler has no length, so the loader could not know where in the epoch it "
                 "stands"
             )
-        self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
-        self.num_workers, self.drop_last, self.pin_memory = num_workers, drop_last, pin_memory
+        self.dataset, self.batch_size = dataset, batch_size
+        self.shuffle, self.seed = shuffle, seed
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.drop_last = drop_last
         self.collate = collate_fn or default_collate
         self.sampler = sampler
         self.epoch = 0
         self.position = 0  # how much of the epoch's order was served or passed over
         self.ids: Tensor | None = None
+        self.on_batch: Callable[[bool], None] | None = None  # a batch is out (True), or done with
         self._order: np.ndarray | None = None
         self._stream: _Stream | None = None
 
@@ -102,7 +105,8 @@ class LabLoader:
         )
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, with the present deny list."""
+        """Batches in a whole epoch, with the present deny list: it shrinks when samples are denied,
+        while `len(loader.dataset)` stays, since ids are positions."""
         samples = self.dataset.allowed if self.sampler is None else len(self.sampler)
         return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
 
@@ -136,7 +140,15 @@ class LabLoader:
             batch = self._advance()
             if batch is None:
                 return
-            yield batch
+            self._tell(True)
+            try:
+                yield batch
+            finally:
+                self._tell(False)
+
+    def _tell(self, served: bool) -> None:
+        if self.on_batch is not None:
+            self.on_batch(served)
 
     def next_batch(self) -> Any:
         """The next batch, in the next epoch if this one is over."""
@@ -149,6 +161,7 @@ class LabLoader:
                 f"the loader has no batch to serve: {self.dataset.allowed} samples are allowed, "
                 f"batch_size is {self.batch_size}, drop_last is {self.drop_last}"
             )
+        self._tell(True)
         return batch
 
     def _advance(self) -> Any:
@@ -191,6 +204,17 @@ class LabLoader:
             else None
         )
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "order": order}
+
+    def check_state(self, state: dict) -> None:
+        """Raise unless `state` is a place in an epoch of this loader."""
+        numbers = [state["epoch"], state["position"], state["seed"]]
+        order = range(len(self.dataset)) if state["order"] is None else state["order"].tolist()
+        if any(type(number) is not int for number in numbers) or not 0 <= numbers[1] <= len(order):
+            raise ValueError(
+                f"epoch, position and seed of the loader are {numbers}, which is no place in an "
+                f"order of {len(order)} samples"
+            )
+        self.dataset.ledger.ids(order)
 
     def load_state(self, state: dict) -> None:
         """Go to where `state` stood."""

@@ -197,7 +197,8 @@ def _share(step: Step) -> None:
 def _sync(step: Step, depthwise: set[nn.Module]) -> None:
     module = step.module
     if isinstance(module, Neurons):
-        module.refresh()
+        if module.slowed:  # no rearrangement of equal rates makes them differ
+            module.refresh()
     elif isinstance(module, _ConvNd):
         size = module.weight.shape[0]
         if module in depthwise:

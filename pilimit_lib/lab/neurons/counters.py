@@ -10,7 +10,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from ..errors import NotFound
+from .geometry import indices
 
 COUNTERS = ("train_triggers", "train_seen", "eval_triggers", "eval_seen")
 EXACT_FLOAT = 2**24  # the largest count up to which every integer is a float32
@@ -22,21 +22,6 @@ class TrackingMode(Enum):
     DISABLED = "disabled"
     TRAIN = "train"
     EVAL = "eval"
-
-
-def indices(wanted: Iterable[int], size: int, what: str) -> list[int]:
-    """`wanted` as a sorted list, after checking that each is a position below `size`."""
-    if isinstance(wanted, int):
-        wanted = [wanted]
-    found = list(wanted)
-    strange = [i for i in found if isinstance(i, bool) or not hasattr(i, "__index__")]
-    if strange:
-        raise TypeError(f"{what} are counted by integers, got {strange[:5]}")
-    found = sorted({int(i) for i in found})
-    missing = [i for i in found if not 0 <= i < size]
-    if missing:
-        raise NotFound(f"no such {what}: {missing[:10]}; they are counted from 0 to {size - 1}")
-    return found
 
 
 def checked_rate(lr: float) -> float:

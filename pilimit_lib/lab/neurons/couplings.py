@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import Refused
 from .geometry import incoming_dim, is_depthwise, is_layer, neuron_count, neuron_dim
-from .undisturbed import undisturbed
+from .tracked import undisturbed
 
 
 @dataclass(frozen=True, eq=False)

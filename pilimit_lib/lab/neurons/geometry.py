@@ -3,8 +3,12 @@ output."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ..errors import NotFound
 
 LAYER_TYPES = (nn.Linear, _ConvNd)
 
@@ -66,3 +70,18 @@ def size_attributes(module: nn.Module) -> dict[str, int]:
         if isinstance(module, kind)
         for name in names
     }
+
+
+def indices(wanted: Iterable[int], size: int, what: str) -> list[int]:
+    """`wanted` as a sorted list, after checking that each is a position below `size`."""
+    if isinstance(wanted, int):
+        wanted = [wanted]
+    found = list(wanted)
+    strange = [i for i in found if isinstance(i, bool) or not hasattr(i, "__index__")]
+    if strange:
+        raise TypeError(f"{what} are counted by integers, got {strange[:5]}")
+    found = sorted({int(i) for i in found})
+    missing = [i for i in found if not 0 <= i < size]
+    if missing:
+        raise NotFound(f"no such {what}: {missing[:10]}; they are counted from 0 to {size - 1}")
+    return found

@@ -2,15 +2,15 @@
 gradient.
 
 Scaling gradients would do nothing under Adam, and weight decay or momentum would still move a
-neuron whose gradient is zero.
-So the weights are remembered before a step, and the step is scaled after it: w = old + rate * (new
-- old). Where the rate is 0 the old bits are put back. The optimiser's moments go on building up
-  meanwhile.
+neuron whose gradient is zero. So the weights are remembered before a step, and the step is scaled
+after it: w = old + rate * (new - old). Where the rate is 0 the old bits are put back. The
+optimiser's moments go on building up meanwhile.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,20 @@ from torch.optim import Optimizer
 from .counters import Neurons
 from .geometry import incoming_dim, neuron_dim
 
-if TYPE_CHECKING:
-    from ..watch import Lab
-
 
 class StepScaling:
-    """Hooks on one optimiser. Layers whose rates are all 1 cost nothing but the question."""
+    """Hooks on one optimiser. Layers whose rates are all 1 cost nothing but the question.
 
-    def __init__(self, optimizer: Optimizer, lab: Lab) -> None:
-        self.lab = lab
+    `before_step` is called before each step, and may refuse it by raising.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        neurons: dict[nn.Module, Neurons],
+        before_step: Callable[[], None],
+    ) -> None:
+        self.neurons, self.before_step = neurons, before_step
         self.before: list[tuple[nn.Parameter, Tensor, Tensor]] = []
         self.handles = [
             optimizer.register_step_pre_hook(self._remember),
@@ -39,12 +44,8 @@ class StepScaling:
 
     @torch.no_grad()
     def _remember(self, *_: Any) -> None:
-        if self.lab.history.editing:
-            raise RuntimeError(
-                "a training step inside `with edit()`, which the block could not take back; leave "
-                "the block first"
-            )
-        slowed = [(layer, neurons) for layer, neurons in self.lab.neurons.items() if neurons.slowed]
+        self.before_step()
+        slowed = [(layer, held) for layer, held in self.neurons.items() if held.slowed]
         self.before = [
             (parameter, parameter.detach().clone(), rate)
             for layer, neurons in slowed

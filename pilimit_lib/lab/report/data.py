@@ -1,10 +1,10 @@
-"""What the page shows, from a living lab or from a run's folder."""
+"""What the page shows, from a living run or from a run's folder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -12,10 +12,8 @@ from torch import Tensor
 from ..data.ledger import Ledger
 from ..run.checkpoints import CheckpointManager
 from ..run.journal import read_journal
+from ..run.session import Session
 from .stats import neuron_frame, neuron_rows, thumbnails
-
-if TYPE_CHECKING:
-    from ..watch import Lab
 
 CURVES = ("train", "eval")
 
@@ -36,19 +34,23 @@ class RunView:
     moment: str
 
     @classmethod
-    def of(cls, lab: Lab) -> RunView:
-        """The lab as it stands."""
-        found = thumbnails(lab)
-        samples = None if lab.loader is None else lab.loader.dataset.get_dataframe(all_samples=True)
+    def of(cls, session: Session) -> RunView:
+        """The run as it stands."""
+        found = thumbnails(session)
+        samples = (
+            None
+            if session.loader is None
+            else session.loader.dataset.get_dataframe(all_samples=True)
+        )
         return cls(
-            lab.name,
-            lab.age,
-            lab.steps,
-            lab.settings(),
-            list(lab.journal.events),
-            lab.chkpt_manager,
+            session.name,
+            session.age,
+            session.steps,
+            session.settings(),
+            list(session.journal.events),
+            session.chkpt_manager,
             samples,
-            neuron_frame(lab),
+            neuron_frame(session),
             dict(zip(found["ids"], found["images"])),
             "the present state",
         )
@@ -129,7 +131,7 @@ class RunView:
         if after is None or self.checkpoints is None or after not in self.checkpoints:
             return None
         entry = self.checkpoints.entry(after)
-        return entry["branch"], entry["age"]
+        return entry.get("branch", 0), entry.get("age", 0)
 
     def timeline(self) -> list[dict[str, Any]]:
         """What was done to the run: everything that is no point of a curve."""

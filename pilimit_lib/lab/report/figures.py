@@ -124,11 +124,14 @@ def tree(view: RunView) -> str | None:
         return None
     entries = [entry for _, entry in view.checkpoints.lines()]
     lanes = {
-        branch: lane for lane, branch in enumerate(sorted({entry["branch"] for entry in entries}))
+        branch: lane
+        for lane, branch in enumerate(sorted({entry.get("branch", 0) for entry in entries}))
     }
     with matplotlib.rc_context(STYLE):
         figure, (axes,) = _drawn(11, 1.1 + 0.45 * len(lanes))
-        place = {entry["id"]: (entry["age"], lanes[entry["branch"]]) for entry in entries}
+        place = {
+            entry["id"]: (entry.get("age", 0), lanes[entry.get("branch", 0)]) for entry in entries
+        }
         for entry in entries:
             if entry["parent"] is not None:
                 (x0, y0), (x1, y1) = place[entry["parent"]], place[entry["id"]]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ...core import write_text
+from ..run.session import Session
 from . import figures
 from .data import RunView
 from .stats import most_forgotten
@@ -16,29 +19,55 @@ SHOWN = 24
 CSS = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #22303c; background: #f4f6f7;
+body { font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; color: #22303c;
+  background: #f4f6f7;
   margin: 0; }
 main { max-width: 1120px; margin: 0 auto; padding: 28px 24px 60px; }
 h1 { font-size: 26px; margin: 0 0 2px; } h2 { font-size: 18px; margin: 0 0 4px; }
 p.note { color: #5d6b78; margin: 0 0 10px; font-size: 13.5px; max-width: 100ch; }
-section { background: #fff; border: 1px solid #dfe5e9; border-radius: 8px; padding: 18px 20px; margin-top: 18px; }
+section { background: #fff; border: 1px solid #dfe5e9; border-radius: 8px; padding: 18px 20px;
+  margin-top: 18px; }
 img.figure { width: 100%; height: auto; display: block; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(135px, 1fr)); gap: 10px; margin-top: 16px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(135px, 1fr)); gap: 10px;
+  margin-top: 16px; }
 .tile { background: #fff; border: 1px solid #dfe5e9; border-radius: 8px; padding: 10px 14px; }
-.tile b { display: block; font-size: 20px; font-variant-numeric: tabular-nums; } .tile span { color: #5d6b78; font-size: 12.5px; }
-table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: #5d6b78; font-weight: 600; border-bottom: 1px solid #cfd8de; padding: 4px 10px 4px 0; }
+.tile b { display: block; font-size: 20px; font-variant-numeric: tabular-nums; }
+.tile span { color: #5d6b78; font-size: 12.5px; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px;
+  font-variant-numeric: tabular-nums; }
+th { text-align: left; color: #5d6b78; font-weight: 600; border-bottom: 1px solid #cfd8de;
+  padding: 4px 10px 4px 0; }
 td { border-bottom: 1px solid #edf1f3; padding: 4px 10px 4px 0; vertical-align: top; }
 td.n, th.n { text-align: right; padding-right: 22px; }
 code { font: 12.5px ui-monospace, "DejaVu Sans Mono", monospace; }
-.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 12px; }
+.samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr));
+  gap: 12px; }
 .sample { font-size: 12px; line-height: 1.35; color: #47545f; }
-.sample img, .sample .none { width: 100%; aspect-ratio: 1; image-rendering: pixelated; border-radius: 5px; background: #e6ebee;
+.sample img, .sample .none { width: 100%; aspect-ratio: 1; image-rendering: pixelated;
+  border-radius: 5px; background: #e6ebee;
   display: block; margin-bottom: 4px; object-fit: contain; }
-.kind { display: inline-block; border-radius: 4px; padding: 0 7px; background: #e6ebee; font-size: 12px; }
-.kind.edit { background: #dcebf3; } .kind.undo, .kind.deny { background: #f7e2dc; } .kind.checkpoint { background: #e3efd9; }
+.kind { display: inline-block; border-radius: 4px; padding: 0 7px; background: #e6ebee;
+  font-size: 12px; }
+.kind.edit { background: #dcebf3; } .kind.undo, .kind.deny { background: #f7e2dc; }
+.kind.checkpoint { background: #e3efd9; }
 footer { color: #5d6b78; font-size: 12.5px; margin-top: 20px; }
 """
+
+
+def write_report(session: Session, path: str | Path) -> Path:
+    """The page about a run as it stands now."""
+    write_text(Path(path), page(RunView.of(session)))
+    return Path(path)
+
+
+def write_folder_report(
+    folder: str | Path, path: str | Path | None = None, checkpoint_id: int | None = None
+) -> Path:
+    """The page about a run's folder, with ledger and neurons of one checkpoint (default: the
+    newest)."""
+    target = Path(folder) / "report.html" if path is None else Path(path)
+    write_text(target, page(RunView.of_folder(Path(folder), checkpoint_id)))
+    return target
 
 
 def page(view: RunView) -> str:
@@ -51,14 +80,16 @@ def page(view: RunView) -> str:
         _forgotten(view),
         _timeline(view),
     ]
+    written = time.strftime("%Y-%m-%d %H:%M")
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(view.name)} - training report</title><style>{CSS}</style></head>
 <body><main><h1>{escape(view.name)}</h1>
 <p class="note">{_subtitle(view)}</p>
 {_tiles(view)}
 {"".join(sections)}
-<footer>Written {time.strftime("%Y-%m-%d %H:%M")} by pilimit_lib.lab. This file is self-contained.</footer>
+<footer>Written {written} by pilimit_lib.lab. This file is self-contained.</footer>
 </main></body></html>
 """
 
@@ -152,7 +183,7 @@ def _tree(view: RunView) -> str:
         [
             "&nbsp;&nbsp;" * depth + f"<b>{entry['id']}</b>",
             "" if entry["parent"] is None else entry["parent"],
-            f"{entry['age']:,}",
+            f"{entry.get('age', 0):,}",
             *(f"<code>{escape(str(entry.get(key, '')))}</code>" for key in hashes),
             escape(entry.get("note", "")),
         ]
@@ -225,7 +256,8 @@ def _card(view: RunView, sample: int, row: Any) -> str:
         else f"loss {row.prediction_loss:.3g}"
     )
     denied = ", denied" if row.deny_listed else ""
-    return f'<div class="sample">{shown}<b>#{sample}</b> forgotten {row.forgotten}&times;<br>{verdict}{confidence}{denied}</div>'
+    forgotten = f"<b>#{sample}</b> forgotten {row.forgotten}&times;"
+    return f'<div class="sample">{shown}{forgotten}<br>{verdict}{confidence}{denied}</div>'
 
 
 def _timeline(view: RunView) -> str:

@@ -3,7 +3,7 @@ looking at."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,20 +11,19 @@ import torch
 from torch import Tensor
 
 from ..neurons.counters import COUNTERS
-
-if TYPE_CHECKING:
-    from ..watch import Lab
+from ..neurons.tracked import undisturbed
+from ..run.session import Session
 
 SIDE = 32  # thumbnails are stored at most this large
 
 
-def neuron_frame(lab: Lab) -> pd.DataFrame:
+def neuron_frame(session: Session) -> pd.DataFrame:
     """One row per neuron, in the order of the layers."""
-    paths = {module: path for path, module in lab.module.named_modules()}
+    paths = session.paths()
     return neuron_rows(
         [
-            (paths[layer], lab.neurons[layer].state_dict(), not layer.weight.requires_grad)
-            for layer in lab.ops.layer_modules()
+            (paths[layer], session.neurons[layer].state_dict(), not layer.weight.requires_grad)
+            for layer in session.layers()
         ]
     )
 
@@ -55,10 +54,10 @@ def neuron_rows(layers: list[tuple[str, dict[str, Tensor], bool]]) -> pd.DataFra
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def text(lab: Lab) -> str:
+def text(session: Session) -> str:
     """Trigger rates in the documented form: triggers / samples, two lines a neuron."""
     lines = ["trigger_rate (triggers_count / number_of_seen_samples)"]
-    frame = neuron_frame(lab)
+    frame = neuron_frame(session)
     for (index, path), rows in (
         frame.groupby(["layer_index", "layer"], sort=False) if len(frame) else []
     ):
@@ -84,22 +83,20 @@ def most_forgotten(frame: pd.DataFrame, count: int) -> pd.DataFrame:
     ).head(count)
 
 
-def thumbnails(lab: Lab, count: int = 24) -> dict[str, Any]:
+def thumbnails(session: Session, count: int = 24) -> dict[str, Any]:
     """Pictures of the most forgotten training samples, small, as uint8 [h w] or [h w 3] by sample
     id; none if not images."""
-    if lab.loader is None:
+    if session.loader is None:
         return {"ids": [], "images": []}
-    ids = most_forgotten(lab.loader.dataset.get_dataframe(), count).index.tolist()
-    from ..neurons.undisturbed import undisturbed
-
-    with undisturbed(lab.module):  # transforms may draw random numbers
-        images = [_thumbnail(lab, sample) for sample in ids]
+    ids = most_forgotten(session.loader.dataset.get_dataframe(), count).index.tolist()
+    with undisturbed(session.module):  # transforms may draw random numbers
+        images = [_thumbnail(session, sample) for sample in ids]
     kept = [(sample, image) for sample, image in zip(ids, images) if image is not None]
     return {"ids": [sample for sample, _ in kept], "images": [image for _, image in kept]}
 
 
-def _thumbnail(lab: Lab, sample: int) -> Tensor | None:
-    item = lab.loader.dataset[sample]
+def _thumbnail(session: Session, sample: int) -> Tensor | None:
+    item = session.loader.dataset[sample]
     image = item[0] if isinstance(item, list | tuple) else item
     if (
         not isinstance(image, Tensor)

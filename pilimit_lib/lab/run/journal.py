@@ -7,19 +7,23 @@ branch the checkpoint that it grew out of, so that the curves of a whole tree ca
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+from .disk import LOCK_EX, flock, reason
+
 
 class Journal:
-    """Events in memory and, where there is a folder, in its `journal.jsonl`."""
+    """Events in memory and, where there is a folder, in its `journal.jsonl`. Two experiments that
+    share a folder are on different branches."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.events = read_journal(path) if path is not None else []
-        self.branch = max((event["branch"] for event in self.events), default=-1)
+        self.branch = _last_branch(self.events)
         self._begun = False
         self._after: int | None = None
 
@@ -30,49 +34,59 @@ class Journal:
     def begin(self) -> int:
         """The number of the present branch, which begins now if nothing was written on it yet."""
         if not self._begun:
-            self._append(
-                {
-                    "kind": "branch",
-                    "branch": self.branch + 1,
-                    "after": self._after,
-                    "time": time.time(),
-                }
-            )
-            self._begun, self.branch = True, self.branch + 1
+            event = {"kind": "branch", "branch": 0, "after": self._after, "time": time.time()}
+            self._append(event, begins=True)
+            self._begun, self.branch = True, event["branch"]
         return self.branch
 
     def write(self, kind: str, **fields: Any) -> None:
         """Append one event."""
-        self.begin()
-        self._append({"kind": kind, "branch": self.branch, "time": time.time(), **fields})
+        self._append({"kind": kind, "branch": self.begin(), "time": time.time(), **fields})
 
-    def _append(self, event: dict[str, Any]) -> None:
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab", buffering=0) as file:
-                size, line = file.tell(), json.dumps(event).encode() + b"\n"
-                try:
-                    if file.write(line) != len(line):
-                        raise OSError("only part of a line fitted")
-                except OSError as error:
-                    file.truncate(size)
-                    raise OSError(
-                        f"the journal {self.path} could not be written: {error}"
-                    ) from error
+    def _append(self, event: dict[str, Any], begins: bool = False) -> None:
+        if self.path is None:
+            event["branch"] = self.branch + 1 if begins else event["branch"]
+            self.events.append(event)
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+", buffering=0) as file:
+            flock(file, LOCK_EX)  # until it is closed: nobody else writes
+            if begins:
+                self.events = read_journal(self.path)
+                event["branch"] = _last_branch(self.events) + 1
+            line, size = json.dumps(event).encode() + b"\n", file.seek(0, 2)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":  # a kill cut the last line off; the next starts clean
+                    file.seek(0)
+                    size = file.truncate(file.read().rfind(b"\n") + 1)
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, "only part of a line fitted")
+            except OSError as error:
+                file.truncate(size)
+                raise OSError(
+                    f"the journal {self.path} could not be written: {reason(error)}"
+                ) from error
         self.events.append(event)
 
 
+def _last_branch(events: list[dict[str, Any]]) -> int:
+    return max((event["branch"] for event in events), default=-1)
+
+
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """All events of a file. A last line without an end was cut off by a kill; it is removed, so
-    that the next starts clean."""
+    """All events of a file, but for a last line that has no end: it is being written, or was cut
+    off."""
     if not path.is_file():
         return []
     whole = path.read_bytes()
-    complete = whole[: whole.rfind(b"\n") + 1]
-    if complete != whole:
-        with path.open("rb+") as file:
-            file.truncate(len(complete))
     try:
-        return [json.loads(line) for line in complete.decode().splitlines()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not a journal of the lab: {error}") from error
+        lines = whole[: whole.rfind(b"\n") + 1].decode().split("\n")[:-1]
+        events = [json.loads(line) for line in lines]
+        for number, event in enumerate(events, start=1):
+            if not isinstance(event["kind"], str) or type(event["branch"]) is not int:
+                raise ValueError(f"line {number} is not an event")
+        return events
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is not a journal of the lab, or is damaged: {error!r}") from error

@@ -3,56 +3,53 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...core import follow, restore, rng_state, set_rng_state, snapshot
-from ..network import NetworkWithOps
+from ..neurons.tracked import TrackedNetwork, undisturbed
+from .session import Session
 from .structure import check_fits, digest, resize, sizes
-
-if TYPE_CHECKING:
-    from ..watch import Lab
 
 FORMAT = 1
 
 
-def network_state(lab: Lab) -> dict[str, Any]:
+def network_state(session: Session) -> dict[str, Any]:
     """Model and optimiser with their sizes, counters, rates, frozen parameters and age."""
-    paths = {module: path for path, module in lab.module.named_modules()}
+    paths = session.paths()
     return {
-        "snapshot": snapshot(lab.module, lab.optimizer),
-        "sizes": sizes(lab.module),
+        "snapshot": snapshot(session.module, session.optimizer),
+        "sizes": sizes(session.module),
         "neurons": {
             paths[layer]: {name: value.clone() for name, value in neurons.state_dict().items()}
-            for layer, neurons in lab.neurons.items()
+            for layer, neurons in session.neurons.items()
         },
         "frozen": [
-            name for name, parameter in lab.module.named_parameters() if not parameter.requires_grad
+            name
+            for name, parameter in session.module.named_parameters()
+            if not parameter.requires_grad
         ],
-        "age": lab.age,
-        "steps": lab.steps,
+        "age": session.age,
+        "steps": session.steps,
     }
 
 
-def full_state(lab: Lab) -> dict[str, Any]:
+def full_state(session: Session) -> dict[str, Any]:
     """`network_state`, the ledgers, the position in the epoch, every random generator, and what the
     user asked to keep."""
-    loaders = {"train": lab.loader, "eval": lab.eval_loader}
+    loaders = session.loaders()
     return {
         "lab": FORMAT,
-        "network": network_state(lab),
-        "ledgers": {
-            name: loader.dataset.ledger.state()
-            for name, loader in loaders.items()
-            if loader is not None
-        },
-        "loaders": {name: loader.state() for name, loader in loaders.items() if loader is not None},
+        "network": network_state(session),
+        "ledgers": {name: loader.dataset.ledger.state() for name, loader in loaders.items()},
+        "loaders": {name: loader.state() for name, loader in loaders.items()},
         "rng": {"core": rng_state(), "numpy": _numpy_state()},
-        "settings": lab.settings(),
-        "window": list(lab.window),
-        "also": _plain({name: thing.state_dict() for name, thing in lab.also.items()}),
+        "settings": session.settings(),
+        "window": list(session.window),
+        "also": _plain({name: thing.state_dict() for name, thing in session.also.items()}),
     }
 
 
@@ -77,34 +74,23 @@ def hashes(state: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def set_network_state(lab: Lab, state: dict[str, Any]) -> None:
-    """Go back to a `network_state`. If it does not fit, nothing changes."""
-    check_fits(lab.module, state["sizes"])
-    before = network_state(lab)
-    try:
-        _set_network(lab, state)
-    except Exception:
-        _set_network(lab, before)
-        raise
-
-
-def _set_network(lab: Lab, state: dict[str, Any]) -> None:
-    change = resize(lab.module, state["sizes"])
-    if lab.optimizer is not None:
-        follow(lab.optimizer, change)
-    restore(lab.module, state["snapshot"], lab.optimizer)
-    for name, parameter in lab.module.named_parameters():
+def _set_network(session: Session, state: dict[str, Any]) -> None:
+    change = resize(session.module, state["sizes"])
+    if session.optimizer is not None:
+        follow(session.optimizer, change)
+    restore(session.module, state["snapshot"], session.optimizer)
+    for name, parameter in session.module.named_parameters():
         parameter.requires_grad_(name not in state["frozen"]).grad = None
-    modules = dict(lab.module.named_modules())
+    modules = dict(session.module.named_modules())
     for path, values in state["neurons"].items():
-        lab.neurons[modules[path]].load(values)
-    lab.age, lab.steps = state["age"], state["steps"]
-    if isinstance(lab.module, NetworkWithOps):
-        lab.module.__dict__["_age"] = state["age"]
-    lab.forget_plans()
+        session.neurons[modules[path]].load(values)
+    session.age, session.steps = state["age"], state["steps"]
+    if isinstance(session.module, TrackedNetwork):
+        session.module.__dict__["_age"] = state["age"]
+    session.forget_plans()
 
 
-def set_full_state(lab: Lab, state: dict[str, Any]) -> None:
+def set_full_state(session: Session, state: dict[str, Any]) -> None:
     """Go back to a `full_state`. Whatever does not fit is found before anything changes."""
     if not isinstance(state, dict) or state.get("lab") != FORMAT:
         raise ValueError(
@@ -112,38 +98,78 @@ def set_full_state(lab: Lab, state: dict[str, Any]) -> None:
             f"{state.get('lab') if isinstance(state, dict) else None!r}, "
             f"this version reads {FORMAT})"
         )
-    loaders = {"train": lab.loader, "eval": lab.eval_loader}
+    loaders = session.loaders()
     for name, part in state["ledgers"].items():
-        if loaders.get(name) is None:
+        if name not in loaders:
             raise ValueError(
                 f"the checkpoint keeps a ledger of the {name} set, but no such loader is watched "
                 "here"
             )
         loaders[name].dataset.ledger.check_state(part)
-    missing = sorted(set(state["also"]) ^ set(lab.also))
+        loaders[name].check_state(state["loaders"][name])
+    missing = sorted(set(state["also"]) ^ set(session.also))
     if missing:
         raise ValueError(
             f"{missing} is in `also=` on one side only, here or in the checkpoint; watch the same "
             "things"
         )
-    check_fits(lab.module, state["network"]["sizes"])
-    before = full_state(lab)
+    stored, here = state["settings"]["optimizer"], type(session.optimizer).__name__
+    if session.optimizer is not None and stored != here:
+        raise ValueError(
+            f"the checkpoint's optimiser is of class {stored}, here it is {here}, to which its "
+            f"state means something else; to go on from it, build this run with {stored}"
+        )
+    check_fits(session.module, state["network"]["sizes"])
+    check_same_data(session, state)
+    before = full_state(session)
     try:
-        _set_full(lab, state)
+        _set_full(session, state)
     except Exception:
-        _set_full(lab, before)
+        _set_full(session, before)
         raise
 
 
-def _set_full(lab: Lab, state: dict[str, Any]) -> None:
-    loaders = {"train": lab.loader, "eval": lab.eval_loader}
-    _set_network(lab, state["network"])
+def fingerprints(session: Session) -> dict[str, Any]:
+    """What the data sets hold in a few places, to be compared when a checkpoint is loaded."""
+    with undisturbed(session.module):  # transforms may draw random numbers
+        return {name: loader.dataset.fingerprint() for name, loader in session.loaders().items()}
+
+
+def check_same_data(session: Session, state: dict[str, Any]) -> None:
+    """Raise where the checkpoint was written with other data: another number or label at some
+    position. Other arrays may come of other transforms, and are warned of."""
+    stored = state.get("data", {})
+    for name, here in fingerprints(session).items() if stored else ():
+        differ = {"labels": [], "arrays": []}
+        for position, (one, other) in enumerate(zip(stored[name], here)):
+            if [size for size, _ in one] != [size for size, _ in other]:
+                differ["arrays"].append(position)
+            for (size, key), (_, now) in zip(one, other):
+                if key != now and None not in (key, now):
+                    differ["labels" if size == 1 else "arrays"].append(position)
+        what = f"checked at {len(here)} places, the {name} set is not the one of the checkpoint"
+        if differ["labels"]:
+            raise ValueError(
+                f"{what}: labels differ at {len(set(differ['labels']))} of them. Its ledger would "
+                "speak of other samples; load it with the data set that it was written for"
+            )
+        if differ["arrays"]:
+            warnings.warn(
+                f"{what}: the labels are the same, the inputs differ at "
+                f"{len(set(differ['arrays']))} of them (other transforms, or other data)",
+                stacklevel=4,
+            )
+
+
+def _set_full(session: Session, state: dict[str, Any]) -> None:
+    loaders = session.loaders()
+    _set_network(session, state["network"])
     for name, part in state["ledgers"].items():
         loaders[name].dataset.ledger.load_state(part)
         loaders[name].load_state(state["loaders"][name])
     for name, part in state["also"].items():
-        lab.also[name].load_state_dict(part)
-    lab.window[:] = [list(entry) for entry in state["window"]]
+        session.also[name].load_state_dict(part)
+    session.window[:] = [list(entry) for entry in state["window"]]
     set_rng_state(state["rng"]["core"])
     _set_numpy_state(state["rng"]["numpy"])
 

@@ -1,4 +1,4 @@
-"""The chunked twin of `functional`: the same sums in plain torch, shaped for a CPU's caches.
+"""The sums of `plain` shaped for a CPU's caches, still in plain torch.
 
 What a step must do is read A and B once forward and once backward; so that little else is done,
 
@@ -18,16 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ....core import StoredRows
 from ...dual.relu import TWO_PI, relu_k_parts
-
-if TYPE_CHECKING:
-    from ...layers import InfPiLinearReLU
+from ..layer import RowLayer
 
 # cosines of one chunk: 1 MB, several of which fit into the second level of cache or close to it
 CHUNK_ELEMENTS = 1 << 18
@@ -35,8 +32,8 @@ MIN_CHUNK = 256  # fewer rows make matrix products slow
 CHUNK_OF_ONE = 1024  # rows of a matrix-vector product, which adds them one after the other
 
 
-def refuses(layer: InfPiLinearReLU, unit: Tensor) -> str | None:
-    """Why this twin can't run, or None."""
+def refuses(layer: RowLayer, unit: Tensor) -> str | None:
+    """Why this implementation can't run: it always can."""
     return None
 
 
@@ -57,7 +54,7 @@ class _Chunk:
 class _Reader:
     """Reads rows chunk by chunk into buffers that are used again."""
 
-    def __init__(self, layer: InfPiLinearReLU, unit: Tensor) -> None:
+    def __init__(self, layer: RowLayer, unit: Tensor) -> None:
         self.layer, self.like = layer, unit
         rows = layer.A.blocks.block_rows
         elements = CHUNK_ELEMENTS if len(unit) != 1 else CHUNK_OF_ONE
@@ -80,9 +77,7 @@ class _Reader:
 
     def chunks(self, rows: int) -> Iterator[_Chunk]:
         layer = self.layer
-        for A, Amult, B in zip(
-            *(getattr(layer, name).blocks.parts(rows) for name in ("A", "Amult", "B"))
-        ):
+        for A, Amult, B in layer.parts(rows):
             amult = Amult.dense(self.like.dtype).to(self.like.device) / TWO_PI
             for start in range(0, len(amult), self.size):
                 stop = start + self.size
@@ -129,9 +124,7 @@ class _Reader:
         return out.clamp_(-1, 1)
 
 
-def forward(
-    layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bool
-) -> tuple[Tensor, list[Tensor]]:
+def forward(layer: RowLayer, rows: int, unit: Tensor, save: bool) -> tuple[Tensor, list[Tensor]]:
     """Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) for directions `unit` [b r]: [b o], and the cosines of each chunk
     where `save`."""
     b, reader = len(unit), _Reader(layer, unit)
@@ -157,7 +150,7 @@ def forward(
 
 
 def backward(
-    layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: Tensor, saved: list[Tensor]
+    layer: RowLayer, rows: int, grad: Tensor, unit: Tensor, saved: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """For ∂out `grad` [b o]: Σ_m dγ k'(q) B [b r] and Σ_m dγ (k - q k')(q) [b 1]; cosines are
     recomputed where not saved."""

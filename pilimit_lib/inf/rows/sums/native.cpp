@@ -1,4 +1,4 @@
-// The sums over rows of a π-layer for one block of rows: what rows_native.py compiles and calls. No header but the compiler's own.
+// The sums over rows of a π-layer for one block of rows: what native.py compiles and calls. No header but the compiler's own.
 //
 // Eight rows at a time go through all operations while they are in the first level of cache. While one matrix is worked on, the other
 // one's rows are prefetched. Sums are float within FLUSH rows and double beyond. Two layouts:
@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <vector>
-#if defined(__F16C__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -19,13 +19,21 @@ constexpr int GROUP = 8;
 constexpr int FLUSH = 512;
 constexpr float PI = 3.14159265358979f;
 
-typedef float v16 __attribute__((vector_size(64)));
+// Vectors are as wide as the registers, and the loops below hold no more of them than there are: 32 with AVX-512, else 16. One loop that
+// needs more writes sums to memory and reads them back at every step, which made it ten times as slow.
+#if defined(__AVX512F__)
+constexpr int L = 16;
+#else
+constexpr int L = 8;
+#endif
+constexpr bool MANY_REGISTERS = L == 16;
+typedef float vec __attribute__((vector_size(4 * L)));
 
 // Tensors need not be aligned to a vector.
 template <class V> inline V load(const float* from) { V v; std::memcpy(&v, from, sizeof v); return v; }
 template <class V> inline void store(float* to, V v) { std::memcpy(to, &v, sizeof v); }
 
-// Interpolation at the nine Chebyshev points of [0, 1]; see triton_rows.py, whose formulas these are.
+// Interpolation at the nine Chebyshev points of [0, 1]; see triton_kernels.py, whose formulas these are.
 constexpr float U[9] = {0.9999999997f, -0.07079627863f, 0.01880419623f, -0.007729034363f, 0.003909490657f, -0.002098884451f,
                         0.00100198718f, -0.0003385782616f, 5.61436905e-05f};
 constexpr float P[9] = {1.570796323f, -0.2146011607f, 0.08903013694f, -0.05059357388f, 0.03257117017f, -0.02072766525f,
@@ -88,45 +96,52 @@ struct Ahead {
     }
 };
 
+// Vectors of a tile that are worked on at once: eight sums each.
+template <int N> constexpr int AT_ONCE = MANY_REGISTERS ? N : 1;
+
 // q[m] = Σ_i rows[m][i] x[i], for rows [8 n] and x [n N] vectors.
-template <class V, int N>
+template <int N>
 inline void dots(const float* rows, const float* x, int n, float* q, const Ahead& ahead) {
-    constexpr int L = sizeof(V) / 4;
-    V sum[GROUP][N] = {};
-    for (int begin = 0; begin < n; begin += 16) {
-        ahead.fetch(begin);
-        const int end = begin + 16 < n ? begin + 16 : n;
-        for (int i = begin; i < end; ++i)
+    constexpr int K = AT_ONCE<N>;
+    for (int first = 0; first < N; first += K) {
+        vec sum[GROUP][K] = {};
+        for (int begin = 0; begin < n; begin += 16) {
+            if (first == 0) ahead.fetch(begin);
+            const int end = begin + 16 < n ? begin + 16 : n;
+            for (int i = begin; i < end; ++i)
 #pragma GCC unroll 2
-            for (int v = 0; v < N; ++v) {
-                const V here = load<V>(x + (long(i) * N + v) * L);
+                for (int v = 0; v < K; ++v) {
+                    const vec here = load<vec>(x + (long(i) * N + first + v) * L);
 #pragma GCC unroll 8
-                for (int m = 0; m < GROUP; ++m) sum[m][v] += rows[long(m) * n + i] * here;
-            }
+                    for (int m = 0; m < GROUP; ++m) sum[m][v] += rows[long(m) * n + i] * here;
+                }
+        }
+        for (int m = 0; m < GROUP; ++m)
+            for (int v = 0; v < K; ++v) store<vec>(q + (m * N + first + v) * L, sum[m][v]);
     }
-    for (int m = 0; m < GROUP; ++m)
-        for (int v = 0; v < N; ++v) store<V>(q + (m * N + v) * L, sum[m][v]);
 }
 
 // total[i] += Σ_m rows[m][i] w[m], for rows [8 n] and total [n N] vectors.
-template <class V, int N>
+template <int N>
 inline void outer(const float* rows, const float* w, int n, float* total, const Ahead& ahead) {
-    constexpr int L = sizeof(V) / 4;
-    V weight[GROUP][N];
-    for (int m = 0; m < GROUP; ++m)
-        for (int v = 0; v < N; ++v) weight[m][v] = load<V>(w + (m * N + v) * L);
-    for (int begin = 0; begin < n; begin += 16) {
-        ahead.fetch(begin);
-        const int end = begin + 16 < n ? begin + 16 : n;
-        for (int i = begin; i < end; ++i)
+    constexpr int K = AT_ONCE<N>;
+    for (int first = 0; first < N; first += K) {
+        vec weight[GROUP][K];
+        for (int m = 0; m < GROUP; ++m)
+            for (int v = 0; v < K; ++v) weight[m][v] = load<vec>(w + (m * N + first + v) * L);
+        for (int begin = 0; begin < n; begin += 16) {
+            if (first == 0) ahead.fetch(begin);
+            const int end = begin + 16 < n ? begin + 16 : n;
+            for (int i = begin; i < end; ++i)
 #pragma GCC unroll 2
-            for (int v = 0; v < N; ++v) {
-                float* here = total + (long(i) * N + v) * L;
-                V sum = load<V>(here);
+                for (int v = 0; v < K; ++v) {
+                    float* here = total + (long(i) * N + first + v) * L;
+                    vec sum = load<vec>(here);
 #pragma GCC unroll 8
-                for (int m = 0; m < GROUP; ++m) sum += rows[long(m) * n + i] * weight[m][v];
-                store<V>(here, sum);
-            }
+                    for (int m = 0; m < GROUP; ++m) sum += rows[long(m) * n + i] * weight[m][v];
+                    store<vec>(here, sum);
+                }
+        }
     }
 }
 
@@ -208,9 +223,9 @@ struct Block {
     }
 };
 
-template <class V, int N>
+template <int W>
 void forward(const Block& k, const float* u, const float* u_sum, double* total, double* common) {
-    constexpr int W = N * sizeof(V) / 4;
+    constexpr int N = W / L;
     std::vector<float> part(long(k.tiles) * k.o * W), shared(k.tiles * GROUP * W), w(k.tiles * GROUP * W);
     std::vector<float> wide(GROUP * (k.r + k.o));
     Coefficients<W> c;
@@ -220,22 +235,22 @@ void forward(const Block& k, const float* u, const float* u_sum, double* total, 
         c.take(k.weight, k.offset, k.scale, k.shift, start, count);
         for (int t = 0; t < k.tiles; ++t) {
             float* q = w.data() + t * GROUP * W;
-            dots<V, N>(B, u + long(t) * k.r * W, k.r, q, k.ahead(k.A, t ? k.rows : start, k.o));
+            dots<N>(B, u + long(t) * k.r * W, k.r, q, k.ahead(k.A, t ? k.rows : start, k.o));
             if (k.scale) cosine_of<W>(q, u_sum + t * W, c);
             kernel_of<W>(q, shared.data() + t * GROUP * W, c);
         }
         const float* A = take(k.kind, k.A, start, count, k.o, wide.data() + GROUP * k.r);
         for (int t = 0; t < k.tiles; ++t)
-            outer<V, N>(A, w.data() + t * GROUP * W, k.o, part.data() + long(t) * k.o * W,
+            outer<N>(A, w.data() + t * GROUP * W, k.o, part.data() + long(t) * k.o * W,
                         k.ahead(k.B, t ? k.rows : start + GROUP, k.r));
         if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) { flush(part, total); fold<W>(shared, common); }
     }
 }
 
-template <class V, int N>
+template <int W>
 void backward(const Block& k, const float* u, const float* u_sum, const float* grad, const float* grad_sum, double* total,
               double* common, double* along_unit) {
-    constexpr int W = N * sizeof(V) / 4;
+    constexpr int N = W / L;
     std::vector<float> part(long(k.tiles) * k.r * W), w(k.tiles * GROUP * W), d(GROUP * W);
     std::vector<float> shared(k.tiles * GROUP * W), radial(k.tiles * GROUP * W), wide(GROUP * (k.r + k.o));
     Coefficients<W> c;
@@ -245,15 +260,15 @@ void backward(const Block& k, const float* u, const float* u_sum, const float* g
         c.take(k.weight, k.offset, k.scale, k.shift, start, count);
         for (int t = 0; t < k.tiles; ++t) {
             float* q = w.data() + t * GROUP * W;
-            dots<V, N>(B, u + long(t) * k.r * W, k.r, q, k.ahead(k.A, t ? k.rows : start, k.o));
+            dots<N>(B, u + long(t) * k.r * W, k.r, q, k.ahead(k.A, t ? k.rows : start, k.o));
             if (k.scale) cosine_of<W>(q, u_sum + t * W, c);
         }
         const float* A = take(k.kind, k.A, start, count, k.o, wide.data() + GROUP * k.r);
         for (int t = 0; t < k.tiles; ++t) {
             float* q = w.data() + t * GROUP * W;
-            dots<V, N>(A, grad + long(t) * k.o * W, k.o, d.data(), k.ahead(k.B, t ? k.rows : start + GROUP, k.r));
+            dots<N>(A, grad + long(t) * k.o * W, k.o, d.data(), k.ahead(k.B, t ? k.rows : start + GROUP, k.r));
             slope_of<W>(q, d.data(), grad_sum + t * W, radial.data() + t * GROUP * W, shared.data() + t * GROUP * W, c);
-            outer<V, N>(B, q, k.r, part.data() + long(t) * k.r * W, k.ahead(k.B, k.rows, k.r));
+            outer<N>(B, q, k.r, part.data() + long(t) * k.r * W, k.ahead(k.B, k.rows, k.r));
         }
         if ((start + GROUP) % FLUSH == 0 || start + GROUP >= k.rows) {
             flush(part, total); fold<W>(shared, common); fold<W>(radial, along_unit);
@@ -261,32 +276,38 @@ void backward(const Block& k, const float* u, const float* u_sum, const float* g
     }
 }
 
-constexpr int FEW = 8, L = 16;
+constexpr int FEW = 8;
 
-// Sixteen entries of a stored row as floats.
+// L entries of a stored row as floats.
 template <int KIND>
-inline v16 entries(const char* from) {
-    if constexpr (KIND == F32) return load<v16>(reinterpret_cast<const float*>(from));
+inline vec entries(const char* from) {
+    if constexpr (KIND == F32) return load<vec>(reinterpret_cast<const float*>(from));
     else if constexpr (KIND == BF16) {
-        typedef uint16_t half __attribute__((vector_size(32)));
-        typedef uint32_t word __attribute__((vector_size(64)));
+        typedef uint16_t half __attribute__((vector_size(2 * L)));
+        typedef uint32_t word __attribute__((vector_size(4 * L)));
         half h; std::memcpy(&h, from, sizeof h);
         const word bits = __builtin_convertvector(h, word) << 16;
-        v16 x; std::memcpy(&x, &bits, sizeof x); return x;
+        vec x; std::memcpy(&x, &bits, sizeof x); return x;
 #if defined(__AVX512F__)
     } else if constexpr (KIND == I8) {
-        return v16(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
+        return vec(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)))));
     } else if constexpr (KIND == F16) {
-        return v16(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+        return vec(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__AVX2__) && defined(__F16C__)
+    } else if constexpr (KIND == I8) {
+        return vec(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)))));
+    } else if constexpr (KIND == F16) {
+        return vec(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #endif
     } else {
-        float x[L]; widen(KIND, from, x, L); return load<v16>(x);
+        float x[L]; widen(KIND, from, x, L); return load<vec>(x);
     }
 }
 
-// The sums over lanes of sixteen vectors, as one vector: halves are folded together pair by pair.
-inline v16 lanes_summed(const v16* s) {
-    v16 a[8], b[4], c[2];
+// The sums over lanes of as many vectors as there are lanes, as one vector: halves are folded together pair by pair.
+inline vec lanes_summed(const vec* s) {
+#if defined(__AVX512F__)
+    vec a[8], b[4], c[2];
     for (int i = 0; i < 8; ++i)
         a[i] = __builtin_shufflevector(s[2 * i], s[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
                __builtin_shufflevector(s[2 * i], s[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
@@ -298,11 +319,22 @@ inline v16 lanes_summed(const v16* s) {
                __builtin_shufflevector(b[2 * i], b[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
     return __builtin_shufflevector(c[0], c[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
            __builtin_shufflevector(c[0], c[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#else
+    vec a[4], b[2];
+    for (int i = 0; i < 4; ++i)
+        a[i] = __builtin_shufflevector(s[2 * i], s[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11) +
+               __builtin_shufflevector(s[2 * i], s[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15);
+    for (int i = 0; i < 2; ++i)
+        b[i] = __builtin_shufflevector(a[2 * i], a[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13) +
+               __builtin_shufflevector(a[2 * i], a[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15);
+    return __builtin_shufflevector(b[0], b[1], 0, 2, 4, 6, 8, 10, 12, 14) + __builtin_shufflevector(b[0], b[1], 1, 3, 5, 7, 9, 11, 13, 15);
+#endif
 }
 
 // Eight stored rows of n entries, and those of the other matrix that will be needed next.
 template <int KIND>
 struct Group {
+    static constexpr int ROWS = L / FEW;  // rows whose products with eight samples fill one vector
     const char* at[GROUP]; Ahead next; int n; char end[GROUP][4 * L];
 
     // Rows beyond the last one are zero; so is what follows the last entries of a row, which are copied aside.
@@ -314,45 +346,48 @@ struct Group {
         }
     }
 
-    inline v16 read(int m, int i) const { return entries<KIND>(i + L <= n ? at[m] + i * BYTES[KIND] : end[m]); }
+    inline vec read(int m, int i) const { return entries<KIND>(i + L <= n ? at[m] + i * BYTES[KIND] : end[m]); }
 
-    // q[m][s] = Σ_i rows[m][i] x[s][i], for x [FEW padded].
-    void dots(const float* x, int padded, float* q) const {
-        for (int m = 0; m < GROUP; m += 2) {
-            const Ahead two{next.base + m * next.row_bytes, next.row_bytes, next.rows > m + 1 ? 2 : next.rows > m, next.bytes};
-            v16 sum[2 * FEW] = {};
-            for (int i = 0; i < padded; i += L) {
-                two.fetch(i);
-                const v16 first = read(m, i), second = read(m + 1, i);
+    // q[m][s] = Σ_i rows[m][i] x[s][i], for x [FEW stride].
+    void dots(const float* x, int stride, float* q) const {
+        for (int m = 0; m < GROUP; m += ROWS) {
+            const int left = next.rows > m ? next.rows - m : 0;
+            const Ahead few{next.base + m * next.row_bytes, next.row_bytes, left < ROWS ? left : ROWS, next.bytes};
+            vec sum[L] = {};
+            for (int i = 0; i < n; i += L) {
+                if (i % 16 == 0) few.fetch(i);
+                vec row[ROWS];
+                for (int k = 0; k < ROWS; ++k) row[k] = read(m + k, i);
 #pragma GCC unroll 8
                 for (int s = 0; s < FEW; ++s) {
-                    const v16 here = load<v16>(x + s * padded + i);
-                    sum[s] += first * here;
-                    sum[FEW + s] += second * here;
+                    const vec here = load<vec>(x + s * stride + i);
+#pragma GCC unroll 2
+                    for (int k = 0; k < ROWS; ++k) sum[k * FEW + s] += row[k] * here;
                 }
             }
-            store<v16>(q + m * FEW, lanes_summed(sum));
+            store<vec>(q + m * FEW, lanes_summed(sum));
         }
     }
 
-    // total[s][i] += Σ_m rows[m][i] w[m][s], for total [FEW padded].
-    void outer(const float* w, int padded, float* total) const {
+    // total[s][i] += Σ_m rows[m][i] w[m][s], for total [FEW stride].
+    void outer(const float* w, int stride, float* total) const {
         for (int m = 0; m < GROUP; m += 4)
-            for (int i = 0; i < padded; i += L) {
-                if (m == 0) next.fetch(i);
-                const v16 row[4] = {read(m, i), read(m + 1, i), read(m + 2, i), read(m + 3, i)};
+            for (int i = 0; i < n; i += L) {
+                if (m == 0 && i % 16 == 0) next.fetch(i);
+                const vec row[4] = {read(m, i), read(m + 1, i), read(m + 2, i), read(m + 3, i)};
 #pragma GCC unroll 8
                 for (int s = 0; s < FEW; ++s) {
-                    v16 sum = load<v16>(total + s * padded + i);
+                    vec sum = load<vec>(total + s * stride + i);
 #pragma GCC unroll 4
                     for (int k = 0; k < 4; ++k) sum += row[k] * w[(m + k) * FEW + s];
-                    store<v16>(total + s * padded + i, sum);
+                    store<vec>(total + s * stride + i, sum);
                 }
             }
     }
 };
 
-inline int padded(int n) { return (n + L - 1) / L * L; }
+// Samples of few lie this far apart: a multiple of 16 on every processor.
+inline int padded(int n) { return (n + 15) / 16 * 16; }
 
 template <int KIND>
 void few_forward(const Block& k, const float* u, const float* u_sum, double* total, double* common) {
@@ -405,8 +440,8 @@ extern "C" void pi_rows_forward(int kind, long rows, int r, int o, int tiles, in
         else if (kind == BF16) few_forward<BF16>(k, u, u_sum, total, common);
         else if (kind == F16) few_forward<F16>(k, u, u_sum, total, common);
         else few_forward<I8>(k, u, u_sum, total, common);
-    } else if (W == 16) forward<v16, 1>(k, u, u_sum, total, common);
-    else forward<v16, 2>(k, u, u_sum, total, common);
+    } else if (W == 16) forward<16>(k, u, u_sum, total, common);
+    else forward<32>(k, u, u_sum, total, common);
 }
 
 extern "C" void pi_rows_backward(int kind, long rows, int r, int o, int tiles, int W, const char* A, const char* B,
@@ -419,6 +454,6 @@ extern "C" void pi_rows_backward(int kind, long rows, int r, int o, int tiles, i
         else if (kind == BF16) few_backward<BF16>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
         else if (kind == F16) few_backward<F16>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
         else few_backward<I8>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
-    } else if (W == 16) backward<v16, 1>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
-    else backward<v16, 2>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+    } else if (W == 16) backward<16>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
+    else backward<32>(k, u, u_sum, grad, grad_sum, total, common, along_unit);
 }

@@ -1,7 +1,7 @@
-"""The native twin of `functional`: C++ compiled on the machine where it runs, for rows on a CPU.
+"""The sums of `plain` in C++ compiled on the machine where they run, for rows on a CPU.
 
-It is asked for by name (`row_twin("native")`), needs a C++ compiler (GCC 12 or Clang, as `c++` or
-what CXX says), and refuses where there is none. The first use compiles `native.cpp` in some
+It is asked for by `implementation(rows="native")`, needs a C++ compiler (GCC 12 or Clang, as `c++`
+or what CXX says), and refuses where there is none. The first use compiles `native.cpp` in some
 seconds into the user's cache folder; later ones load that. Rows in two or one byte are widened in
 registers or in the first level of cache, which no sequence of torch operations does.
 """
@@ -9,96 +9,42 @@ registers or in the first level of cache, which no sequence of torch operations 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ....core import StoredRows, replacing
+from ....core import StoredRows
 from ...dual.relu import TWO_PI
-
-if TYPE_CHECKING:
-    from ...layers import InfPiLinearReLU
+from ...extension import FLAGS, library
+from ..layer import RowLayer
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-std=c++17",
-    "-shared",
-    "-fPIC",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-    "-fassociative-math",
-    "-fno-signed-zeros",
-)
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
-def refuses(layer: InfPiLinearReLU, unit: Tensor) -> str | None:
-    """Why this twin can't run, or None."""
+def refuses(layer: RowLayer, unit: Tensor) -> str | None:
+    """Why this implementation can't run, or None."""
     storage = layer.A.blocks.storage
     if unit.device.type != "cpu" or layer.A.blocks.device.type != "cpu":
-        return f"rows lie on {layer.A.blocks.device}, pre-activations on {unit.device}; it runs on the CPU"
+        return (
+            f"rows lie on {layer.A.blocks.device}, pre-activations on {unit.device}; it runs on "
+            "the CPU"
+        )
     if storage not in KINDS or unit.dtype != torch.float32:
-        return f"rows in {storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 rows in float32"
+        return (
+            f"rows in {storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 "
+            "rows in float32"
+        )
     found = _library()
     return found if isinstance(found, str) else None
 
 
-def cache_folder() -> Path:
-    """Where compiled files are kept: XDG_CACHE_HOME or ~/.cache, in a folder of their own."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pilimit"
-
-
 @cache
 def _library() -> ctypes.CDLL | str:
-    """The compiled functions, or why there are none."""
-    compiler = shutil.which(os.environ.get("CXX") or "c++")
-    if compiler is None:
-        return (
-            f"there is no C++ compiler {os.environ.get('CXX') or 'c++'!r}; install one or set CXX"
-        )
-    try:
-        version = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=60
-        ).stdout
-        made_of = repr((SOURCE.read_text(), FLAGS, version, platform.machine(), _processor()))
-        path = cache_folder() / f"rows-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-        if not path.is_file():
-            with replacing(path) as beside:
-                subprocess.run(
-                    [compiler, *FLAGS, str(SOURCE), "-o", str(beside)],
-                    capture_output=True,
-                    text=True,
-                    timeout=300,
-                    check=True,
-                )
-        return ctypes.CDLL(str(path))
-    except subprocess.CalledProcessError as error:
-        return f"{compiler} failed: {error.stderr.strip()[-500:]}"
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{compiler} could not be used: {error}"
-
-
-def _processor() -> str:
-    """What distinguishes processors for which code was compiled: the flags that Linux reports."""
-    info = Path("/proc/cpuinfo")
-    flags = (
-        [line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))]
-        if info.is_file()
-        else []
-    )
-    return flags[0] if flags else platform.processor()
+    return library(SOURCE, FLAGS)
 
 
 class _Tiles:
@@ -109,7 +55,7 @@ class _Tiles:
 
     def __init__(self, b: int) -> None:
         self.b = b
-        self.W = 8 if b <= 8 else 16 if b <= 16 else 32
+        self.W = next((width for width in (8, 16) if b <= width), 32)
         self.tiles = -(-b // self.W)
 
     def lay(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +86,7 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 def _run(
     name: str,
-    layer: InfPiLinearReLU,
+    layer: RowLayer,
     rows: int,
     tiles: _Tiles,
     given: list[Tensor],
@@ -171,7 +117,7 @@ def _run(
             )
         return totals
 
-    blocks = list(zip(*(getattr(layer, role).blocks.parts(rows) for role in ("A", "Amult", "B"))))
+    blocks = list(layer.parts(rows))
     threads = max(1, min(torch.get_num_threads(), len(blocks)))
     if threads == 1:
         return stretch(blocks)
@@ -183,9 +129,7 @@ def _run(
     return [sum(totals[1:], start=totals[0]) for totals in zip(*found)]
 
 
-def forward(
-    layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bool
-) -> tuple[Tensor, list[Tensor]]:
+def forward(layer: RowLayer, rows: int, unit: Tensor, save: bool) -> tuple[Tensor, list[Tensor]]:
     """Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) for directions `unit` [b r]: [b o]; cosines are recomputed, never
     saved."""
     tiles = _Tiles(len(unit))
@@ -194,7 +138,7 @@ def forward(
 
 
 def backward(
-    layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: Tensor, saved: list[Tensor]
+    layer: RowLayer, rows: int, grad: Tensor, unit: Tensor, saved: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """For ∂out `grad` [b o]: Σ_m dγ k'(q) B [b r] and Σ_m dγ (k - q k')(q) [b 1]."""
     tiles = _Tiles(len(unit))

@@ -1,5 +1,5 @@
-"""The Triton twin of `functional`: when it can run, and the calls of its kernels (`triton_rows`).
-Not yet measured on a GPU.
+"""The sums of `plain` in Triton: when they can run, and the calls of the kernels. Not yet measured
+on a GPU.
 
 Products are made in the dtype of the rows (float16 for rows in eight bits, whose codes it holds
 exactly; float32 for float32) and summed in float32, partial sums in float64. What float16 rows are
@@ -13,15 +13,12 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...dual.relu import TWO_PI
-
-if TYPE_CHECKING:
-    from ...layers import InfPiLinearReLU
+from ..layer import RowLayer
 
 LARGEST_RANK = 512
 LARGEST_TILE = 128  # rows; blocks hold a whole number of tiles
@@ -30,8 +27,8 @@ PROGRAMS = 512
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8)
 
 
-def refuses(layer: InfPiLinearReLU, unit: Tensor) -> str | None:
-    """Why this twin can't run, or None."""
+def refuses(layer: RowLayer, unit: Tensor) -> str | None:
+    """Why this implementation can't run, or None."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     A, B = layer.A.blocks, layer.B.blocks
     if not (unit.is_cuda or interpreted):
@@ -41,7 +38,10 @@ def refuses(layer: InfPiLinearReLU, unit: Tensor) -> str | None:
     if A.device != unit.device:
         return f"rows lie on {A.device}, pre-activations on {unit.device}"
     if A.storage not in DTYPES or unit.dtype != torch.float32:
-        return f"rows in {A.storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 rows in float32"
+        return (
+            f"rows in {A.storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or "
+            "int8 rows in float32"
+        )
     if max(layer.r, layer.r_out) > LARGEST_RANK:
         return f"ranks {layer.r} and {layer.r_out}; at most {LARGEST_RANK} fit into one tile"
     if A.block_rows % LARGEST_TILE or A.block_rows != B.block_rows:
@@ -66,8 +66,8 @@ class _Operands:
         return self.A_table, self.B_table, self.weight, self.offset, self.scale, self.shift
 
 
-def _operands(layer: InfPiLinearReLU, rows: int, like: Tensor) -> _Operands:
-    A, Amult, B = (list(getattr(layer, name).blocks.parts(rows)) for name in ("A", "Amult", "B"))
+def _operands(layer: RowLayer, rows: int, like: Tensor) -> _Operands:
+    A, Amult, B = (list(parts) for parts in zip(*layer.parts(rows)))
     tables = [
         torch.tensor(
             [part.values.data_ptr() for part in parts], dtype=torch.int64, device=like.device
@@ -90,7 +90,7 @@ def _operands(layer: InfPiLinearReLU, rows: int, like: Tensor) -> _Operands:
     return _Operands(*tables, weight, weight, weight, weight, [A, B])
 
 
-def _settings(layer: InfPiLinearReLU, rows: int, unit: Tensor) -> tuple[tuple[int, int], dict]:
+def _settings(layer: RowLayer, rows: int, unit: Tensor) -> tuple[tuple[int, int], dict]:
     """((tiles of the batch, stretches of rows), arguments that both kernels share)."""
     import triton
     import triton.language as tl
@@ -134,9 +134,7 @@ def _settings(layer: InfPiLinearReLU, rows: int, unit: Tensor) -> tuple[tuple[in
     return (tiles, triton.cdiv(rows, per_split)), common
 
 
-def forward(
-    layer: InfPiLinearReLU, rows: int, unit: Tensor, save: bool
-) -> tuple[Tensor, list[Tensor]]:
+def forward(layer: RowLayer, rows: int, unit: Tensor, save: bool) -> tuple[Tensor, list[Tensor]]:
     """Σ_m Amult_m A_m k(⟨B_m, ĝ⟩) for directions `unit` [b r]: [b o]; cosines are never saved."""
     if not rows or not len(unit):
         return unit.new_zeros(len(unit), layer.r_out), []
@@ -150,7 +148,7 @@ def forward(
 
 
 def backward(
-    layer: InfPiLinearReLU, rows: int, grad: Tensor, unit: Tensor, saved: list[Tensor]
+    layer: RowLayer, rows: int, grad: Tensor, unit: Tensor, saved: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """For ∂out `grad` [b o]: Σ_m dγ k'(q) B [b r] and Σ_m dγ (k - q k')(q) [b 1]."""
     if not rows or not len(unit):

@@ -1,0 +1,241 @@
+"""The loop of every training run: epochs of steps, their sums, the bar, checkpoints and tables,
+interruption."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from experiments.training.process import Interrupted, interruptible, shows_bars
+from experiments.training.run_folder import Records, RunFolder
+from pilimit_lib.core import restore, rng_state, set_rng_state, snapshot
+
+BAR_TEXT_EVERY = 20  # steps between two texts beside the bar
+DRAW_EVERY = (
+    60.0  # seconds between two drawings of the curves: on small data they are what takes time
+)
+
+
+class Trainer:
+    """The state of a run between two steps: everything that a checkpoint holds.
+
+    A command's own trainer says what a `step` does, and what is recorded of an epoch. `batches` is
+    what an epoch goes through: it has a length, knows how many it has `done` in the epoch begun,
+    and, asked again after an interruption, gives what is left.
+    """
+
+    clocks: dict[str, Callable[[], float]] = {"seconds": time.perf_counter}
+    counts: dict[str, float] = {"loss": 0.0, "correct": 0, "seen": 0}
+    header = ""
+    remedy = "lower --lr, or bound the gradients with --gclip"  # of a run that diverges
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None,
+        batches: Iterable,
+        epochs: int,
+        title: str,
+    ) -> None:
+        self.net, self.optimizer, self.scheduler = net, optimizer, scheduler
+        self.batches, self.epochs, self.title = batches, epochs, title
+        self.epoch = 0
+        self.records: Records = []
+        self.sums = self.zeros()
+
+    # What a command's trainer says
+
+    def step(self, *batch: Any) -> None:
+        """Learn from one of `batches`, and add to `sums`."""
+        raise NotImplementedError
+
+    def record(self) -> dict[str, Any]:
+        """What there is to say about the epoch that has just ended; JSON's types."""
+        raise NotImplementedError
+
+    def row(self, record: dict[str, Any]) -> str:
+        """A record as a line of the table under `header`."""
+        raise NotImplementedError
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether a run can be interrupted after this step."""
+        return True
+
+    def progress(self) -> str:
+        """The text beside the bar."""
+        seen = max(self.sums["seen"], 1)
+        loss, accuracy = self.sums["loss"] / seen, 100 * self.sums["correct"] / seen
+        return f"loss {loss:.4f}, acc {accuracy:.1f} %"
+
+    def write(self, folder: RunFolder) -> None:
+        """The tables so far."""
+        folder.write_metrics(self.records)
+
+    def draw(self, folder: RunFolder) -> None:
+        """The curves so far."""
+        folder.draw_curves(pd.DataFrame(self.records), self.title)
+
+    def extras(self) -> dict[str, Any]:
+        """What a checkpoint holds beside network, optimiser, schedule, epoch, sums and random
+        state."""
+        return {"records": self.records, "batches": self.batches.state()}
+
+    def load_extras(self, extras: dict[str, Any]) -> None:
+        self.records = extras["records"]
+        self.batches.load_state(extras["batches"])
+
+    # What all have in common
+
+    def zeros(self) -> dict[str, float]:
+        """The sums at the beginning of an epoch."""
+        return self.counts | dict.fromkeys(self.clocks, 0.0)
+
+    def run_epoch(self, stop: list[int], quiet: bool = True) -> bool:
+        """Train what is left of the epoch; True unless interrupted between two steps."""
+        total, before = len(self.batches), dict(self.sums)
+        started = {name: clock() for name, clock in self.clocks.items()}
+        bar = tqdm(
+            total=total,
+            initial=self.batches.done,
+            desc=f"epoch {self.epoch + 1}/{self.epochs}",
+            leave=False,
+            disable=not shows_bars(quiet),
+            mininterval=0.5,
+        )
+        with bar:
+            for batch in self.batches:
+                self.step(*batch)
+                self.require_finite(self.sums["loss"], f"loss of step {self.batches.done}")
+                for name, clock in self.clocks.items():
+                    self.sums[name] = before[name] + clock() - started[name]
+                bar.update()
+                if not bar.disable and self.batches.done % BAR_TEXT_EVERY == 0:
+                    bar.set_postfix_str(self.progress())
+                if stop and self.may_stop and self.batches.done < total:
+                    return False
+        self.end_epoch()
+        return True
+
+    def end_epoch(self) -> None:
+        self.epoch += 1
+        record = self.record()
+        for name, value in record.items():
+            self.require_finite(value, name)
+        self.records.append(record)
+        self.sums = self.zeros()
+
+    def require_finite(self, value: Any, what: str) -> None:
+        """Raise FloatingPointError where the run has diverged: what would follow is NaN. Looks into
+        tensors, dicts and lists."""
+        if isinstance(value, dict):
+            for name, entry in value.items():
+                self.require_finite(entry, name)
+        elif isinstance(value, list | tuple):
+            for entry in value:
+                self.require_finite(entry, what)
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            if not bool(value.isfinite().all()):
+                raise FloatingPointError(f"{what} holds NaN or infinity")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise FloatingPointError(f"the {what} became {value}")
+
+    def state(self) -> dict[str, Any]:
+        return snapshot(
+            self.net,
+            self.optimizer,
+            epoch=self.epoch,
+            sums=self.sums,
+            scheduler=None if self.scheduler is None else self.scheduler.state_dict(),
+            rng=rng_state(),
+            **self.extras(),
+        )
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        extras = restore(self.net, state, self.optimizer)
+        self.epoch, self.sums = extras["epoch"], extras["sums"]
+        self.load_extras(extras)
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(extras["scheduler"])
+        set_rng_state(extras["rng"])
+
+
+def resume_from(trainer: Trainer, folder: RunFolder) -> None:
+    """Bring the trainer to where the run in the folder stands."""
+    state = folder.load()
+    saved, here = (each["extras"]["scheduler"] for each in (state, trainer.state()))
+    folder.check_schedule(saved, here)
+    trainer.load_state(state)
+
+
+def fit(
+    trainer: Trainer,
+    folder: RunFolder,
+    *,
+    quiet: bool = False,
+    at_epoch: Callable[[Trainer, Path], None] | None = None,
+    stop: list[int] | None = None,
+) -> None:
+    """Train to the last epoch, with a checkpoint, tables and a line after each.
+
+    `at_epoch` is called with the trainer and the output folder before the first epoch, after each,
+    and again where a run is resumed between two. Signals that asked for an end are added to `stop`.
+    Raises Interrupted where the run is not whole, FloatingPointError where it diverges: the
+    checkpoint before stays.
+    """
+    if not quiet:
+        print(trainer.header, *map(trainer.row, trainer.records), sep="\n", flush=True)
+    with interruptible() as requests:
+        try:
+            _epochs(trainer, folder, requests, quiet, at_epoch)
+        except FloatingPointError as error:
+            kept = folder.checkpoint if folder.checkpoint.exists() else "nothing"
+            raise FloatingPointError(
+                f"{error}; {trainer.remedy}. It happened in epoch {trainer.epoch + 1}; saved "
+                f"before it: {kept}"
+            ) from error
+    if stop is not None:
+        stop += requests
+    if trainer.epoch < trainer.epochs:
+        print(f"stopped in epoch {trainer.epoch + 1}; go on with: {folder.resume_command}")
+        raise Interrupted(requests[0])
+
+
+def _epochs(
+    trainer: Trainer,
+    folder: RunFolder,
+    stop: list[int],
+    quiet: bool,
+    at_epoch: Callable[[Trainer, Path], None] | None,
+) -> None:
+    """The epochs that are left, until a signal asks for an end."""
+    if trainer.records:
+        trainer.write(folder)  # a run killed after its checkpoint may not have got to its tables
+    if at_epoch is not None and not trainer.batches.done:
+        at_epoch(trainer, folder.path)
+    drawn = time.monotonic()
+    while trainer.epoch < trainer.epochs and not stop:
+        finished = trainer.run_epoch(stop, quiet)
+        state = trainer.state()
+        trainer.require_finite(state["model"], "network")
+        folder.save(state)
+        if finished:
+            trainer.write(folder)
+            if at_epoch is not None:
+                at_epoch(trainer, folder.path)
+            if not quiet:
+                print(trainer.row(trainer.records[-1]), flush=True)
+            if time.monotonic() - drawn > DRAW_EVERY:
+                trainer.draw(folder)
+                drawn = time.monotonic()
+    if trainer.records:
+        trainer.draw(folder)

@@ -1,0 +1,1 @@
+"""How derivatives are computed: on the tape of autograd, and by operators of the compiler."""

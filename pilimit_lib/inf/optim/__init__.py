@@ -1,0 +1,6 @@
+"""Steps of networks of any width: SGD that appends rows, rates, gradients of any form."""
+
+from .rates import param_groups
+from .sgd import InfSGD, PiSGD
+
+__all__ = ["InfSGD", "PiSGD", "param_groups"]
