@@ -27,8 +27,7 @@ from .rows.compress import compress
 from .rows.initial import initial_columns_, initial_rows
 from .rows.layer import RowLayer
 from .rows.limits import RowLimits
-from .rows.merge import merge
-from .rows.report import Report
+from .rows.merge import Report, merge
 
 __all__ = ["FinPiInputLinearReLU", "FinPiLinearReLU", "InfPiInputLinearReLU", "InfPiLinearReLU"]
 

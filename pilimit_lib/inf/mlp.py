@@ -18,7 +18,7 @@ from .finite.mlp import FinPiMLPSample, hidden
 from .layers import InfPiInputLinearReLU, InfPiLinearReLU
 from .moments.layer import InfPiLinear
 from .numerics import direction
-from .rows.report import Report
+from .rows.merge import Report
 from .summary import summary
 
 __all__ = ["FinPiMLPSample", "InfMLP"]

@@ -10,7 +10,7 @@ from torch import nn
 from pilimit_lib.core import batch, restore, snapshot
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.dual.relu import relu_k
-from pilimit_lib.inf.rows.report import displacement
+from pilimit_lib.inf.rows.merge import displacement
 
 
 def layer_with_rows(m=60, r=6, o=3, samples=15, layernorm=False, **options):

@@ -18,7 +18,7 @@ from pilimit_lib.inf import (
     param_groups,
 )
 from pilimit_lib.inf.numerics import direction
-from pilimit_lib.inf.rows.report import K1
+from pilimit_lib.inf.rows.merge import K1
 
 
 class PolynomialRows:

@@ -65,8 +65,8 @@ def test_twins_agree_with_the_formulas_on_the_rows_that_are_stored(twin, row_dty
 
     A term costs some roundings of its own. A sum of n terms adds one rounding per partial sum, and
     partial sums of random signs are as large as the result: √n roundings, where their signs are
-    random too. Plain sums are one over all rows; chunked and native ones are short sums, added up in
-    float64."""
+    random too. Plain sums are one over all rows; chunked and native ones are short sums, added up
+    in float64."""
     m = 9000
     runs = "chunked" if (twin, row_dtype) == ("native", torch.float64) else twin
     longest = {"plain": m, "chunked": BLOCK_ROWS, "native": 512}[runs]

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..dual.relu import relu_k, relu_k_prime
 from ..numerics import accumulator, direction
 from .layer import RowLayer
-from .report import K1, Report
+from .merge import K1, Report
 
 # a row this close (squared, of 1) to the span of those picked is left out: it would only add
 # rounding

@@ -13,9 +13,8 @@ from torch import nn
 from ..entries import parameter_misfits, refused
 from ..numerics import accumulator
 from .layer import RowLayer
-from .merge import check_cosine, combine, split
+from .merge import Report, check_cosine, combine, split
 from .pending import Rows
-from .report import Report
 
 
 class RowLimits(nn.Module):
