@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from experiments.training.process import shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfPiConvNet, InfPiResNet
 
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         for name in ("chain", "residual")
         for kind in KINDS
     ]
-    for case in tqdm(cases, desc="networks", mininterval=0.5):
+    for case in tqdm(cases, desc="networks", disable=not shows_bars()):
         if case not in known:
             results.append(measure(*case, args.steps, args.lr))
             write_text(path, "".join(json.dumps(line) + "\n" for line in results))

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from experiments.training.process import shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_
 from pilimit_lib.inf.dual.relu import relu_k, relu_k_prime
@@ -316,9 +317,8 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         record for record in done if Cell(record["rows"], record["rank"], record["batch"]) in cells
     ]
     finished = {(record["rows"], record["rank"], record["batch"]) for record in done}
-    for cell in tqdm(
-        [cell for cell in cells if (cell.rows, cell.rank, cell.batch) not in finished], desc="cells"
-    ):
+    left = [cell for cell in cells if (cell.rows, cell.rank, cell.batch) not in finished]
+    for cell in tqdm(left, desc="cells", disable=not shows_bars()):
         fresh = measure_apart(cell, args.variants, args.rounds, args.threads)
         records, done = records + fresh, done + fresh
         write_text(kept, "".join(json.dumps(entry) + "\n" for entry in (settings, *done)))

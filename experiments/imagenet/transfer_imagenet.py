@@ -32,6 +32,7 @@ from experiments.imagenet.settings import CHOICES, Settings
 from experiments.imagenet.transfers import Transfers
 from experiments.training.errors import errors_of
 from experiments.training.flags import dated_folder, parse, picked, settings_to_run
+from experiments.training.lock import only_process
 from experiments.training.process import pick_device
 
 
@@ -56,7 +57,8 @@ def test(
     net = load_network(model_path, {}, device=pick_device(settings.cuda))
     transfers = Transfers(settings, quiet)
     save_dir.mkdir(parents=True, exist_ok=True)
-    return transfers.measure(net, 0, [], save_dir)
+    with only_process(save_dir):
+        return transfers.measure(net, 0, [], save_dir)
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from experiments.training.images import Batches, load_images
-from experiments.training.process import seed_everything
+from experiments.training.process import seed_everything, shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 
@@ -66,7 +66,7 @@ def measure(settings: Settings) -> pd.DataFrame:
     data = load_images("digits")
     x_test = data.test_x[: settings.test_images].flatten(1)
     rows = []
-    for seed in tqdm(settings.seeds, desc="seeds"):
+    for seed in tqdm(settings.seeds, desc="seeds", disable=not shows_bars()):
         seed_everything(seed)
         source = Batches(data.train_x, data.train_y, settings.batch_size, seed)
         batches = [(x.flatten(1), y) for _, x, y in source]

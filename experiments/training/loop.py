@@ -195,14 +195,7 @@ def fit(
     if not quiet:
         print(trainer.header, *map(trainer.row, trainer.records), sep="\n", flush=True)
     with interruptible() as requests:
-        try:
-            _epochs(trainer, folder, requests, quiet, at_epoch)
-        except FloatingPointError as error:
-            kept = folder.checkpoint if folder.checkpoint.exists() else "nothing"
-            raise FloatingPointError(
-                f"{error}; {trainer.remedy}. It happened in epoch {trainer.epoch + 1}; saved "
-                f"before it: {kept}"
-            ) from error
+        _epochs(trainer, folder, requests, quiet, at_epoch)
     if stop is not None:
         stop += requests
     if trainer.epoch < trainer.epochs:
@@ -224,9 +217,16 @@ def _epochs(
         at_epoch(trainer, folder.path)
     drawn = time.monotonic()
     while trainer.epoch < trainer.epochs and not stop:
-        finished = trainer.run_epoch(stop, quiet)
-        state = trainer.state()
-        trainer.require_finite(state["model"], "network")
+        number = trainer.epoch + 1
+        try:
+            finished = trainer.run_epoch(stop, quiet)
+            state = trainer.state()
+            trainer.require_finite(state["model"], "network")
+        except FloatingPointError as error:
+            kept = folder.checkpoint if folder.checkpoint.exists() else "nothing"
+            raise FloatingPointError(
+                f"{error}; {trainer.remedy}. It happened in epoch {number}; saved before it: {kept}"
+            ) from error
         folder.save(state)
         if finished:
             trainer.write(folder)

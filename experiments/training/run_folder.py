@@ -24,7 +24,7 @@ ENDS = ("total_steps", "T_max", "total_iters")  # how torch's schedulers name th
 @dataclass(frozen=True)
 class Names:
     """What a command calls its files and flags, what a resumed run may have otherwise, and what an
-    overwritten one may have left (patterns)."""
+    overwritten one may have left (patterns), `early` before it had anything to be resumed from."""
 
     command: str = "cifar10.cifar10mlp"
     settings: str = "settings.json"
@@ -39,9 +39,8 @@ class Names:
         "model.th",
         "model_best.th",
         "model_epoch_*.th",
-        "transfer.png",
-        "transfers.jsonl",
     )
+    early: tuple[str, ...] = ("transfer.png", "transfers.jsonl")
 
 
 class RunFolder:
@@ -113,21 +112,21 @@ class RunFolder:
             )
 
     def _require_room(self) -> None:
-        if (self.path / self.names.settings).exists() and self._written() and not self.overwrite:
+        if self._written(self.names.written) and not self.overwrite:
             raise FileExistsError(
                 f"{self.path} already holds a run; continue it with --resume, replace it with "
                 f"{self.names.overwrite}, or choose another {self.names.folder}"
             )
 
-    def _written(self) -> list[Path]:
-        """What the run that was here wrote, but for its settings."""
+    def _written(self, patterns: tuple[str, ...]) -> list[Path]:
+        """What the run that was here wrote of this, if there was one."""
         if not (self.path / self.names.settings).exists():
             return []
-        return [path for name in self.names.written for path in self.path.glob(name)]
+        return [path for pattern in patterns for path in self.path.glob(pattern)]
 
     def _clear(self) -> None:
         """Remove what the run that was here wrote, and nothing else."""
-        for stale in self._written():
+        for stale in self._written(self.names.written + self.names.early):
             if stale.is_dir():
                 shutil.rmtree(stale)
             else:

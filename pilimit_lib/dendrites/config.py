@@ -62,8 +62,8 @@ class DendriteConfig(Rules):
     save_dir            folder for checkpoints, CSV files and pictures; None: nothing is written
     checkpoints         when latest.pt is written: "epoch", "switch" or "never" (best_model.pt
                         follows the best score unless "never")
-    graphs              when pictures are drawn: "switch" (and at the end), "epoch" or "never". CSV
-                        files are always written
+    graphs              when pictures are drawn: "switch" (and at the end; every epoch where switch
+                        is Never), "epoch" or "never". CSV files are always written
     """
 
     convert: Sequence[Rule] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, "PAISequential")

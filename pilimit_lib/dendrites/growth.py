@@ -12,12 +12,13 @@ import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
-from ..core import write_bytes
 from . import distributed
 from .config import DendriteConfig
 from .conversion import dendritic_layers
@@ -25,7 +26,7 @@ from .decisions.plateau import Decision, as_score
 from .layers.dimensions import raise_dimension_errors
 from .run import epoch, optimizers, phases, state
 from .run.learning_rates import first_rate, initial_rates, restart_rates
-from .run.packing import load_state
+from .run.packing import load_state, save_state
 from .run.run import Run
 
 
@@ -50,7 +51,8 @@ class Growth(Run):
     scheduler``, stepped here once per epoch (with the score, if it is a ReduceLROnPlateau) and
     built anew after growth. ``select``: ``network -> names`` of the layers to grow (default: all;
     see preview). ``wrap``: how to wrap the network for several processes; a model that is given
-    wrapped in DDP is wrapped so again.
+    wrapped in DDP is wrapped so again. ``average``: a moving average of the network's weights,
+    which begins anew from the network as it is after every change of it.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Growth(Run):
         scheduler: Callable[[Optimizer], Any] | None = None,
         select: Callable[[nn.Module], Collection[str]] | None = None,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
+        average: AveragedModel | None = None,
     ):
         network = distributed.unwrap(model)
         layers = [layer for _, layer in dendritic_layers(network)]
@@ -87,6 +90,8 @@ class Growth(Run):
         super().__init__(model, config, select, wrap)
         self.make_optimizer = None if given else optimizer
         self.make_scheduler = scheduler
+        if average is not None:
+            self.follow_average(average)
         if given:
             self.optimizer = optimizer
         elif optimizer is not None:
@@ -150,8 +155,13 @@ class Growth(Run):
 
     def grow_now(self) -> StepResult:
         """Grow the network as it is, whatever the score."""
-        decision = self.plateau.grow_now()
-        result = self._act(decision)
+        before = self.plateau.state_dict()
+        try:
+            decision = self.plateau.grow_now()
+            result = self._act(decision)
+        except Exception:
+            self.plateau.load_state_dict(before)
+            raise
         epoch.record_switch(self, decision)
         return result
 
@@ -226,6 +236,7 @@ class Growth(Run):
         for _, layer in dendritic_layers(self.network):
             layer.clear_processors()
         self.wrap_again()
+        self.restart_average()
         if self.make_optimizer is None:
             if restart and self.pending is None and self.optimizer is not None:
                 self.pending = ("fresh", None)
@@ -265,10 +276,17 @@ class Growth(Run):
         continues identically."""
         saved = self.state_dict()
         if distributed.is_first():
-            write_bytes(path, state.encoded(self, saved))
+            save_state(saved, path)
         distributed.wait()
 
     def load(self, path: str | os.PathLike) -> None:
-        """Continue a run from a file; the network must be built and converted with the same
-        arguments."""
-        self.load_state_dict(load_state(path))
+        """Continue a run from a file that it wrote, or begin from the best network that it wrote;
+        the network must be built and converted with the same arguments."""
+        saved = load_state(path)
+        if "plateau" not in saved and "structure" in saved:
+            self.load_best(saved)
+            return
+        self.load_state_dict(saved)
+        folder = self.config.save_dir
+        if folder is not None and Path(folder).resolve() == Path(path).resolve().parent:
+            self.stored = {k: (saved[k], place) for k, place in saved.get("references", {}).items()}

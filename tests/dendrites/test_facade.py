@@ -11,20 +11,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
-from pilimit_lib.dendrites import GPA, PBM, UPA, DendriticLayer, DimensionError, spelling
+from pilimit_lib.dendrites import GPA, PBM, UPA, DendriticLayer, DimensionError
 from pilimit_lib.dendrites.compat.settings import SETTINGS
 from tests.dendrites.helpers import ConvNet, mlp
 
-
-@pytest.fixture(autouse=True)
-def fresh(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    GPA.pc.reset()
-    GPA.pc.set_silent(True)
-    GPA.pc.set_drawing_pai(False)  # pictures cost seconds
-    spelling._warned.clear()
-    yield
-    GPA.pc.reset()
+pytestmark = pytest.mark.usefixtures("facade")
 
 
 def run(model, scores, arguments=None, scheduler=None):

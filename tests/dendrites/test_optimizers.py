@@ -42,11 +42,8 @@ def test_an_optimiser_never_gets_the_dendrites_of_another_s_network():
     assert held(of_d) < ids(pair.netD)
 
 
-def test_the_documented_tracker_keeps_two_optimisers_apart(tmp_path):
-    GPA.pc.reset()
-    GPA.pc.set_silent(True)
-    GPA.pc.set_drawing_pai(False)
-    pair = UPA.initialize_pai(Pair(), save_name=str(tmp_path / "r"))
+def test_the_documented_tracker_keeps_two_optimisers_apart(facade):
+    pair = UPA.initialize_pai(Pair())
     of_g = torch.optim.Adam(pair.netG.parameters())
     GPA.pai_tracker.set_optimizer_instance(of_g)
     pair, restructured, _ = GPA.pai_tracker.add_validation_score(1.0, pair)
@@ -106,10 +103,8 @@ def test_after_growth_groups_are_as_if_they_were_built_for_the_grown_network(gro
         assert group["weight_decay"] == expected["weight_decay"]
 
 
-def test_a_used_up_generator_of_parameters_is_an_error_not_all_parameters(tmp_path):
-    GPA.pc.reset()
-    GPA.pc.set_silent(True)
-    pair = UPA.initialize_pai(Pair(), save_name=str(tmp_path / "r"))
+def test_a_used_up_generator_of_parameters_is_an_error_not_all_parameters(facade):
+    pair = UPA.initialize_pai(Pair())
     GPA.pai_tracker.set_optimizer(torch.optim.Adam)
     arguments = {"params": pair.netG.parameters(), "lr": 0.1}
     assert held(GPA.pai_tracker.setup_optimizer(pair, arguments)) == ids(pair.netG)

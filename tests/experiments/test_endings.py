@@ -20,6 +20,7 @@ import torch
 
 from experiments.cifar10 import cifar10conv, cifar10mlp
 from experiments.meta import train as meta_train
+from experiments.training import loop
 from experiments.training.lock import only_process
 from experiments.training.process import shows_bars
 from experiments.training.run_folder import RunFolder
@@ -229,7 +230,9 @@ def test_parameters_that_overflow_are_not_saved_though_the_loss_is_finite(
         cifar10mlp.main([*SMALL, "--epochs", "1", "--width", "8", "--save-dir", str(tmp_path)])
     said = capsys.readouterr().err
     assert stopped.value.code == 1 and "layers.1.weight holds NaN or infinity" in said
-    assert "saved before it: nothing" in said and not (tmp_path / "checkpoint.pt").exists()
+    assert (
+        "in epoch 1; saved before it: nothing" in said and not (tmp_path / "checkpoint.pt").exists()
+    )
 
 
 def test_other_commands_have_the_same_guard(tmp_path, capsys):
@@ -284,11 +287,23 @@ def test_after_a_kill_before_the_first_checkpoint_the_same_command_begins_anew(t
     assert (tmp_path / ".mine.part").read_text() == "kept"
 
 
+def test_transfers_before_the_first_checkpoint_do_not_make_a_run(tmp_path):
+    with RunFolder(tmp_path, {}):  # killed after a transfer of the untrained network
+        (tmp_path / "transfers.jsonl").write_text("{}\n")
+    with RunFolder(tmp_path, {}):
+        assert not (tmp_path / "transfers.jsonl").exists()
+        (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        with RunFolder(tmp_path, {}):
+            pass
+
+
 def test_two_runs_in_one_folder_are_refused_and_a_dead_one_holds_nothing(tmp_path, capsys):
     flags = [*SMALL, "--epochs", "1", "--quiet", "--overwrite", "--save-dir", str(tmp_path)]
     code = f"""
 import time
 from pathlib import Path
+from experiments.training import loop
 from experiments.training.lock import only_process
 with only_process(Path({str(tmp_path)!r})):
     print("inside", flush=True)
@@ -312,6 +327,7 @@ def test_only_one_of_many_gets_in_at_a_time(tmp_path):
     code = f"""
 import os, time
 from pathlib import Path
+from experiments.training import loop
 from experiments.training.lock import only_process
 folder, count = Path({str(tmp_path)!r}), 0
 end = time.monotonic() + 2
@@ -392,3 +408,27 @@ def test_a_folder_is_let_go_when_a_run_fails(tmp_path):
             raise RuntimeError("ours")
     with RunFolder(tmp_path, {}):
         pass
+
+
+def test_an_interruption_before_training_has_its_status_too(tmp_path, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cifar10mlp, "load_images", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cifar10mlp.main(["--save-dir", str(tmp_path / "run")])
+    assert stopped.value.code == 130 and "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seconds, drawings", [(60.0, 1), (-1.0, 4)])
+def test_curves_are_drawn_at_the_end_and_when_time_has_passed(
+    tmp_path, monkeypatch, seconds, drawings
+):
+    drawn = []
+    monkeypatch.setattr(loop, "DRAW_EVERY", seconds)
+    monkeypatch.setattr(
+        RunFolder, "draw_curves", lambda self, frame, *how: drawn.append(len(frame))
+    )
+    cifar10mlp.main([*SMALL, "--epochs", "3", "--quiet", "--save-dir", str(tmp_path)])
+    assert len(drawn) == drawings and drawn[-1] == 3

@@ -125,17 +125,14 @@ def load_system(
     """
     tracker = GPA.pai_tracker
     tracker._check_network(distributed.unwrap(net))
-    growth, state = tracker.growth, load_state(Path(folder) / f"{name}.pt")
-    if isinstance(state, dict) and "plateau" in state:
-        growth.load_state_dict(state)
-    else:
-        growth.load_best(state)
-    return growth.model
+    tracker.growth.load(Path(folder) / f"{name}.pt")
+    return tracker.growth.model
 
 
 def pai_save_system(net: nn.Module, folder: str, name: str) -> None:
     """Write the network alone, without dendrite machinery, as a plain state_dict:
-    ``folder/name_pai.pt``."""
+    ``folder/name_pai.pt``. In a fresh process: ``load_net(convert_network(model), folder,
+    f"{name}_pai")``."""
     save_plain(distributed.unwrap(net), Path(folder) / f"{name}_pai.pt")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from ...core import write_bytes
 from .. import distributed, spelling
@@ -210,6 +211,11 @@ class PAINeuronModuleTracker:
                 "class, call set_optimizer(cls)"
             )
         self.growth.attach(optimizer_instance, None)
+
+    def set_averaged_model(self, averaged: AveragedModel) -> None:
+        """A moving average of the network's weights, which then begins anew at every restructuring;
+        otherwise it would go on with the weights of a smaller network."""
+        self.growth.follow_average(averaged)
 
     def _note(self, kind: str, name: str, value) -> None:
         self._pending.setdefault(kind, {})[str(name)] = float(value)

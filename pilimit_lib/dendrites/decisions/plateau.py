@@ -274,7 +274,12 @@ class Plateau:
             return self._finish("no score so far was a number", new_best)
         if rules.testing_capacity:
             if k >= CAPACITY_DENDRITES:
-                return self._finish(f"capacity test passed with {k} dendrites", new_best)
+                return self._finish(
+                    f"capacity test passed with {k} dendrites; for the run itself switch it off: "
+                    "GPA.pc.set_testing_dendrite_capacity(False), or "
+                    "DendriteConfig(testing_capacity=False)",
+                    new_best,
+                )
             return self._start_generation("grow", "capacity test", new_best)
         if k == 0 or s.accepted or rules.retain_all:
             if k >= rules.max_dendrites:
@@ -293,6 +298,7 @@ class Plateau:
                 f"the newest dendrites did not beat the best score; try {s.tries + 1} of {tries}",
                 new_best,
             )
+        s.dendrites -= 1  # the network goes back to what it was before
         return self._finish(f"dendrite {k} did not beat the best score in {tries} tries", new_best)
 
     def _start_generation(self, action: Action, reason: str, new_best: bool) -> Decision:

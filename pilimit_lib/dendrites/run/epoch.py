@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from ...core import write_bytes
 from .. import distributed
 from ..decisions.plateau import Decision
-from .packing import encode, save_state
+from ..decisions.rules import Never
+from . import checkpoints
 from .plot import draw
 from .run import Run
-from .state import encoded, state_of
 
 
 def record(run: Run, row: dict, extras: dict, decision: Decision) -> None:
@@ -31,7 +30,11 @@ def record(run: Run, row: dict, extras: dict, decision: Decision) -> None:
         if decision.action != "continue":
             record_switch(run, decision)
         if run.config.save_dir is not None:
-            _write(run, Path(run.config.save_dir), decision)
+            folder = Path(run.config.save_dir)
+            if run.config.checkpoints != "never":
+                checkpoints.write(run, folder, decision)
+            if _drawn(run, decision.action):
+                draw(run.records.rows, folder / f"{folder.name}.png")
     distributed.wait()
 
 
@@ -45,26 +48,8 @@ def record_switch(run: Run, decision: Decision) -> None:
     run.records.switch(dict(zip(("epoch", "action", "dendrites", "reason"), row)))
 
 
-def _write(run: Run, folder: Path, decision: Decision) -> None:
-    how, k = run.config.checkpoints, run.plateau.state.dendrites
-    switched = decision.action != "continue"
-    if switched and how != "never":
-        if decision.action in ("grow", "retry") and run.best is not None:
-            save_state(run.best, folder / f"beforeSwitch_{k - 1}.pt")
-            save_state(run.snapshot(), folder / f"switch_{k}.pt")
-        elif decision.action == "lower_rate":
-            save_state(run.trial, folder / f"PBCount_{k}_startSteps_{decision.skip - 1}.pt")
-    # the network is what was just kept as the best
-    unchanged = run.best if decision.new_best and not switched else None
-    latest = how == "epoch" or (how == "switch" and switched)
-    content = None
-    if latest or (unchanged is not None and how != "never"):
-        content = encoded(run, state_of(run, unchanged))
-    if latest:
-        write_bytes(folder / "latest.pt", content)
-    if decision.new_best and how != "never":
-        best = content if unchanged is not None else encode(run.best)
-        write_bytes(folder / "best_model.pt", best)
-    drawn = {"never": (), "switch": ("grow", "finish"), "epoch": (decision.action,)}
-    if decision.action in drawn[run.config.graphs]:
-        draw(run.records.rows, folder / f"{folder.name}.png")
+def _drawn(run: Run, action: str) -> bool:
+    """Whether a picture is due: at switches, where there are any."""
+    if run.config.graphs != "switch":
+        return run.config.graphs == "epoch"
+    return action in ("grow", "finish") or isinstance(run.config.switch, Never)

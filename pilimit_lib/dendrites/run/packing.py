@@ -11,6 +11,7 @@ interrupts a run.
 import io
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,15 +20,12 @@ from torch import Tensor
 from ...core import load, write_bytes
 
 PLAIN = {int, float, str, bool, type(None)}
-TENSOR, TUPLE, PAIRS, PART = "\x00tensor", "\x00tuple", "\x00pairs", "\x00part"
+TENSOR, TUPLE, PAIRS = "\x00tensor", "\x00tuple", "\x00pairs"
+PART = "\x00part"  # of files written before parts were left in files of their own
+FILE = "\x00file"
 
 
-class Packed(dict):
-    """A packed state, {"json": text, "data": one uint8 tensor}; inside of another state it is taken
-    over as it is."""
-
-
-def pack(state: Any) -> Packed:
+def pack(state: Any) -> dict[str, Any]:
     """A nested state of tensors and builtins as {"json": text, "data": one uint8 tensor}."""
     chunks: list[Tensor] = []
     seen: dict[int, list] = {}
@@ -48,10 +46,6 @@ def pack(state: Any) -> Packed:
                 chunks.append(flat)
                 keep.append(value)  # an id is only unique while its object lives
             return {TENSOR: seen[id(value)]}
-        if isinstance(value, Packed):
-            start, offset = offset, offset + value["data"].numel()
-            chunks.append(value["data"])
-            return {PART: [value["json"], start, offset]}
         if isinstance(value, dict):
             if all(isinstance(k, str) for k in value):
                 return {k: walk(v) for k, v in value.items()}
@@ -63,9 +57,8 @@ def pack(state: Any) -> Packed:
         return value
 
     text = json.dumps(walk(state))
-    return Packed(
-        json=text, data=torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.uint8)
-    )
+    data = torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.uint8)
+    return {"json": text, "data": data}
 
 
 def unpack(packed: dict[str, Any]) -> Any:
@@ -97,7 +90,7 @@ def unpack(packed: dict[str, Any]) -> Any:
 def encode(state: Any) -> bytes:
     """The content of a file that holds a nested state of tensors and builtins."""
     buffer = io.BytesIO()
-    torch.save(dict(pack(state)), buffer)
+    torch.save(pack(state), buffer)
     return buffer.getvalue()
 
 
@@ -107,6 +100,38 @@ def save_state(state: Any, path: str | os.PathLike) -> None:
 
 
 def load_state(path: str | os.PathLike) -> Any:
-    """Read what save_state wrote, or any checkpoint of plain tensors and builtins."""
+    """Read what save_state wrote, or any checkpoint of plain tensors and builtins.
+
+    Entries that are references, {FILE: [name, key, token]}, are read from the entry ``key`` of the
+    file ``name`` beside it (None: all of it), which must bear the token; the references themselves
+    are handed on as the entry "references".
+    """
+    state = _read(Path(path))
+    if not isinstance(state, dict):
+        return state
+    places = {k: v[FILE] for k, v in state.items() if isinstance(v, dict) and FILE in v}
+    if places:
+        state |= {key: _referred(Path(path), *place) for key, place in places.items()}
+        state["references"] = places
+    return state
+
+
+def _read(path: Path) -> Any:
     state = load(path)
     return unpack(state) if isinstance(state, dict) and set(state) == {"json", "data"} else state
+
+
+def _referred(path: Path, name: str, key: str | None, token: str) -> Any:
+    other = path.with_name(name)
+    if not other.is_file():
+        raise FileNotFoundError(
+            f"{path} refers to {name} beside it, which is not there; keep a run's folder together, "
+            "or write a file that needs no other with growth.save(path) (UPA.save_system)"
+        )
+    state = _read(other)
+    if state.get("token") != token:
+        raise ValueError(
+            f"{path} refers to a {name} that has been overwritten since, by another run or after a "
+            f"copy; load '{other}' itself, or another checkpoint"
+        )
+    return state if key is None else state[key]

@@ -32,8 +32,16 @@ def add_dendrites(run: Run) -> tuple[str, ...]:
         )
     state = run.plateau.state
     candidate = run.config.mode == "correlation"
-    for name in chosen:
-        layers[name].grow(generator_for(run.seed, name, state.dendrites, state.tries), candidate)
+    grown = []
+    try:
+        for name in chosen:
+            generator = generator_for(run.seed, name, state.dendrites, state.tries)
+            layers[name].grow(generator, candidate)
+            grown.append(layers[name])
+    except Exception:
+        for layer in grown:
+            del layer.dendrites[-1]
+        raise
     if run.optimizer is not None:
         include(run, chosen)
     run.candidates = {}

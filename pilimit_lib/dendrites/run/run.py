@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from ...core import restore, snapshot
 from .. import distributed
@@ -44,9 +45,11 @@ class Run:
         self.pending: tuple[str, Any] | None = None
         self.optimizer: Optimizer | None = None
         self.scheduler: Any = None
+        self.average: AveragedModel | None = None
         self.bypassed: set[str] = set()  # layers that were named as such
         self.bookkeeping = 0.0
-        self.packed: dict[int, tuple[dict, dict]] = {}
+        # best, base, trial where a file of the folder holds them: the part, and a reference to it
+        self.stored: dict[str, tuple[dict, list]] = {}
         self.restart_clock()
         self._model = model if wrap is None or model is not self.network else wrap(self.network)
 
@@ -76,6 +79,22 @@ class Run:
             self._model = self.wrap(self.network)
         else:
             self._model = distributed.rewrap(self._model, self.network)
+
+    def follow_average(self, average: AveragedModel) -> None:
+        """Let a moving average of the network's weights begin anew at every change of it; it would
+        go on with the weights of a smaller network, or of one that was left."""
+        if not isinstance(average, AveragedModel):
+            raise TypeError(
+                f"the average is a {type(average).__name__}; give "
+                "torch.optim.swa_utils.AveragedModel(network, ...)"
+            )
+        self.average = average
+
+    def restart_average(self) -> None:
+        """The average is the network as it is now."""
+        if self.average is not None:
+            distributed.unwrap(self.average.module).load_state_dict(self.network.state_dict())
+            self.average.n_averaged.zero_()
 
     def snapshot(self, **extras: Any) -> dict:
         """The network, its optimiser and scheduler, as plain tensors and builtins."""

@@ -5,10 +5,7 @@ from ...core import restore, rng_state, set_rng_state
 from ..conversion import dendritic_layers
 from ..decisions.plateau import Plateau
 from . import phases
-from .packing import encode, pack
 from .run import Run
-
-PARTS = ("now", "best", "base", "trial")
 
 
 def state_of(run: Run, now: dict | None = None) -> dict:
@@ -56,6 +53,7 @@ def take_up(run: Run, state: dict) -> None:
         run.pending = ("state", now)
     phases.set_trainable(run)
     run.wrap_again()
+    run.restart_average()
     if run.scheduler is not None and extras.get("scheduler") is not None:
         run.scheduler.load_state_dict(extras["scheduler"])
     run.records.load_state_dict(state["records"])
@@ -73,13 +71,3 @@ def take_up_best(run: Run, state: dict) -> None:
         run.best = state
     if run.optimizer is None and "optimizer" in state:
         run.pending = ("state", state)
-
-
-def encoded(run: Run, state: dict) -> bytes:
-    """A state_of() as the content of a file. What a run may go back to changes rarely, so each such
-    part is packed once."""
-    parts = [state[name] for name in PARTS if state[name] is not None]
-    kept = {id(part): run.packed.get(id(part)) or (part, pack(part)) for part in parts}
-    run.packed = kept
-    packed = {name: kept[id(state[name])][1] for name in PARTS if state[name] is not None}
-    return encode({**state, **packed})

@@ -48,7 +48,7 @@ class KernelReadout(RowLayer):
             return out + untrainable(self, self.A) if self.A.requires_grad else out
         if torch.is_grad_enabled() and self.A.requires_grad:
             refuse_ddp(self)
-            return _KernelFunction.apply(x, self.A, self.Amult, self.B, self)
+            return _KernelFunction.apply(x, self.A, self)
         with torch.no_grad():
             return self.output(x)
 
@@ -61,12 +61,10 @@ class KernelReadout(RowLayer):
 
 
 class _KernelFunction(torch.autograd.Function):
-    """f on the tape, where its parameters keep it; samples are data, and get no gradient."""
+    """f on the tape, where A keeps it; samples are data, and get no gradient."""
 
     @staticmethod
-    def forward(
-        ctx, x: Tensor, A: Tensor, Amult: Tensor, B: Tensor, layer: KernelReadout
-    ) -> Tensor:
+    def forward(ctx, x: Tensor, A: Tensor, layer: KernelReadout) -> Tensor:
         ctx.save_for_backward(x)
         ctx.layer = layer
         return layer.output(x)
@@ -77,7 +75,7 @@ class _KernelFunction(torch.autograd.Function):
         layer = ctx.layer
         refuse_second_order(layer)
         unknown = torch.full((len(x),), UNKNOWN, device=x.device)
-        return None, *layer.deliver(Rows(grad, x, unknown, layer.kernel)), None
+        return None, layer.deliver(Rows(grad, x, unknown, layer.kernel)), None
 
 
 class KernelMLP(nn.Module):

@@ -1,8 +1,8 @@
 """A π-layer on the tape: which sums run, and the rows that a backward pass leaves for a step.
 
 Formulas and the index legend stand in `sums.plain`. A backward pass hands its rows to the layer
-together with an empty gradient for A, Amult and B; they become pending when autograd accumulates
-that gradient, as only `backward()` does (see `parameter`).
+together with an empty gradient for A; they become pending when autograd accumulates that, as only
+`backward()` does (see `parameter`).
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def inf_linear(layer: RowLayer, g: Tensor) -> Tensor:
         return _of_handed_in(layer, g, held)
     if transformed():
         return _transformed(layer, g)
-    if torch.is_grad_enabled() and layer.A.requires_grad:
+    if torch.is_grad_enabled() and held[0].requires_grad:
         refuse_ddp(layer)
-        return InfPiLinearFunction.apply(g, layer.A, layer.Amult, layer.B, layer)
+        return InfPiLinearFunction.apply(g, held[0], layer)
     if torch.is_grad_enabled() and g.requires_grad:
-        return InfPiLinearFunction.apply(g, None, None, None, layer)
+        return InfPiLinearFunction.apply(g, None, layer)
     return _embed(layer, g, save=False)[0]
 
 
@@ -81,17 +81,10 @@ def _embed(layer: RowLayer, g: Tensor, save: bool) -> tuple[Tensor, _Embedded]:
 
 class InfPiLinearFunction(torch.autograd.Function):
     """Puts a π-layer on the tape: a Function none of whose inputs needs a gradient is not taped, so
-    its parameters are among them, or None where they are frozen."""
+    A is among them, or None where it is frozen."""
 
     @staticmethod
-    def forward(
-        ctx,
-        g: Tensor,
-        A: InfPiParameter | None,
-        Amult: InfPiParameter | None,
-        B: InfPiParameter | None,
-        layer: RowLayer,
-    ) -> Tensor:
+    def forward(ctx, g: Tensor, A: InfPiParameter | None, layer: RowLayer) -> Tensor:
         out, ctx.embedded = _embed(layer, g, save=ctx.needs_input_grad[0])
         ctx.layer, ctx.rows, ctx.edits, ctx.dtype = layer, len(layer), layer.edits, g.dtype
         ctx.trains = A is not None
@@ -115,11 +108,11 @@ class InfPiLinearFunction(torch.autograd.Function):
             )
         with full_precision(grad):
             grad = grad.to(unit.dtype)
-            empty = (None, None, None)
+            empty = None
             if ctx.trains:
                 empty = layer.deliver(Rows(grad * ctx.embedded.scale, unit, ctx.ids))
             if not ctx.needs_input_grad[0]:
-                return None, *empty, None
+                return None, empty, None
             parts = [
                 _sums(ctx, *part)
                 for part in zip(
@@ -136,7 +129,7 @@ class InfPiLinearFunction(torch.autograd.Function):
                 result = (along_rows - radial * unit) / torch.where(s > 0, s, 1)
             else:
                 result = along_rows + along_unit * unit
-            return result.to(ctx.dtype), *empty, None
+            return result.to(ctx.dtype), empty, None
 
 
 def _sums(ctx, grad: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:

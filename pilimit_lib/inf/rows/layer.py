@@ -147,11 +147,11 @@ class RowLayer(nn.Module):
         self.require_whole("set_rows")
         self._hold({name: {"": value} for name, value in zip(ROWS, (A, Amult, B))}, origin)
 
-    def deliver(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """Take the rows of a backward pass; returns the gradients of A, Amult and B with which they
-        become pending, once autograd accumulates one of them."""
+    def deliver(self, rows: Rows) -> Tensor:
+        """Take the rows of a backward pass; returns the gradient of A with which they become
+        pending, once autograd accumulates it."""
         self.pending.deliver(rows)
-        return tuple(self.row_storage(name).like() for name in ROWS)
+        return self.A.blocks.like()
 
     def check_append(self, momentum: float = 0.0, velocity: Tensor | None = None) -> None:
         """Raise where the pending rows could not be appended by a step with this momentum, whose

@@ -4,10 +4,12 @@ appended as gradient."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ...core import Blocks
 from .pending import PendingRows
@@ -34,10 +36,11 @@ class InfPiParameter(nn.Parameter):
     ) -> InfPiParameter:
         self = super().__new__(cls, blocks.like(), requires_grad)
         self.blocks, self.pending, self.role = blocks, pending, role
-        with torch._C.DisableTorchFunctionSubclass():
-            self.requires_grad_(True)  # without it torch takes no hook
-            self.register_post_accumulate_grad_hook(_accumulate)
-            self.requires_grad_(requires_grad)
+        if role == "A":  # which stands for all three on the tape
+            with torch._C.DisableTorchFunctionSubclass():
+                self.requires_grad_(True)  # without it torch takes no hook
+                self.register_post_accumulate_grad_hook(_accumulate)
+                self.requires_grad_(requires_grad)
         return self
 
     @property
@@ -59,6 +62,12 @@ class InfPiParameter(nn.Parameter):
         if value is not None:
             raise RuntimeError(REMEDY)
         self.pending.clear()
+
+    def _when_pending(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
+        """Run hook(self) whenever a backward pass has left rows: when A has got its gradient."""
+        A = self.pending.layer.A
+        with torch._C.DisableTorchFunctionSubclass():
+            return A.register_post_accumulate_grad_hook(lambda _: hook(self))
 
     def refreshed(self) -> InfPiParameter:
         """This parameter with the dtype and device of the blocks after a conversion: the same
@@ -86,6 +95,8 @@ class InfPiParameter(nn.Parameter):
             return args[0].blocks.dense().as_subclass(RowsCopy)
         if func is torch.autograd.backward:
             return _backward(*args, **kwargs)
+        if func is torch.Tensor.register_post_accumulate_grad_hook:
+            return args[0]._when_pending(*args[1:], **kwargs)
         if func in _REFUSED:
             raise RuntimeError(_REFUSED[func])
         if func == torch.Tensor.data.__get__:
@@ -138,9 +149,10 @@ def _backward(tensors: Any, *args: Any, inputs: Any = None, **kwargs: Any) -> No
     inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     edges = []
     for entry in inputs:
+        ours = isinstance(entry, InfPiParameter)
+        leaf = entry.pending.layer.A if ours else entry
         with torch._C.DisableTorchFunctionSubclass():
-            ours = isinstance(entry, InfPiParameter)
-            edges.append(torch.autograd.graph.get_gradient_edge(entry) if ours else entry)
+            edges.append(torch.autograd.graph.get_gradient_edge(leaf) if ours else leaf)
     torch.autograd.backward(tensors, *args, inputs=edges, **kwargs)
 
 
@@ -183,7 +195,6 @@ _OWN = {
     torch.Tensor._backward_hooks.__get__,
     torch.Tensor._backward_hooks.__set__,
     torch.Tensor.retains_grad.__get__,
-    torch.Tensor.register_post_accumulate_grad_hook,
     torch.Tensor._post_accumulate_grad_hooks.__get__,
     torch.Tensor._post_accumulate_grad_hooks.__set__,
 }

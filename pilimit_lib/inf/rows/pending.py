@@ -93,8 +93,7 @@ class PendingRows:
         return {**self.__dict__, "parts": [], "staged": [], "coming": {}, "spent": None}
 
     def deliver(self, rows: Rows) -> None:
-        """Called by a backward pass: keep its rows until autograd accumulates a gradient into A,
-        Amult or B.
+        """Called by a backward pass: keep its rows until autograd accumulates a gradient into A.
 
         Only `backward()` does that; what `torch.autograd.grad` made is forgotten when it ends.
         """

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset
 from ...core import replacing
 from ..errors import NotFound
 from .items import fingerprint, is_finite
-from .ledger import Ledger, as_array
+from .ledger import Ledger, as_array, hardest
 
 Predicate = Callable[..., Any]
 Selection = Predicate | pd.Series | np.ndarray | Tensor | str
@@ -65,6 +65,11 @@ class TrackedDataset(Dataset):
         """
         frame = self.ledger.frame()
         return frame if all_samples else frame[self.ledger["exposure"] > 0]
+
+    def hardest(self, count: int = 24) -> pd.DataFrame:
+        """The rows of the samples whose label got the least probability on average, worst first:
+        hard or, above all where `predicted_class` differs, wrongly labelled."""
+        return hardest(self.get_dataframe(), count)
 
     def fingerprint(self) -> list[list[list[Any]]]:
         """See `items.fingerprint`; worked out once. The caller keeps the random generators."""

@@ -242,3 +242,11 @@ class Ledger:
                     strange.append(name)
         if strange:
             raise ValueError(f"the stored ledger is damaged: {strange} are not columns of its kind")
+
+
+def hardest(frame: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The samples whose own label got the least probability over training, worst first (without
+    labels: those of the highest loss). Wrong labels gather here."""
+    seen = frame[frame["exposure_amount"] > 0]
+    order = ["confidence", "prediction_loss"]
+    return seen.sort_values(order, ascending=[True, False], kind="stable").head(count)

@@ -32,6 +32,8 @@ STYLE = {
     "legend.frameon": False,
 }
 MOST_POINTS = 20_000
+MOST_LOCATED = 4_000
+MAP_SIZE = (11, 4.6)
 
 
 def _drawn(
@@ -207,16 +209,18 @@ def neurons(view: RunView) -> str | None:
         return _uri(figure)
 
 
-def data_map(view: RunView) -> tuple[str | None, str]:
-    """Confidence against variability, coloured by correctness; and a sentence on what is shown."""
+def data_map(view: RunView) -> tuple[str | None, str, pd.DataFrame]:
+    """Confidence against variability, coloured by correctness; a sentence on what is shown; and
+    where the dots are: `x`, `y` in fractions of the picture from its upper left corner, by sample.
+    Of many dots those of the lowest confidence are located."""
     if view.samples is None:
-        return None, ""
+        return None, "", pd.DataFrame()
     known = view.samples.dropna(subset=["confidence", "variability", "correctness"])
     if known.empty:
-        return None, ""
+        return None, "", known
     shown = known if len(known) <= MOST_POINTS else known.sample(MOST_POINTS, random_state=0)
     with matplotlib.rc_context(STYLE):
-        figure, (axes, histogram) = _drawn(11, 4.6, 2, width_ratios=[3, 1.3])
+        figure, (axes, histogram) = _drawn(*MAP_SIZE, 2, width_ratios=[3, 1.3])
         points = axes.scatter(
             shown["variability"],
             shown["confidence"],
@@ -255,7 +259,11 @@ def data_map(view: RunView) -> tuple[str | None, str]:
         text = f"{len(known):,} samples seen" + (
             "" if len(shown) == len(known) else f", {len(shown):,} of them drawn at random"
         )
-        return _uri(figure), text
+        drawn = _uri(figure)  # lays the figure out, so that the dots have places
+        dots = shown.nsmallest(MOST_LOCATED, "confidence")
+        places = axes.transData.transform(dots[["variability", "confidence"]].to_numpy())
+        places = places / [figure.bbox.width, figure.bbox.height]
+        return drawn, text, dots.assign(x=places[:, 0], y=1 - places[:, 1])
 
 
 def picture(image: Tensor) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ...core import write_text
+from ..data.ledger import hardest
 from ..run.session import Session
 from . import figures
 from .data import RunView
@@ -51,6 +52,23 @@ code { font: 12.5px ui-monospace, "DejaVu Sans Mono", monospace; }
 .kind.edit { background: #dcebf3; } .kind.undo, .kind.deny { background: #f7e2dc; }
 .kind.checkpoint { background: #e3efd9; }
 footer { color: #5d6b78; font-size: 12.5px; margin-top: 20px; }
+.map { position: relative; }
+.map svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
+.map circle { fill: transparent; }
+.map text { display: none; font-size: 20px; fill: #22303c; stroke: #fff; stroke-width: 6px;
+  paint-order: stroke; pointer-events: none; }
+.map g { outline: none; cursor: pointer; }
+.map g:hover text, .map g:focus text { display: block; }
+.map g:hover circle, .map g:focus circle { stroke: #22303c; stroke-width: 2px; }
+@media (max-width: 640px) {
+  main { padding: 16px 10px 40px; } section { padding: 14px 12px; }
+  .map text { font-size: 44px; }
+  table, tbody, tr, td { display: block; } thead { display: none; }
+  tr { border-bottom: 1px solid #cfd8de; padding: 6px 0; }
+  td, td.n { border: 0; padding: 1px 0; text-align: left; overflow-wrap: anywhere; }
+  td:empty { display: none; }
+  td::before { content: attr(data-name) " "; color: #5d6b78; }
+}
 """
 
 
@@ -77,6 +95,7 @@ def page(view: RunView) -> str:
         _tree(view),
         _neurons(view),
         _map(view),
+        _hardest(view),
         _forgotten(view),
         _timeline(view),
     ]
@@ -151,14 +170,16 @@ def _figure(uri: str, description: str) -> str:
 
 
 def _table(columns: list[str], rows: list[list[Any]], numeric: set[str] = frozenset()) -> str:
-    def cell(tag: str, column: str, value: Any) -> str:
-        side = ' class="n"' if column in numeric else ""
-        return f"<{tag}{side}>{value}</{tag}>"
+    def side(column: str) -> str:
+        return ' class="n"' if column in numeric else ""
 
-    head = "".join(cell("th", column, escape(column)) for column in columns)
-    body = "".join(
-        "<tr>" + "".join(cell("td", c, v) for c, v in zip(columns, row)) + "</tr>" for row in rows
-    )
+    def line(row: list[Any]) -> str:
+        named = zip(columns, row)
+        cells = (f'<td{side(c)} data-name="{escape(c)}">{value}</td>' for c, value in named)
+        return f"<tr>{''.join(cells)}</tr>"
+
+    head = "".join(f"<th{side(column)}>{escape(column)}</th>" for column in columns)
+    body = "".join(map(line, rows))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -214,50 +235,80 @@ def _neurons(view: RunView) -> str:
 
 
 def _map(view: RunView) -> str:
-    drawn, text = figures.data_map(view)
+    drawn, text, dots = figures.data_map(view)
     if drawn is None:
         return ""
+    width, height = (100 * size for size in figures.MAP_SIZE)
+    spots = []
+    for row in dots.itertuples():
+        x, y = row.x * width, row.y * height
+        side, shift = ("end", -10) if x > width / 2 else ("start", 10)
+        spots.append(
+            f'<g tabindex="-1"><circle cx="{x:.0f}" cy="{y:.0f}" r="6"/><text x="{x + shift:.0f}" '
+            f'y="{y - 8:.0f}" text-anchor="{side}">#{row.Index} {_verdict(row)}</text></g>'
+        )
+    overlay = f'<svg viewBox="0 0 {width:.0f} {height:.0f}">{"".join(spots)}</svg>'
+    figure = _figure(drawn, "data map: confidence against variability")
+    named = f" of the {len(dots):,} least certain ones" if len(dots) == figures.MOST_LOCATED else ""
     return _section(
         "Data map",
         f"{text}. Each point is a training sample: what probability its true class got whenever it "
-        "was "
-        "seen.",
-        _figure(drawn, "data map: confidence against variability"),
+        f"was seen. Point at a dot{named}, or tap it, for its id.",
+        f'<div class="map">{figure}{overlay}</div>',
+    )
+
+
+def _hardest(view: RunView) -> str:
+    worst = _seen(view)
+    if worst.empty or worst["confidence"].isna().all():
+        return ""
+    return _section(
+        "Hardest samples, probably mislabelled",
+        "The label got the least probability, on average over training. Wrong labels gather here: "
+        "of 40 labels of digits that were flipped on purpose, 33 to 38 were among the 40 samples "
+        "at the top of this list (5 seeds, 5 epochs). dataset.hardest() is the list.",
+        _cards(view, hardest(worst, SHOWN)),
     )
 
 
 def _forgotten(view: RunView) -> str:
-    if view.samples is None:
-        return ""
-    seen = view.samples[view.samples["exposure_amount"] > 0]
+    seen = _seen(view)
     if seen.empty:
         return ""
-    worst = most_forgotten(seen, SHOWN)
-    cards = "".join(_card(view, int(row.Index), row) for row in worst.itertuples())
     return _section(
         "Most forgotten samples",
         "Right when last seen, wrong the next time: counted over training. Between equals, "
         "the ones whose true class got the least probability come first.",
-        f'<div class="samples">{cards}</div>',
+        _cards(view, most_forgotten(seen, SHOWN)),
     )
+
+
+def _seen(view: RunView) -> pd.DataFrame:
+    if view.samples is None:
+        return pd.DataFrame()
+    return view.samples[view.samples["exposure_amount"] > 0]
+
+
+def _cards(view: RunView, samples: pd.DataFrame) -> str:
+    cards = (_card(view, int(row.Index), row) for row in samples.itertuples())
+    return f'<div class="samples">{"".join(cards)}</div>'
+
+
+def _verdict(row: Any) -> str:
+    if row.label < 0:
+        return f"loss {row.prediction_loss:.3g}"
+    return f"label {row.label}, said {row.predicted_class}"
 
 
 def _card(view: RunView, sample: int, row: Any) -> str:
     image = view.pictures.get(sample)
-    shown = (
-        '<div class="none"></div>'
-        if image is None
-        else f'<img alt="sample {sample}" src="{figures.picture(image)}">'
-    )
+    shown = '<div class="none"></div>'
+    if image is not None:
+        shown = f'<img alt="sample {sample}" src="{figures.picture(image)}">'
     confidence = "" if pd.isna(row.confidence) else f", p {row.confidence:.2f}"
-    verdict = (
-        f"label {row.label}, said {row.predicted_class}"
-        if row.label >= 0
-        else f"loss {row.prediction_loss:.3g}"
-    )
     denied = ", denied" if row.deny_listed else ""
     forgotten = f"<b>#{sample}</b> forgotten {row.forgotten}&times;"
-    return f'<div class="sample">{shown}{forgotten}<br>{verdict}{confidence}{denied}</div>'
+    return f'<div class="sample">{shown}{forgotten}<br>{_verdict(row)}{confidence}{denied}</div>'
 
 
 def _timeline(view: RunView) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..data.ledger import hardest
 from ..neurons.counters import COUNTERS
 from ..neurons.tracked import undisturbed
 from ..run.session import Session
@@ -84,11 +85,12 @@ def most_forgotten(frame: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def thumbnails(session: Session, count: int = 24) -> dict[str, Any]:
-    """Pictures of the most forgotten training samples, small, as uint8 [h w] or [h w 3] by sample
-    id; none if not images."""
+    """Pictures of the hardest and of the most forgotten training samples, small, as uint8 [h w] or
+    [h w 3] by sample id; none if not images."""
     if session.loader is None:
         return {"ids": [], "images": []}
-    ids = most_forgotten(session.loader.dataset.get_dataframe(), count).index.tolist()
+    frame = session.loader.dataset.get_dataframe()
+    ids = list(dict.fromkeys([*hardest(frame, count).index, *most_forgotten(frame, count).index]))
     with undisturbed(session.module):  # transforms may draw random numbers
         images = [_thumbnail(session, sample) for sample in ids]
     kept = [(sample, image) for sample, image in zip(ids, images) if image is not None]
