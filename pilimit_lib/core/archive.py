@@ -40,7 +40,9 @@ def read_archive(
     with path.open("rb") as file:
         head = file.read(len(STREAM))
     if not head.startswith(ZIP) and head != STREAM:
-        raise ValueError(f"{path} is not a file of torch.save (it begins with {head[:8]!r})")
+        raise ValueError(
+            f"{path} is not loaded: it is not a file of torch.save (it begins with {head[:8]!r})"
+        )
     try:
         if head == STREAM:
             return _read_stream(path, map_location)
@@ -56,7 +58,9 @@ def read_archive(
         # Seeking to a place that can't exist is one of them; a disk that fails is not.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise OSError(error.errno, error.strerror, str(path)) from error
-        raise ValueError(f"{path} is damaged, cut short or of another kind: {error}") from error
+        raise ValueError(
+            f"{path} is not loaded: it is damaged, cut short or of another kind: {error}"
+        ) from error
 
 
 class _Stream(io.BufferedReader):
