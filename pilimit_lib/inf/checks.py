@@ -1,10 +1,22 @@
-"""Refusals that several layers share, made before anything is allocated."""
+"""Refusals that several layers share, made before anything is allocated or changed."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
 from ..core import free_memory
+
+
+def refuse_wrapping(message: str) -> None:
+    """For the `detach` of a parameter that can't be one of another module: raise where
+    `nn.Parameter` asks for it, in which parametrizations wrap a weight.
+
+    It would fail anyway, since detaching gives an ordinary tensor, but without a reason.
+    """
+    if sys._getframe(2).f_globals.get("__name__") == "torch.nn.parameter":
+        raise TypeError(message)
 
 
 def check_memory(

@@ -337,9 +337,11 @@ def _(c: Case) -> None:
 def _(c: Case) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(c.net, backend="aot_eager")
-    same(compiled(c.x), c.net(c.x))
     backward = lambda: nn.functional.cross_entropy(compiled(c.x), c.y).backward()  # noqa: E731
-    same(c.after_step(backward), c.twin().after_step())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler of some torch versions warns about itself
+        same(compiled(c.x), c.net(c.x))
+        same(c.after_step(backward), c.twin().after_step())
 
 
 @tool("torch.export")

@@ -4,13 +4,13 @@ it."""
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import refuse_wrapping
 from ..dual.features import PolynomialFeatures
 from . import sums
 
@@ -112,14 +112,11 @@ class FactoredParameter(nn.Parameter):
         nn.Parameter.grad.__set__(self, value)
 
     def detach(self) -> Tensor:
-        """As of any tensor. `nn.Parameter`, which parametrizations wrap a weight in, calls it too,
-        and would then fail without a reason."""
-        if sys._getframe(1).f_globals.get("__name__") == "torch.nn.parameter":
-            raise TypeError(
-                "V of a fused layer can't be made an nn.Parameter of another module, as "
-                "parametrizations such as weight_norm do: its gradient lies in factors; build the "
-                "layer with fused=False"
-            )
+        refuse_wrapping(
+            "V of a fused layer can't be made an nn.Parameter of another module, as "
+            "parametrizations such as weight_norm do: its gradient lies in factors; build the "
+            "layer with fused=False"
+        )
         return super().detach()
 
     def __deepcopy__(self, memo: dict) -> FactoredParameter:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ...core import Blocks
+from ..checks import refuse_wrapping
 from .pending import PendingRows
 from .reading import REMEDY, RowGradient, RowsCopy, in_place
 
@@ -92,6 +93,11 @@ class InfPiParameter(nn.Parameter):
                 **kwargs,
             )
         if func is torch.Tensor.detach:
+            refuse_wrapping(
+                "A, Amult and B of a π-layer can't be made an nn.Parameter of another module, as "
+                "parametrizations such as weight_norm do: their values are rows that grow; use "
+                "memory='moments'"
+            )
             return args[0].blocks.dense().as_subclass(RowsCopy)
         if func is torch.autograd.backward:
             return _backward(*args, **kwargs)
