@@ -7,7 +7,7 @@ from pilimit_lib.dendrites import GPA, spelling
 
 @pytest.fixture
 def facade(tmp_path, monkeypatch):
-    """GPA with its defaults, silent, in a folder of its own; without pictures, they cost seconds."""
+    """GPA with its defaults, silent, in a folder of its own; without pictures, which are slow."""
     monkeypatch.chdir(tmp_path)
 
     def reset():
