@@ -52,6 +52,9 @@ class DendriteConfig(Rules):
                         at the first
     init_scale,         new dendrites draw N(0,1)·scale (· mean |θ| of the neurons); norm layers
     init_by_main        start as norm layers do
+    init                "draw": new dendrites begin as drawn, which with init_scale 0.01 is nearly a
+                        constant; "standardised": their first batch of training gives their
+                        pre-activations unit variance, see standardise.py
     activation          of a dendrite: a name, or an elementwise function of a tensor
     optimizer_state     "keep": moments of what did not change survive growth; "reset": the
                         optimiser is built anew
@@ -80,6 +83,7 @@ class DendriteConfig(Rules):
     debug_dims: bool = False
     init_scale: float = 0.01
     init_by_main: bool = False
+    init: str = "draw"
     activation: str | Callable[[Tensor], Tensor] = "sigmoid"
     optimizer_state: str = "keep"
     seed: int | None = None
@@ -114,6 +118,7 @@ class DendriteConfig(Rules):
                 f"activation got {self.activation!r}; give one of {sorted(ACTIVATIONS)} or a "
                 "function of a tensor"
             )
+        self._one_of("init", ("draw", "standardised"))
         self._one_of("optimizer_state", ("keep", "reset"))
         self._one_of("reduce_scores", ("rank0", "mean"))
         self._one_of("checkpoints", ("epoch", "switch", "never"))

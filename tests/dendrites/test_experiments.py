@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from experiments.dendrites import images, sequences
+from experiments.dendrites import does_it_help, images, sequences
 from experiments.dendrites.data import digits, fashion
 from pilimit_lib.dendrites import GPA
 
@@ -69,3 +70,23 @@ def test_a_missing_data_folder_is_named(tmp_path):
         FileNotFoundError, match="train-images-idx3-ubyte .or .gz. is not there; give --data"
     ):
         fashion(str(tmp_path), 10, 10)
+
+
+def test_width_grows_without_changing_the_function_and_by_as_much_as_dendrites():
+    net = does_it_help.network(4)
+    x = torch.randn(9, 1, 8, 8)
+    wider = does_it_help.widened(net, does_it_help.size_of_a_generation(4))
+    torch.testing.assert_close(wider(x), net(x))
+    grown = does_it_help.parameters(net) * 2 + 4 + 10  # w of both layers
+    assert abs(does_it_help.parameters(wider) - grown) <= 75 / 2
+
+
+def test_the_comparison_of_all_arms_is_resumed_and_repeats_nothing(tmp_path):
+    arguments = ["--hidden", "2", "--max-epochs", "4", "--patience", "1", "--out", str(tmp_path)]
+    does_it_help.main([*arguments, "--seeds", "0", "--arms", "dendrites", "width"])
+    begun = (tmp_path / "results.csv").read_text()
+    does_it_help.main([*arguments, "--seeds", "0"])
+    rows = (tmp_path / "results.csv").read_text()
+    assert rows.startswith(begun) and rows.count("\n") == 1 + len(does_it_help.ARMS)
+    does_it_help.main([*arguments, "--seeds", "0"])
+    assert (tmp_path / "results.csv").read_text() == rows

@@ -1,10 +1,12 @@
 """One dendrite of a layer."""
 
+import torch
 from torch import Tensor, nn
 
 from ...core import Change
 from .correlation import CorrelationStats
 from .dimensions import along
+from .standardise import standardise
 
 
 class Dendrite(nn.Module):
@@ -32,6 +34,7 @@ class Dendrite(nn.Module):
             "v", nn.Parameter(like.new_zeros(earlier, neurons)) if earlier else None
         )
         self.stats = CorrelationStats(neurons, like) if candidate else None
+        self.shifts: Tensor | None = None  # until its first batch, where it begins standardised
 
     @property
     def candidate(self) -> bool:
@@ -45,6 +48,10 @@ class Dendrite(nn.Module):
             args, kwargs = self.processor.pre_d(*args, **kwargs)
         if perforated:
             args, kwargs = _detached(args), _detached(kwargs)
+        if self.shifts is not None and self.training and torch.is_grad_enabled():
+            with torch.no_grad():
+                standardise(self.body, self.body(*args, **kwargs), axis, self.shifts)
+            self.shifts = None
         z = self.body(*args, **kwargs)
         if self.processor is not None:
             z = self.processor.post_d(z)

@@ -18,6 +18,7 @@ from .correlation import tap
 from .dendrite import Dendrite
 from .dimensions import along, check_output, known_dims, known_neurons
 from .initial import check_copyable, fresh_copy, reference_parameter
+from .standardise import last_layer
 from .state_dicts import grown_in, to_dendritic
 
 
@@ -168,7 +169,10 @@ class DendriticLayer(nn.Module):
         config = self.config
         check_copyable(self.neuron, self.name)
         body = fresh_copy(self.neuron, generator, config.init_scale, config.init_by_main)
-        return self._attach(body, candidate)
+        dendrite = self._attach(body, candidate)
+        if config.init == "standardised" and last_layer(body) is not None:
+            dendrite.shifts = torch.randn(self.neurons, generator=generator, dtype=torch.float64)
+        return dendrite
 
     def _attach(self, body: nn.Module, candidate: bool) -> Dendrite:
         like = reference_parameter(self.neuron, self.name)
@@ -186,14 +190,19 @@ class DendriticLayer(nn.Module):
         parts = [f"[{p}]" if p.isdigit() else f".{p}" for p in self.name.split(".") if p]
         return "".join(parts)
 
+    def _numbered(self) -> list[tuple[str, Dendrite]]:
+        return [(str(k), dendrite) for k, dendrite in enumerate(self.dendrites)]
+
     def structure(self) -> dict:
         """Sizes that the constructor does not fix, as plain builtins."""
+        waiting = {k: d.shifts.tolist() for k, d in self._numbered() if d.shifts is not None}
         return {
             "dendrites": len(self.dendrites),
             "neurons": self.neurons,
             "dims": None if self.dims is None else list(self.dims),
             "candidate": any(d.candidate for d in self.dendrites),
             "activation": self.config.activation_name,
+            **({"shifts": waiting} if waiting else {}),
         }
 
     def restructure(self, structure: dict) -> Change | None:
@@ -215,6 +224,9 @@ class DendriticLayer(nn.Module):
         while len(self.dendrites) < wanted:
             last = len(self.dendrites) == wanted - 1
             self._attach(fresh_copy(self.neuron, None, 0.0, False), structure["candidate"] and last)
+        for k, dendrite in self._numbered():
+            shifts = structure.get("shifts", {}).get(k)
+            dendrite.shifts = None if shifts is None else torch.tensor(shifts, dtype=torch.float64)
         old = {id(d) for d in before}
         added = [p for d in self.dendrites if id(d) not in old for p in d.parameters()]
         if not added and not removed:
