@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+# the compiler of torch before 2.6 can't trace the question whether a transform is active
+_TRACEABLE = hasattr(torch.compiler, "set_stance")
+
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The precision in which rows of `dtype` are summed."""
@@ -16,7 +19,9 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 def transformed() -> bool:
     """Whether a transform of `torch.func`, or forward-mode differentiation, surrounds the caller:
     `requires_grad` then does not tell what will be differentiated."""
-    functorch = torch._C._functorch.peek_interpreter_stack() is not None
+    if torch.compiler.is_compiling() and not _TRACEABLE:
+        return False
+    functorch = torch._C._are_functorch_transforms_active()
     return functorch or torch.autograd.forward_ad._current_level >= 0
 
 

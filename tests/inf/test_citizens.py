@@ -1,6 +1,7 @@
 """The table of docs/TORCH.md, cell by cell: what the page says is what runs."""
 
 import pytest
+import torch
 
 from . import citizens
 
@@ -21,4 +22,6 @@ def test_the_page_has_every_tool_and_kind_in_order():
 def test_a_cell_is_what_runs(tool, kind):
     if tool == "safetensors":
         pytest.importorskip("safetensors", reason="safetensors is not installed here")
+    if tool in ("torch.compile", "torch.export") and not hasattr(torch.compiler, "set_stance"):
+        pytest.skip("the table is of the compiler of torch 2.6 and later")
     assert citizens.outcome(tool, kind) == PAGE[tool, kind]

@@ -40,7 +40,8 @@ class FeatureLinear(torch.autograd.Function):
             if followed(grad):
                 plain = partial(sums.plain, ctx.features)
                 return *pulled_back(plain, (u, V), grad, (need_u, need_V)), None
-            if need_V and ctx.parameter is not None and accumulates(ctx.parameter):
+            in_factors = need_V and ctx.parameter is not None and not ctx.parameter.watched
+            if in_factors and accumulates(ctx.parameter):
                 ctx.parameter.parts.append(Factors(u.detach(), grad))
                 need_V = False
             return *sums.backward(ctx.features, u, V, grad, need_u, need_V), None

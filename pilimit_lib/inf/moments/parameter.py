@@ -97,6 +97,11 @@ class FactoredParameter(nn.Parameter):
         return bool(self.parts) and nn.Parameter.grad.__get__(self) is None
 
     @property
+    def watched(self) -> bool:
+        """Whether hooks want to see the gradient, which must then be formed at once."""
+        return bool(self._backward_hooks or self._post_accumulate_grad_hooks)
+
+    @property
     def grad(self) -> Tensor | None:
         formed = nn.Parameter.grad.__get__(self)
         parts = self.factors()
