@@ -317,6 +317,36 @@ def test_a_full_disk_is_called_so(tmp_path, monkeypatch):
     load_rows(build(seed=4)[0], tmp_path / "saved")
 
 
+def one_disk_is_full(rank, size, folder):
+    net, optimizer = build()
+    shard_rows(net, optimizer=optimizer)
+    save_rows(net, f"{folder}/saved", optimizer)
+    kept = [rows.clone() for rows in net.layers[1].A.blocks.views()]
+    train(net, optimizer, 1)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fsync = os.fsync
+    os.fsync = full if rank == 1 else fsync
+    kind, message = (OSError, "disk is full") if rank == 1 else (RuntimeError, "rank 1.*No space")
+    with pytest.raises(kind, match=message):
+        save_rows(net, f"{folder}/saved", optimizer)
+    os.fsync = fsync
+    load_rows(net, f"{folder}/saved", optimizer)
+    assert [name for name in os.listdir(folder) if "saved" in name] == ["saved"]
+    assert all(map(torch.equal, net.layers[1].A.blocks.views(), kept))
+    if rank == 1:
+        Path(folder, "saved", "A.1.layers.1").write_bytes(b"")
+    with pytest.raises(ValueError if rank == 1 else (RuntimeError, ValueError), match="A.1.layers"):
+        load_rows(net, f"{folder}/saved", optimizer)
+    assert all(map(torch.equal, net.layers[1].A.blocks.views(), kept))
+
+
+def test_the_error_of_one_rank_ends_them_all(tmp_path):
+    assert started(one_disk_is_full, 3, tmp_path) == [0, 0, 0]
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     net, _ = build()
     save_rows(net, tmp_path / "saved")

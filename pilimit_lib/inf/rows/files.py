@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,20 @@ def save_rows(
     calls it, on a shared folder.
     """
     folder, group = Path(folder), _Group(model)
-    if group.rank == 0:
-        recover(folder)
-    group.wait()
+    with group.together():
+        if group.rank == 0:
+            recover(folder)
     if folder.exists() and not (folder / "state.pt").is_file():
         raise FileExistsError(
             f"{folder} exists and is no checkpoint of rows; choose another folder"
         )
-    with replacing_folder(folder, group.rank == 0, group.wait) as beside:
-        _write(model, beside, group, optimizer, extras)
+    with replacing_folder(folder, group.rank == 0, group.together) as beside:
+        with group.together():
+            found, digests = _write(model, beside, group, optimizer, extras)
+        digests = group.joined(digests)
+        with group.together():
+            if group.rank == 0:
+                save(found | {"digests": digests}, beside / "state.pt")
 
 
 def _write(
@@ -68,7 +74,8 @@ def _write(
     group: _Group,
     optimizer: Optimizer | None,
     extras: dict[str, Any],
-) -> None:
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write this rank's files; (what state.pt will hold, digests of these files)."""
     with rows_elsewhere():
         state = snapshot(model, optimizer, **extras)
     mine, sizes, digests = {}, {}, {}
@@ -90,10 +97,7 @@ def _write(
     rank_file = beside / f"rank-{group.rank}.pt"
     save(mine, rank_file)
     digests[rank_file.name] = digest_of_file(rank_file)
-    digests = group.joined(digests)
-    if group.rank == 0:
-        found = {"format": FORMAT, "ranks": group.size, "layers": sizes, "state": state}
-        save(found | {"digests": digests}, beside / "state.pt")
+    return {"format": FORMAT, "ranks": group.size, "layers": sizes, "state": state}, digests
 
 
 @torch.no_grad()
@@ -108,26 +112,12 @@ def load_rows(
     file is read twice.
     """
     folder, group = Path(folder), _Group(model)
-    if group.rank == 0:
-        recover(folder)
-    group.wait()
-    found = load(folder / "state.pt")
-    if (
-        not isinstance(found, dict)
-        or found.get("format") != FORMAT
-        or not {"ranks", "layers", "state"} <= set(found)
-    ):
-        raise ValueError(
-            f"{folder} is not a checkpoint of rows in format {FORMAT}; plain checkpoints are read "
-            "by core.load"
-        )
+    with group.together():
+        if group.rank == 0:
+            recover(folder)
     layers = dict(row_layers(model))
-    check_sizes(folder, found, layers)
-    small = [load(folder / f"rank-{rank}.pt") for rank in range(found["ranks"])]
-    check_small(folder, found["layers"], small, (MOMENTUM,))
-    # What other ranks wrote is read here only if the ranks are not the same.
-    ranks = [group.rank] if group.size == found["ranks"] else range(found["ranks"])
-    check_digests(folder, found, ranks)
+    with group.together():
+        found, small = _checked(folder, layers, group)
     state = found["state"]
     mine = {name: _of_rank(name, small, found["layers"][name]["rows"], group) for name in layers}
     for name in layers:
@@ -164,6 +154,29 @@ def load_rows(
     return extras
 
 
+def _checked(
+    folder: Path, layers: dict[str, RowLayer], group: _Group
+) -> tuple[dict[str, Any], list[dict]]:
+    """(state.pt, what every rank's file holds), after all that could be wrong with the folder."""
+    found = load(folder / "state.pt")
+    if (
+        not isinstance(found, dict)
+        or found.get("format") != FORMAT
+        or not {"ranks", "layers", "state"} <= set(found)
+    ):
+        raise ValueError(
+            f"{folder} is not a checkpoint of rows in format {FORMAT}; plain checkpoints are read "
+            "by core.load"
+        )
+    check_sizes(folder, found, layers)
+    small = [load(folder / f"rank-{rank}.pt") for rank in range(found["ranks"])]
+    check_small(folder, found["layers"], small, (MOMENTUM,))
+    # What other ranks wrote is read here only if the ranks are not the same.
+    ranks = [group.rank] if group.size == found["ranks"] else range(found["ranks"])
+    check_digests(folder, found, ranks)
+    return found, small
+
+
 class _Group:
     """The ranks that hold the rows of a model: one, where they are not sharded."""
 
@@ -185,17 +198,35 @@ class _Group:
     def total(self, layer: RowLayer) -> int:
         return len(layer) if layer.shard is None else layer.shard.total
 
-    def wait(self) -> None:
-        if self.shard is not None:
-            dist.barrier(self.shard.group)
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Each rank does this part before any goes on, and the error of one is an error of all:
+        otherwise the others would wait for it without end."""
+        mine = None
+        try:
+            yield
+        except BaseException as error:
+            mine = error
+            raise
+        finally:
+            said = None if mine is None else f"{type(mine).__name__}: {mine}"
+            failed = {rank: text for rank, text in enumerate(self._from_all(said)) if text}
+            if mine is None and failed:
+                raise RuntimeError(
+                    "stopped, since other ranks failed: "
+                    + "; ".join(f"rank {rank}: {text}" for rank, text in failed.items())
+                )
 
     def joined(self, entries: dict[str, str]) -> dict[str, str]:
         """The entries of all ranks."""
+        return {name: value for held in self._from_all(entries) for name, value in held.items()}
+
+    def _from_all(self, mine: Any) -> list[Any]:
         if self.shard is None:
-            return entries
-        found: list[dict[str, str]] = [{}] * self.size
-        dist.all_gather_object(found, entries, group=self.shard.group)
-        return {name: value for held in found for name, value in held.items()}
+            return [mine]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, mine, group=self.shard.group)
+        return found
 
 
 def _amult(name: str) -> str:

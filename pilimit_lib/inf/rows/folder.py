@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -23,23 +23,26 @@ def file_of(role: str, rank: int, name: str) -> str:
 
 
 @contextmanager
-def replacing_folder(folder: Path, first: bool, wait: Callable[[], None]) -> Iterator[Path]:
+def replacing_folder(
+    folder: Path, first: bool, together: Callable[[], AbstractContextManager]
+) -> Iterator[Path]:
     """A folder beside `folder` to write to, by all ranks; at the end of the `with` it takes its
-    place. `first`: whether this rank makes and moves folders; `wait`: for the other ranks.
+    place. `first`: whether this rank makes and moves folders; `together`: what no rank leaves
+    before all have come to its end, and where one's error is all's.
 
     On any error the old folder stays and nothing is left beside it; what a killed run left there is
     removed. A full disk is an OSError that says so.
     """
     beside = _beside(folder, "part")
     try:
-        if first:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-        wait()
+        with together():
+            if first:
+                shutil.rmtree(beside, ignore_errors=True)
+                beside.mkdir(parents=True)
         yield beside
-        wait()
-        if first:
-            _move(beside, folder)
+        with together():
+            if first:
+                _move(beside, folder)
     except BaseException as error:
         if first:
             shutil.rmtree(beside, ignore_errors=True)
@@ -52,7 +55,6 @@ def replacing_folder(folder: Path, first: bool, wait: Callable[[], None]) -> Ite
             f"the disk is full, so that this checkpoint was not written; {stays}",
             str(folder),
         ) from error
-    wait()
 
 
 def recover(folder: Path) -> None:
