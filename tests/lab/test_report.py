@@ -80,9 +80,8 @@ def test_the_page_is_complete_and_fetches_nothing(run, tmp_path):
         "samples denied",
     ):
         assert said in text, said
-    worst = (
-        run.train_loader.dataset.get_dataframe().sort_values("forgotten", ascending=False).index[0]
-    )
+    frame = run.train_loader.dataset.get_dataframe()
+    worst = frame[frame["forgotten"] == frame["forgotten"].max()]["confidence"].idxmin()
     assert f"<b>#{worst}</b>" in text
 
 

@@ -82,8 +82,8 @@ def curves(view: RunView) -> str | None:
             _mark_events(axes, view)
             _plain_ages(axes)
         loss.set(title="loss", ylabel="loss")
-        seen = pd.concat([train["loss"], evaluation["loss"]]).dropna()
-        if len(seen) and seen.min() > 0 and seen.max() > 10 * seen.min():
+        seen = [*train["loss"].dropna(), *evaluation["loss"].dropna()]
+        if seen and min(seen) > 0 and max(seen) > 10 * min(seen):
             loss.set_yscale("log")
         accuracy.set(title="accuracy", ylabel="fraction correct")
         handles = [
@@ -105,7 +105,7 @@ def _with_root(view: RunView, points: pd.DataFrame, branch: int, column: str) ->
     own, root = points[points["branch"] == branch], view.root_of(branch)
     if root is not None and len(own):
         before = points[(points["branch"] == root[0]) & (points["age"] <= root[1])]
-        own = pd.concat([before.tail(1), own])
+        own = own if before.empty else pd.concat([before.tail(1), own])
     return own.dropna(subset=[column])
 
 
