@@ -9,9 +9,9 @@ that is killed again and again ends as one that was left alone, bit for bit.
     # transfer_imagenet too, which needs CIFAR-10
     python -m experiments.bench.soak --cifar-data DIR --out output/soak
 
-Kills are `kill -9` at random moments up to one and a half epochs after a process has begun, with
-all imports done before it begins, so that they fall on steps, saves and figures. Then
-the command is given again, with --resume where there is a checkpoint. Writes table.md and
+Kills are `kill -9` at random moments between the beginning of a process and the time that the whole
+run takes, with all imports done before it begins, so that they fall on steps, saves and figures.
+Then the command is given again, with --resume where there is a checkpoint. Writes table.md and
 soak.json. Exit status 1 where a resumed run differs or something grows.
 """
 
@@ -163,7 +163,7 @@ def kills(command: Command, place: Path, count: int, seed: int) -> dict[str, Any
         parts = place / "parts"
         shutil.rmtree(parts, ignore_errors=True)
         while suffered < count:
-            killed, _ = attempt(command, parts, chance.uniform(0, seconds * 0.4))
+            killed, _ = attempt(command, parts, chance.uniform(0, seconds))
             if not killed:
                 break
             suffered += 1

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoints.entries import number_misfit, parameter_misfits, refused, tensor_misfit
+from .checkpoints.entries import (
+    load_whole,
+    number_misfit,
+    parameter_misfits,
+    refused,
+    tensor_misfit,
+)
 
 
 def check_sizes(r: int, r_out: int) -> None:
@@ -58,6 +64,7 @@ class BiasedLayer(nn.Module):
 
     bias_alpha: float
     also_loads = ("bias", "bias_alpha")
+    load_state_dict = load_whole
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

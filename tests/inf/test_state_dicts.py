@@ -25,6 +25,7 @@ from pilimit_lib.inf import (
     PiSGD,
 )
 from pilimit_lib.inf.gp import KernelMLP, ReLUKernel
+from pilimit_lib.inf.rows.storage import LIMITS
 
 OLD = Path(__file__).parent / "old_checkpoints.pt"
 
@@ -353,6 +354,28 @@ def test_a_layer_refuses_what_is_no_tensor_of_its_kind_and_stays_as_before(make,
     for name, value in wrong_entries(state):
         wrong = {prefix + key: held for key, held in {**state, name: value}.items()}
         assert_refused(module, wrong, name)
+
+
+OPTIONAL = ("bias_alpha", "kappa", "origin", "_raw", "_factors", *LIMITS)  # others lack them
+
+
+@pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+def test_a_layer_with_a_missing_or_unknown_entry_stays_as_before(make):
+    layer, state = make(), make().state_dict()
+    needed = [name for name in state if not name.endswith(OPTIONAL)]
+    changed = {
+        key: value + 1 if value.is_floating_point() and "kappa" not in key else value
+        for key, value in state.items()
+    }
+    for name in needed:
+        before = values(layer)
+        with pytest.raises(RuntimeError, match=name.removesuffix("_scale").removesuffix("_shift")):
+            layer.load_state_dict({key: value for key, value in changed.items() if key != name})
+        assert_same(before, layer)
+    before = values(layer)
+    with pytest.raises(RuntimeError, match="strange"):
+        layer.load_state_dict({**changed, "strange": torch.ones(2)})
+    assert_same(before, layer)
 
 
 def test_what_a_refused_network_contains_is_not_loaded_either():

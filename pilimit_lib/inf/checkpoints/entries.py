@@ -36,6 +36,23 @@ def misfits(module: nn.Module, state: Mapping[str, Any], prefix: str, strict: bo
     return found
 
 
+def load_whole(module: nn.Module, state_dict: Any, strict: bool = True, assign: bool = False):
+    """The `load_state_dict` of our modules: load a checkpoint, or raise RuntimeError with all that
+    does not fit and stay as before. Torch alone would load the other entries first."""
+    if isinstance(state_dict, Mapping):  # torch says what else it takes
+        strange = [key for key in state_dict if not isinstance(key, str)]
+        problems = [f"{key!r:.40} is not the name of an entry" for key in strange[:1]]
+        problems = problems or misfits(module, state_dict, "", strict)
+        if problems:
+            kind = type(module).__name__
+            builds = hasattr(module, "from_state_dict")
+            remedy = f" ({kind}.from_state_dict builds one that fits)" if builds else ""
+            raise RuntimeError(
+                f"the checkpoint does not fit this {kind}{remedy}:\n  " + "\n  ".join(problems)
+            )
+    return nn.Module.load_state_dict(module, state_dict, strict=strict, assign=assign)
+
+
 def refused(module: nn.Module, state: dict, prefix: str, errors: list[str]) -> bool:
     """For `_load_from_state_dict`: whether `state` does not fit. Then the reasons are in `errors`,
     and what belongs to the module and its parts is out of `state`, so that nothing is loaded.
@@ -57,6 +74,8 @@ def refused(module: nn.Module, state: dict, prefix: str, errors: list[str]) -> b
 class LoadsWhole(nn.Module):
     """A module that loads all of its entries or none, and saves them packed, as what stores tensors
     alone demands."""
+
+    load_state_dict = load_whole
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)

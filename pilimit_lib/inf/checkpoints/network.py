@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .architecture import KEY, decoded, encoded
-from .entries import misfits, number_misfit, refused
+from .entries import load_whole, number_misfit, refused
 
 
 class SavedNetwork(nn.Module):
@@ -18,6 +18,7 @@ class SavedNetwork(nn.Module):
     layers: nn.ModuleList
     taken: tuple[str, ...] = ()  # settings that are not sizes: loading takes them over
     must_say = False  # whether a checkpoint without an architecture is refused
+    load_state_dict = load_whole
 
     def architecture(self) -> dict[str, Any]:
         """What is needed to make a network of this shape: plain builtins by name."""
@@ -27,23 +28,6 @@ class SavedNetwork(nn.Module):
         """What the architecture of a checkpoint says otherwise, so that its tensors would make
         another function here."""
         return iter(())
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ):
-        """Load a checkpoint, or raise RuntimeError with all that does not fit and stay as before.
-        Rows may be more or fewer than here."""
-        if isinstance(state_dict, Mapping):  # torch says what else it takes
-            strange = [key for key in state_dict if not isinstance(key, str)]
-            problems = [f"{key!r:.40} is not the name of an entry" for key in strange[:1]]
-            problems = problems or misfits(self, state_dict, "", strict)
-            if problems:
-                kind = type(self).__name__
-                raise RuntimeError(
-                    f"the checkpoint does not fit this {kind} ({kind}.from_state_dict builds one "
-                    "that fits):\n  " + "\n  ".join(problems)
-                )
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def entry_misfits(self, state: Mapping[str, Any], prefix: str, strict: bool) -> Iterator[str]:
         """What of a checkpoint's architecture this network can't take over; see `entries`."""

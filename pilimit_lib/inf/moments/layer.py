@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bias import bias_misfits, bias_parameter, check_sizes, take_bias_alpha
-from ..checkpoints.entries import parameter_misfits, refused, tensor_misfit
+from ..checkpoints.entries import load_whole, parameter_misfits, refused, tensor_misfit
 from ..checks import check_memory
 from ..dual.features import PolynomialFeatures
 from ..dual.hermite import Series, hermite_series
@@ -41,6 +41,7 @@ class MomentsLayer(nn.Module):
     V: nn.Parameter
     bias_alpha: float
     also_loads: tuple[str, ...] = ("bias", "bias_alpha", "kappa")
+    load_state_dict = load_whole
     series: Series
     features: PolynomialFeatures
 

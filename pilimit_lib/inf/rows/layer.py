@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...core import UNKNOWN, Axis, Blocks, StoredRows
 from ..bias import check_sizes
-from ..checkpoints.entries import parameter_misfits, refused
+from ..checkpoints.entries import load_whole, parameter_misfits, refused
 from .parameter import ROWS, InfPiParameter
 from .pending import PendingRows, Rows
 from .storage import (
@@ -53,6 +53,7 @@ class RowLayer(nn.Module):
     folded: nn.Module | None  # moments of rows that were folded
     shard: Any  # this process's share, where `shard_rows` spread the rows
     also_loads = BESIDE
+    load_state_dict = load_whole
     shardable = False  # whether a sum over the rows of all processes is made
 
     def __init__(
