@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from experiments.training.lock import only_process
 from experiments.training.process import shows_bars
 from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import load
+from tests import warm
 from tests.experiments.test_meta import SINUSOID
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,13 +101,16 @@ def test_an_interrupted_run_says_so_by_its_status_and_the_printed_command_goes_o
     flags = [*SMALL, "--lr", "0.3", "--epochs", "2", "--quiet"]
     cifar10mlp.main([*flags, "--save-dir", str(whole)])
     code = AT_STEP.format(step=14, number=int(number), flags=[*flags, "--save-dir", str(parts)])
-    returned, output, errors = finish(child(code))
+    returned, output, errors = warm.finish(code)
     assert returned == status, errors
     state = load(parts / "checkpoint.pt")["extras"]
     assert state["epoch"] == 1 and state["batches"]["position"] == 4
     typed = shlex.split(re.search(r"go on with: (python -m .*)", output).group(1))
     assert typed[2:] == ["experiments.cifar10.cifar10mlp", "--resume", "--save-dir", str(parts)]
-    assert finish([sys.executable, *typed[1:]])[0] == 0
+    if number == signal.SIGINT:
+        assert finish([sys.executable, *typed[1:]])[0] == 0
+    else:
+        cifar10mlp.main(typed[3:])
     same_runs(whole, parts)
 
 
@@ -135,38 +140,33 @@ def record(self):
 cifar10conv.Trainer.record = record
 cifar10conv.main({[*flags, "--save-dir", str(tmp_path / "parts"), "--quiet"]!r})
 """
-    assert finish(child(code))[0] == 130
+    assert warm.finish(code)[0] == 130
     assert not (tmp_path / "parts" / "mup4" / "checkpoint.pt").exists()
     parts = cifar10conv.main(["--resume", "--save-dir", str(tmp_path / "parts"), "--quiet"])
     by_name = [sorted(records, key=lambda record: record["network"]) for records in (whole, parts)]
     same(*by_name, "records")
 
 
-def test_bars_are_drawn_on_a_terminal_only_and_tables_everywhere(tmp_path):
-    flags = [*SMALL, "--epochs", "1", "--batch-size", "1", "--overwrite", "--save-dir"]
-    command = [*MLP, *flags, str(tmp_path / "run")]
-
-    def on_terminal(**more: str) -> tuple[str, str]:
-        ours, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (24, 80))
-        process = start(command, stderr=theirs, env=environment(**more))
-        shown = b""
-        # Our own end stays open: with the last one, what was not read yet would be gone.
-        while select.select([ours], [], [], 0.2)[0] or process.poll() is None:
-            if select.select([ours], [], [], 0)[0]:
-                shown += os.read(ours, 4096)
-        output = process.communicate(timeout=600)[0]
-        os.close(ours)
-        os.close(theirs)
-        assert process.returncode == 0
-        return output, shown.decode()
-
-    output, bar = on_terminal()
-    assert "epoch train loss" in output and "epoch 1/1" in bar
-    assert on_terminal(TQDM_DISABLE="1")[1] == ""
-    code, output, errors = finish(command)
-    assert (code, errors) == (0, "") and "epoch train loss" in output
-    assert finish([*command, "--quiet"]) == (0, "", "")
+def test_bars_are_drawn_on_a_terminal_only_and_tables_everywhere(tmp_path, capsys):
+    flags = [*SMALL, "--epochs", "1", "--batch-size", "1", "--save-dir", str(tmp_path / "run")]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = start([*MLP, *flags], stderr=theirs)
+    bar = b""
+    # Our own end stays open: with the last one, what was not read yet would be gone.
+    while select.select([ours], [], [], 0.2)[0] or process.poll() is None:
+        if select.select([ours], [], [], 0)[0]:
+            bar += os.read(ours, 4096)
+    output = process.communicate(timeout=600)[0]
+    os.close(ours)
+    os.close(theirs)
+    assert process.returncode == 0
+    assert "epoch train loss" in output and "epoch 1/1" in bar.decode()
+    cifar10mlp.main([*flags, "--overwrite"])
+    output, errors = capsys.readouterr()
+    assert errors == "" and "epoch train loss" in output
+    cifar10mlp.main([*flags, "--overwrite", "--quiet"])
+    assert capsys.readouterr() == ("", "")
 
 
 def test_where_bars_are_shown(monkeypatch):
@@ -264,7 +264,7 @@ def test_a_kill_between_checkpoint_and_tables_loses_no_line(tmp_path):
     flags = [*SMALL, "--epochs", "1", "--quiet", "--save-dir"]
     cifar10mlp.main([*flags, str(whole)])
     code = KILLED.format(place="cifar10mlp.Trainer.write", flags=[*flags, str(parts)])
-    assert finish(child(code))[0] == -signal.SIGKILL
+    assert warm.finish(code)[0] == -signal.SIGKILL
     assert (parts / "checkpoint.pt").exists() and not (parts / "metrics.jsonl").exists()
     cifar10mlp.main(["--resume", "--quiet", "--save-dir", str(parts)])
     same_runs(whole, parts)
@@ -273,7 +273,7 @@ def test_a_kill_between_checkpoint_and_tables_loses_no_line(tmp_path):
 def test_after_a_kill_before_the_first_checkpoint_the_same_command_begins_anew(tmp_path, capsys):
     flags = [*SMALL, "--epochs", "1", "--quiet", "--save-dir", str(tmp_path)]
     code = KILLED.format(place="run_folder.RunFolder.save", flags=flags)
-    assert finish(child(code))[0] == -signal.SIGKILL
+    assert warm.finish(code)[0] == -signal.SIGKILL
     torn = [tmp_path / f".checkpoint.{'0a' * 16}.part.pt", tmp_path / f".notes.{'0a' * 16}.part"]
     for path in torn:
         path.write_text("half")
@@ -321,34 +321,37 @@ with only_process(Path({str(tmp_path)!r})):
     assert len(cifar10mlp.main(flags)) == 1 and not (tmp_path / ".lock").exists()
 
 
+def come_and_go(folder: str, counts: str) -> None:
+    end, count = time.monotonic() + 2, 0
+    while time.monotonic() < end:
+        try:
+            with only_process(Path(folder)):
+                inside = os.open(f"{folder}/inside", os.O_CREAT | os.O_EXCL)
+                os.close(inside)
+                os.unlink(f"{folder}/inside")
+                count += 1
+        except FileExistsError as error:
+            assert "is writing to" in str(error), error
+    Path(counts, str(os.getpid())).write_text(str(count))
+
+
 def test_only_one_of_many_gets_in_at_a_time(tmp_path):
     """Processes that come and go, each removing the lock file that the next one may just have
     opened."""
-    code = f"""
-import os, time
-from pathlib import Path
-from experiments.training import loop
-from experiments.training.lock import only_process
-folder, count = Path({str(tmp_path)!r}), 0
-end = time.monotonic() + 2
-while time.monotonic() < end:
-    try:
-        with only_process(folder):
-            inside = os.open(folder / "inside", os.O_CREAT | os.O_EXCL)
-            os.close(inside)
-            os.unlink(folder / "inside")
-            count += 1
-    except FileExistsError as error:
-        assert "is writing to" in str(error), error
-print(count)
-"""
-    processes = [start(child(code)) for _ in range(3)]
-    ends = [process.communicate(timeout=600) for process in processes]
-    assert all(not errors for _, errors in ends), ends
-    assert sum(int(output) for output, _ in ends) > 0
-    with only_process(tmp_path):
+    counts = tmp_path / "counts"
+    counts.mkdir()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    processes = [warm.process(come_and_go, str(folder), str(counts)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sum(int(path.read_text()) for path in counts.iterdir()) > 0
+    with only_process(folder):
         pass
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_a_full_disk_is_called_full(tmp_path):

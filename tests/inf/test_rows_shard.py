@@ -1,6 +1,5 @@
 """Rows sharded over real processes (Gloo) against the same training in one."""
 
-import multiprocessing
 import os
 
 import pytest
@@ -12,6 +11,7 @@ from pilimit_lib.core import follow
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_
 from pilimit_lib.inf.rows.files import load_rows, save_rows
 from pilimit_lib.inf.rows.shard import gather_rows, shard_rows
+from tests import warm
 
 
 def build(row_dtype=torch.float32, momentum=0.5):
@@ -38,12 +38,8 @@ def step(net, optimizer, number):
 
 def started(work, size, folder, *args):
     """Run `work(rank, size, folder, *args)` in `size` processes; their exit codes."""
-    # which imports torch once for all processes
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", __name__])
     processes = [
-        context.Process(target=in_group, args=(work, rank, size, str(folder), args))
-        for rank in range(size)
+        warm.process(in_group, work, rank, size, str(folder), args) for rank in range(size)
     ]
     for process in processes:
         process.start()
