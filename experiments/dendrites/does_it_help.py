@@ -2,13 +2,18 @@
 equal epochs.
 
     python -m experiments.dendrites.does_it_help --hidden 4 8 --seeds 0 1 2 3 4 5 6 7 --out DIR
+    python -m experiments.dendrites.does_it_help --set fashion --data FOLDER --hidden 8 --out DIR
+    python -m experiments.dendrites.does_it_help --set resnet --data FOLDER --hidden 4 --out DIR
 
-Digits, a network 64 - h - 10 with h small, Adam, a learning rate that halves at plateaus. Every arm
-stops after the epochs that the first took for the same seed, and restarts the learning rate from
-the best weights at each plateau:
+digits and fashion: a network d - h - 10 with h small, whose two layers may grow; resnet: a small
+ResNet on Fashion-MNIST, of which only the last block, before the last layer, may grow, h its inner
+channels. Adam, a learning rate that falls to a tenth at plateaus. Every arm stops after the epochs
+that the first took for the same seed, and restarts the learning rate from the best weights at each
+plateau:
 
 dendrites      begin as drawn, nearly constant (init="draw")
 standardised   begin with pre-activations of unit variance (init="standardised")
+gradient       begin where the outgoing weight gets the largest gradient (init="gradient")
 restarts       nothing grows
 width          hidden units with outgoing weights of zero are added at plateaus, as many as a
                generation of dendrites has parameters
@@ -26,34 +31,24 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from experiments.dendrites.data import digits
+from experiments.dendrites.data import digits, fashion
+from experiments.dendrites.growing_networks import (
+    Kind,
+    mlp,
+    parameters,
+    resnet,
+    size_of_a_generation,
+    units_for,
+)
 from experiments.dendrites.training import accuracy, train_epoch
 from pilimit_lib.dendrites import DendriteConfig, Growth, Patience, Plateau, dendritic
 
-ARMS = ("dendrites", "standardised", "restarts", "width", "wide")
+ARMS = ("dendrites", "standardised", "gradient", "restarts", "width", "wide")
+INIT = {"dendrites": "draw", "standardised": "standardised", "gradient": "gradient"}
 COLUMNS = ["hidden", "seed", "arm", "val", "test", "parameters", "epochs"]
+KINDS = {"digits": mlp(64), "fashion": mlp(784), "resnet": resnet()}
 MANY = 10**6
-
-
-def network(hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))
-
-
-def parameters(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
-
-
-def widened(net: nn.Sequential, more: int) -> nn.Sequential:
-    """The same function with more hidden units: incoming weights as Linear draws them, outgoing
-    ones zero."""
-    old_in, old_out = net[1], net[3]
-    hidden = old_in.out_features
-    new = network(hidden + more)
-    with torch.no_grad():
-        new[1].weight[:hidden], new[1].bias[:hidden] = old_in.weight, old_in.bias
-        new[3].weight.zero_()
-        new[3].weight[:, :hidden], new[3].bias[:] = old_out.weight, old_out.bias
-    return new
+LOOK = 500  # images in a batch of errors that a start by gradient looks at
 
 
 def optimisers(net: nn.Module, args):
@@ -78,6 +73,7 @@ class Best:
 
 def config_of(args, seed: int, grows: bool, init: str = "draw") -> DendriteConfig:
     return DendriteConfig(
+        convert=[f".{name}" for name in KINDS[args.set].grows],
         switch=Patience(patience=args.patience),
         max_dendrites=args.max_dendrites if grows else MANY,
         max_tries=2 if grows else MANY,
@@ -93,14 +89,16 @@ def grown(args, hidden: int, seed: int, sets, arm: str, epochs: int) -> dict:
     """Dendrites, however they begin, or (restarts) the same run in which no layer is chosen."""
     torch.manual_seed(seed)
     grows = arm != "restarts"
-    config = config_of(args, seed, grows, "standardised" if arm == "standardised" else "draw")
+    config = config_of(args, seed, grows, INIT.get(arm, "draw"))
     best = Best(sets)
+    batches = [(x, y) for x, y in zip(*(part.split(LOOK) for part in sets["train"]))]
     growth = Growth(
-        dendritic(network(hidden), config),
+        dendritic(KINDS[args.set].network(hidden), config),
         config,
         optimizer=lambda ps: torch.optim.Adam(ps, args.lr),
         scheduler=lambda o: ReduceLROnPlateau(o, "max", patience=args.scheduler_patience),
         select=None if grows else lambda net: [],
+        losses=lambda net: (nn.functional.cross_entropy(net(x), y) for x, y in batches),
     )
     for _ in range(epochs):
         train_epoch(growth.model, growth.optimizer, *sets["train"])
@@ -109,11 +107,11 @@ def grown(args, hidden: int, seed: int, sets, arm: str, epochs: int) -> dict:
     return {**best.row, "epochs": best.epochs}
 
 
-def made_wider(args, hidden: int, seed: int, sets, more: int, epochs: int) -> dict:
+def made_wider(args, kind: Kind, hidden: int, seed: int, sets, more: int, epochs: int) -> dict:
     """Width instead of dendrites, decided by the same plateaus; ``more`` units at a time."""
     torch.manual_seed(seed)
     plateau, best = Plateau(config_of(args, seed, grows=more > 0)), Best(sets)
-    net = network(hidden)
+    net = kind.network(hidden)
     kept, grown_from = copy.deepcopy(net), None
     optimizer, scheduler = optimisers(net, args)
     for _ in range(epochs):
@@ -127,21 +125,19 @@ def made_wider(args, hidden: int, seed: int, sets, more: int, epochs: int) -> di
             break
         if decision.action in ("grow", "retry"):
             grown_from = kept if decision.action == "grow" or grown_from is None else grown_from
-            net = widened(grown_from, more) if more else copy.deepcopy(kept)
+            net = kind.widened(grown_from, more) if more else copy.deepcopy(kept)
             optimizer, scheduler = optimisers(net, args)
     return {**best.row, "epochs": best.epochs}
-
-
-def size_of_a_generation(hidden: int) -> int:
-    """Hidden units that have as many parameters as the first dendrites of both layers."""
-    dendrites = parameters(network(hidden)) + hidden + 10
-    return round(dendrites / (64 + 1 + 10))
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--set", choices=tuple(KINDS), default="digits")
+    parser.add_argument("--data", default="dataset", help="folder of the Fashion-MNIST files")
+    parser.add_argument("--train", type=int, default=2500, help="images; digits have 1000")
+    parser.add_argument("--val", type=int, default=1500, help="images; digits have 400")
     parser.add_argument("--hidden", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
@@ -152,7 +148,8 @@ def main(argv=None):
     parser.add_argument("--max-dendrites", type=int, default=3)
     parser.add_argument("--max-epochs", type=int, default=120)
     args = parser.parse_args(argv)
-    sets, file = digits(), Path(args.out) / "results.csv"
+    sets = digits() if args.set == "digits" else fashion(args.data, args.train, args.val)
+    kind, file = KINDS[args.set], Path(args.out) / "results.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     done = {}
     if file.is_file():
@@ -170,9 +167,9 @@ def main(argv=None):
                 if arm in ("width", "wide"):
                     larger = arm == "wide" and first is not None
                     size = int(first["parameters"]) if larger else 0
-                    start = max(1, round((size - 10) / 75)) if larger else hidden
-                    more = 0 if arm == "wide" else size_of_a_generation(hidden)
-                    row = made_wider(args, start, seed, sets, more, epochs)
+                    start = units_for(kind, size) if larger else hidden
+                    more = 0 if arm == "wide" else size_of_a_generation(kind, hidden)
+                    row = made_wider(args, kind, start, seed, sets, more, epochs)
                 else:
                     row = grown(args, hidden, seed, sets, arm, epochs)
                 row = {"hidden": hidden, "seed": seed, "arm": arm, **row}

@@ -54,7 +54,9 @@ class DendriteConfig(Rules):
     init_by_main        start as norm layers do
     init                "draw": new dendrites begin as drawn, which with init_scale 0.01 is nearly a
                         constant; "standardised": their first batch of training gives their
-                        pre-activations unit variance, see standardise.py
+                        pre-activations unit variance, see standardise.py; "gradient": a Linear or
+                        Conv layer, alone or with a batch norm, begins where its w gets the largest
+                        gradient of Growth(losses=...), see gradient.py, others standardised
     activation          of a dendrite: a name, or an elementwise function of a tensor
     optimizer_state     "keep": moments of what did not change survive growth; "reset": the
                         optimiser is built anew
@@ -118,7 +120,7 @@ class DendriteConfig(Rules):
                 f"activation got {self.activation!r}; give one of {sorted(ACTIVATIONS)} or a "
                 "function of a tensor"
             )
-        self._one_of("init", ("draw", "standardised"))
+        self._one_of("init", ("draw", "standardised", "gradient"))
         self._one_of("optimizer_state", ("keep", "reset"))
         self._one_of("reduce_scores", ("rank0", "mean"))
         self._one_of("checkpoints", ("epoch", "switch", "never"))

@@ -10,12 +10,12 @@ while not done:
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -52,7 +52,9 @@ class Growth(Run):
     built anew after growth. ``select``: ``network -> names`` of the layers to grow (default: all;
     see preview). ``wrap``: how to wrap the network for several processes; a model that is given
     wrapped in DDP is wrapped so again. ``average``: a moving average of the network's weights,
-    which begins anew from the network as it is after every change of it.
+    which begins anew from the network as it is after every change of it. ``losses``: ``network ->
+    losses`` of some training batches, for dendrites that begin by gradient
+    (DendriteConfig(init="gradient")); they are looked at, nothing is trained.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Growth(Run):
         select: Callable[[nn.Module], Collection[str]] | None = None,
         wrap: Callable[[nn.Module], nn.Module] | None = None,
         average: AveragedModel | None = None,
+        losses: Callable[[nn.Module], Iterable[Tensor]] | None = None,
     ):
         network = distributed.unwrap(model)
         layers = [layer for _, layer in dendritic_layers(network)]
@@ -85,9 +88,10 @@ class Growth(Run):
                 "Adam(parameters, lr)"
             )
         config = config or layers[0].config
+        _check_losses(config, losses)
         for layer in layers:
             layer.config = config
-        super().__init__(model, config, select, wrap)
+        super().__init__(model, config, select, wrap, losses)
         self.make_optimizer = None if given else optimizer
         self.make_scheduler = scheduler
         if average is not None:
@@ -172,6 +176,7 @@ class Growth(Run):
                 f"mode cannot change from '{self.config.mode}' to '{config.mode}' once the network "
                 "has dendrites"
             )
+        _check_losses(config, self.losses)
         if config.save_dir != self.config.save_dir:
             raise ValueError(
                 f"save_dir cannot change during a run ('{self.config.save_dir}' to "
@@ -290,3 +295,12 @@ class Growth(Run):
         folder = self.config.save_dir
         if folder is not None and Path(folder).resolve() == Path(path).resolve().parent:
             self.stored = {k: (saved[k], place) for k, place in saved.get("references", {}).items()}
+
+
+def _check_losses(config: DendriteConfig, losses: Callable | None) -> None:
+    if config.init == "gradient" and losses is None:
+        raise ValueError(
+            'init="gradient" looks at errors before it grows: give Growth(losses=lambda net: '
+            "(F.cross_entropy(net(x), y) for x, y in batches)), the losses of some training "
+            'batches, or begin with init="standardised"'
+        )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .conversion import dendritic_layers
 from .layers.initial import fresh_copy, generator_for
 from .layers.layer import DendriticLayer
+from .observe import observe
 
 
 @dataclass(frozen=True)
@@ -56,29 +57,8 @@ def preview(
         raise ValueError(
             f"{type(model).__name__} has no dendritic layers; call dendritic(model, config) first"
         )
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()  # batch norm and dropout must not move or blur what is compared
     watchers = {name: _Watcher(name, layer, draws, seed) for name, layer in layers.items()}
-    try:
-        for name, layer in layers.items():
-            layer.observer = watchers[name]
-        for batch in batches:
-            with torch.enable_grad():
-                value = loss(model, batch)
-                probes = [(w, probe) for w in watchers.values() for probe in w.probes]
-                if not probes:
-                    raise RuntimeError("loss(model, batch) ran no dendritic layer of this model")
-                errors = torch.autograd.grad(
-                    value, [probe for _, probe in probes], allow_unused=True
-                )
-            for (watcher, _), error in zip(probes, errors):
-                watcher.take(error)
-    finally:
-        for layer in layers.values():
-            layer.observer = None
-            layer.clear_processors()
-        for module, training in was_training.items():
-            module.training = training
+    observe(model, layers, watchers, lambda net: (loss(net, batch) for batch in batches))
     return _choose(
         [LayerGain(name, w.gain(), _cost(layers[name]), False) for name, w in watchers.items()],
         budget,
@@ -94,7 +74,7 @@ class _Watcher:
         self.bodies = [fresh_copy(layer.neuron, generator, 1.0, False).eval() for _ in range(draws)]
         self.shifts = generator_for(seed, name, -1, 1)
         self.offsets: Tensor | None = None
-        self.layer, self.probes, self.activations, self.sums = layer, [], [], None
+        self.layer, self.seen, self.sums = layer, [], None
 
     def __call__(self, y: Tensor, args: tuple, kwargs: dict) -> Tensor:
         axis, features = self.layer.axis, []
@@ -115,14 +95,10 @@ class _Watcher:
                 standard = (rows - rows.mean(0)) / rows.std(0, correction=0).clamp_min(1e-12)
                 features.append(self.layer.config.activate(standard + offset))
         probe = torch.zeros_like(y, requires_grad=True)
-        self.probes.append(probe)
-        self.activations.append(torch.stack(features))  # [draws N n]
+        self.seen.append((probe, torch.stack(features)))  # [draws N n]
         return y + probe
 
-    def take(self, error: Tensor | None) -> None:
-        a, _ = self.activations.pop(0), self.probes.pop(0)
-        if error is None:
-            return
+    def take(self, a: Tensor, error: Tensor) -> None:
         e = error.movedim(self.layer.axis, -1).reshape(-1, a.shape[-1]).double()
         new = [
             torch.tensor(float(len(e)), dtype=torch.float64),

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -21,7 +20,6 @@ from pilimit_lib.core import sample_ids
 
 from .data.dataset import TrackedDataset
 from .data.loader import LabLoader
-from .errors import NonFinite
 from .network import ModelOps, NetworkWithOps, uncompiled
 from .neurons.hooks import Tracking
 from .watch import Lab
@@ -165,17 +163,12 @@ class Experiment:
 
     def _train_step(self, sums: _Sums) -> None:
         inputs, target = self._to_device(self.train_loader.next_batch())
-        ids, before = self.train_loader.ids, _Learned(self.module)
-        try:
-            with sample_ids(ids), self.lab.tracking.step():
-                output = self._forward(inputs)
+        ids = self.train_loader.ids
+        with sample_ids(ids), self.lab.tracking.step():
+            output = self._forward(inputs)
             loss = self._loss(output, target, len(ids))
             judged = self.lab.record(loss, output, target, ids=ids)
-        except NonFinite:
-            before.restore()
-            raise
         if not self.lab.finite:
-            before.restore()
             return
         self.optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
@@ -196,8 +189,9 @@ class Experiment:
                     ids = self.eval_loader.ids
                     with sample_ids(ids), self.lab.tracking.step():
                         output = self._forward(inputs)
-                    loss = self._loss(output, target, len(ids))
-                    judged, known = self.lab.record(loss, output, target, ids=ids), loss.isfinite()
+                        loss = self._loss(output, target, len(ids))
+                        judged = self.lab.record(loss, output, target, ids=ids)
+                    known = loss.isfinite()
                     sums.add(loss[known], {name: value[known] for name, value in judged.items()})
         finally:
             self.module.train(was)
@@ -268,23 +262,6 @@ class Experiment:
     def load(self, checkpoint_id: int) -> None:
         """Go back to a checkpoint; going on from there equals never having stopped."""
         self.lab.load(checkpoint_id)
-
-
-class _Learned:
-    """What a forward pass in training mode moves: running statistics of batch norms, and the age of
-    a network that counts its own. A batch that is not finite must not."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.age, self.module = module.__dict__.get("_age"), module
-        norms = [m for m in module.modules() if isinstance(m, _NormBase)]
-        self.held = [(b, b.clone()) for norm in norms for b in norm.buffers(recurse=False)]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for buffer, value in self.held:
-            buffer.copy_(value)
-        if self.age is not None:
-            self.module.__dict__["_age"] = self.age
 
 
 class _Sums:

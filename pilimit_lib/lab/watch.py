@@ -66,7 +66,9 @@ class Lab(Session):
 
         Call it before `backward`: a loss that is NaN or infinite raises `NonFinite`, which names
         the samples. Under `nonfinite="skip"` it is counted in the ledger, nothing is learned from
-        the batch in the lab's books, and `lab.finite` is False: leave the step out.
+        the batch in the lab's books, and `lab.finite` is False: leave the step out. Either way the
+        buffers of the model (running statistics) and the counters of its neurons are as they were
+        before the batch.
         """
         train = self.module.training
         loader = self.loader if train else self.eval_loader
@@ -93,6 +95,7 @@ class Lab(Session):
         self.finite = not wrong.any()
         if self.finite or len(loss) != len(ids):
             return
+        self.tracking.take_back()
         with undisturbed(self.module):
             suspects = loader.dataset.not_finite(np.unique(ids))
         found = np.unique(ids[wrong]).tolist()

@@ -170,7 +170,7 @@ class DendriticLayer(nn.Module):
         check_copyable(self.neuron, self.name)
         body = fresh_copy(self.neuron, generator, config.init_scale, config.init_by_main)
         dendrite = self._attach(body, candidate)
-        if config.init == "standardised" and last_layer(body) is not None:
+        if config.init != "draw" and last_layer(body) is not None:
             dendrite.shifts = torch.randn(self.neurons, generator=generator, dtype=torch.float64)
         return dendrite
 

@@ -2,10 +2,16 @@
 
 import difflib
 import warnings
+from collections.abc import Mapping
+
+import torch
 
 from .. import distributed
 from ..conversion import dendritic_layers
+from ..layers.gradient import ErrorRows, begin, linear_part
 from ..layers.initial import generator_for
+from ..layers.layer import DendriticLayer
+from ..observe import observe
 from .optimizers import include
 from .run import Run
 
@@ -38,6 +44,8 @@ def add_dendrites(run: Run) -> tuple[str, ...]:
             generator = generator_for(run.seed, name, state.dendrites, state.tries)
             layers[name].grow(generator, candidate)
             grown.append(layers[name])
+        if run.config.init == "gradient":
+            begin_by_gradient(run, {name: layers[name] for name in chosen})
     except Exception:
         for layer in grown:
             del layer.dendrites[-1]
@@ -46,6 +54,28 @@ def add_dendrites(run: Run) -> tuple[str, ...]:
         include(run, chosen)
     run.candidates = {}
     return tuple(chosen)
+
+
+def begin_by_gradient(run: Run, layers: Mapping[str, DendriticLayer]) -> None:
+    """Direct the newest dendrites by the errors of training batches; each further try of a
+    generation takes the next best directions."""
+    watchers = {}
+    for name, layer in layers.items():
+        part = linear_part(layer.dendrites[-1].body)
+        if part is not None and layer.processor_class is None:
+            watchers[name] = ErrorRows(layer, part[0])
+    if not watchers:
+        return
+    observe(run.network, layers, watchers, run.losses)
+    for name, watcher in watchers.items():
+        if watcher.x:
+            begin(
+                layers[name].dendrites[-1],
+                torch.cat(watcher.x),
+                torch.cat(watcher.e),
+                run.config.activate,
+                run.plateau.state.tries - 1,
+            )
 
 
 def name_bypassed(run: Run) -> None:

@@ -1,11 +1,11 @@
 """The state of a growing network: what it is now, what it may go back to, what was decided."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -31,9 +31,11 @@ class Run:
         config: DendriteConfig,
         select: Callable[[nn.Module], Collection[str]] | None,
         wrap: Callable[[nn.Module], nn.Module] | None,
+        losses: Callable[[nn.Module], Iterable[Tensor]] | None = None,
     ):
         self.network = distributed.unwrap(model)
         self.config, self.select, self.wrap = config, select, wrap
+        self.losses = losses
         self.plateau = Plateau(config)
         self.records = RunTables(config.save_dir if distributed.is_first() else None)
         self.seed = distributed.initial_seed() if config.seed is None else config.seed

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from .counters import Neurons, TrackingMode
+from .forward_state import ForwardState
 from .geometry import incoming_count, is_layer, neuron_count, spatial_dims
 from .tracked import Hook, NeuronOps, TrackedNetwork
 
@@ -29,6 +30,7 @@ class Tracking:
         self.module, self.manual, self.always = module, manual, always
         self.stepping = always
         self.example: tuple | None = None  # the start of the first input that came by
+        self.before: ForwardState | None = None  # as it was when the batch that is out came
         self._chosen: TrackingMode | None = None
         self.neurons = {layer: _neurons_of(layer) for layer in module.modules() if is_layer(layer)}
         self.counting = [layer for layer in self.neurons if isinstance(layer, NeuronOps)]
@@ -100,16 +102,22 @@ class Tracking:
 
     def served(self, out: bool) -> None:
         """A loader says that a batch is out, or that its loop has come back for the next."""
+        self.before = ForwardState(self.module, self.neurons.values()) if out else None
         self.begin() if out else self.end()
+
+    def take_back(self) -> None:
+        """What forward passes on the present batch moved is as it was before."""
+        if self.before is not None:
+            self.before.restore()
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Forward passes inside the `with` belong to a step."""
-        self.begin()
+        """Forward passes inside the `with` belong to a step, on one batch."""
+        self.served(True)
         try:
             yield
         finally:
-            self.end()
+            self.served(False)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
