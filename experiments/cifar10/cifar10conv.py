@@ -94,6 +94,9 @@ class Trainer(loop.Trainer):
         self.sums["correct"] += (output.argmax(1) == y).sum().item()
         self.sums["seen"] += len(y)
 
+    def about(self) -> str:
+        return f"{super().about()}; {self.data.describe()}"
+
     def record(self) -> dict[str, Any]:
         test_loss, test_acc = evaluate(
             self.result, self.data.test_x, self.data.test_y, self.settings.test_batch_size

@@ -35,6 +35,7 @@ from experiments.training.flags import (
     parse,
     picked,
     settings_to_run,
+    typed,
 )
 from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet, load_images
 from experiments.training.process import human_bytes, pick_device
@@ -51,7 +52,7 @@ class Trainer(loop.Trainer):
         f"{'rows':>9} {'memory':>12} {'seconds':>8}"
     )
 
-    human = False  # counts and bytes with units
+    human = False  # count rows in thousands
 
     def __init__(self, settings: Settings, data: ImageSet, device: torch.device) -> None:
         self.settings, self.data = settings, data
@@ -114,6 +115,9 @@ class Trainer(loop.Trainer):
         if self.scheduler is not None:
             self.scheduler.step()
 
+    def about(self) -> str:
+        return f"{super().about()}; {self.data.describe()}"
+
     def record(self) -> dict[str, Any]:
         s, net = self.settings, self.net
         test_loss, test_acc = evaluate(net, self.data.test_x, self.data.test_y, s)
@@ -133,7 +137,7 @@ class Trainer(loop.Trainer):
 
     def row(self, record: dict[str, Any]) -> str:
         rows = f"{record['rows'] / 1000:.1f}k" if self.human else record["rows"]
-        memory = human_bytes(record["bytes"]) if self.human else record["bytes"]
+        memory = human_bytes(record["bytes"])
         return (
             f"{record['epoch']:>5} {record['train_loss']:>10.4f} {100 * record['train_acc']:>9.2f} "
             f"{record['test_loss']:>10.4f} {100 * record['test_acc']:>8.2f} {rows:>9} "
@@ -211,6 +215,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, f
             loss, accuracy = test(settings, args.model_path)
             print(f"test loss {loss:.4f}, accuracy {100 * accuracy:.2f} %")
             return loss, accuracy
+        if not (args.resume or args.quiet or "dataset" in typed(arguments, argv, Settings)):
+            print(
+                f"No --dataset was given: THIS TRAINS ON {settings.dataset.upper()}. For the "
+                "paper's images add --dataset cifar10."
+            )
         save_dir = args.save_dir or dated_folder("cifar10mlp")
         records = train(settings, save_dir, **picked(args, OUTPUT))
         if not args.quiet:

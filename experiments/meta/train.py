@@ -97,7 +97,7 @@ class Trainer(loop.Trainer):
         self.val_tasks = tasks(settings, settings.test_dataset_split, VALIDATION_SEED, quiet)
         self.val_records: list[dict[str, Any]] = []
         self.header = (
-            f"{title}\n{'epoch':>5} {'train loss':>10} {'train %':>8} {'val loss':>10} "
+            f"{'epoch':>5} {'train loss':>10} {'train %':>8} {'val loss':>10} "
             f"{'val %':>7} {'95 %':>6} {'rows':>9} {'memory':>10} {'seconds':>8}"
         )
 
@@ -224,7 +224,7 @@ def train(
             record = trainer.validate()
             trainer.write_tables(folder)
             if not quiet:
-                print(trainer.header, table_row(None, record), sep="\n")
+                print(trainer.about(), trainer.header, table_row(None, record), sep="\n")
             return [record]
         loop.fit(trainer, folder, quiet=quiet)
     return trainer.val_records
