@@ -357,7 +357,9 @@ TEXTS = {
     },
     "network": {
         "r": "to check the network",
-        "depth": "hidden layers: of the kernel (default 2); of a network, to check it",
+        "depth": "of a kernel: its stages of ReLU units, as the paper's code counts (default 2: "
+        "the kernel of the network that cifar10mlp --depth 1 trains); of a network: its hidden "
+        "π-layers, as cifar10mlp counts, to check it",
         "layernorm": "to check the network",
         "first_layer_alpha": "to check the network, as are the other alphas",
         "last_layer_alpha": "to check the network",

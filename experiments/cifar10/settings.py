@@ -133,7 +133,7 @@ CHOICES = {
 PAPER = {
     "dataset": "cifar10",
     "r": "200 and 400",
-    "depth": "1, which it calls 2; its library's README prints 2",
+    "depth": "1, which its code, counting stages of ReLU units, calls 2",
     "lr": "1.0",
     "gclip": "0.4 per parameter",
     "wd": "1e-5, the same in all layers",

@@ -14,6 +14,8 @@ CHOICES = {"dataset": SOURCES, "save_epochs": ("none", "best", "all")}
 TEXTS = {
     "data": {
         "dataset": "what to pretrain on; cifar10-half needs no ImageNet",
+        "imagenet_classes": "paper: the 250 fixed classes that the paper pretrained on; all: the "
+        "1,000 of the set",
         "imagenet_data": "folder of ImageNet's 32x32 batches",
         "cifar_data": "folder that holds CIFAR-10, or into which it is downloaded",
         "data": "where cifar10mlp looks for its data; nothing here",
@@ -38,7 +40,7 @@ PAPER = {
     "batch_size": "16",
     "epochs": "26 of 40",
     "bias_alpha": "0.5",
-    "depth": "1, which it calls 2",
+    "depth": "1, which its code calls 2",
     "kernel_reg": "1e-4 where k(1) = 0.5",
 }
 ALIASES = {"transfer_milestones": ("--transfer-milestone",)}

@@ -216,6 +216,8 @@ TEXTS = {
         "num_shots": "samples of each class to adapt to",
         "num_shots_test": "samples of each class to be tested on",
         "batch_size": "tasks of a step",
+        "unrotated_test": "characters of the test split are classes as they are, as in the paper, "
+        "not turned by 90, 180 and 270 degrees too",
         "num_workers": "processes of a torchmeta loader, where one is used; the sampler here needs "
         "none",
         "no_train_shuffle": "the same training tasks in every epoch",
@@ -225,7 +227,8 @@ TEXTS = {
         "load_model_path": "start from this state_dict",
         "hidden_size": "width of a finite network; -1 infinite",
         "infnet_r": "rank of the infinite network; also its rows to begin with",
-        "depth": "hidden layers of ReLU units: InfMLP's L plus 1",
+        "depth": "stages of ReLU units, as the paper's code counts: hidden π-layers (InfMLP's L, "
+        "and --depth of cifar10mlp) plus 1",
         "normalize": "LN: layer norm; learners in the space of a kernel see directions only",
         "mu_init": "the finite μ-network, not the π-network",
         "gp": "regression with the NNGP instead of a network",
@@ -254,6 +257,8 @@ TEXTS = {
     "optimiser": {
         "optimizer": "of meta-steps; adam needs --memory moments or a finite network",
         "meta_lr": "learning rate of meta-steps",
+        "sum_tasks": "the meta-gradient is the sum over the tasks of a batch, as in the paper's "
+        "code, not their mean",
         "meta_momentum": "of --optimizer sgd",
         "grad_clip": "bound on the norm of the meta-gradient, all parameters in it; negative none",
         "Gproj_outer": "project meta-gradients of the finite π-network; nothing for any other",

@@ -11,6 +11,8 @@ COMMON = {
         "train_subset_size": "learn from so many images, the first of the published order "
         "(default all)",
         "test_subset_size": "test on so many images, likewise (default all)",
+        "held_out": "training images that are held out, the same ones for every seed; epochs and "
+        "settings can be chosen by them",
         "data_augment": "move images by whole pixels, and mirror them where that is the same class",
         "augment_shift": "pixels that --data-augment moves an image at most (default 1 of digits, "
         "2 of Fashion-MNIST, 4 of CIFAR-10)",
@@ -25,7 +27,7 @@ COMMON = {
         "width": "units of a finite network; 0 the infinite one",
         "gaussian_init": "with --width: the finite μ-network, not the π-network",
         "r": "rank, the numbers that a layer hands on; also its rows to begin with",
-        "depth": "hidden π-layers (InfMLP's L)",
+        "depth": "hidden π-layers between input layer and readout (InfMLP's L)",
         "activation": "activation of hidden units; others than relu need --memory moments",
         "layernorm": "layer norm of pre-activations",
         "first_layer_alpha": "multiplier of the first layer's output",
@@ -44,7 +46,8 @@ COMMON = {
         "merge": "cosine above which rows of one sample are merged into one, such as 0.95 "
         "(default never)",
         "float": "rows in float32 on a GPU too, where float16 is the default",
-        "implementation": "of the operators: plain torch, C++ or Triton",
+        "implementation": "sums in torch, or in C++ where a compiler is found; auto chooses, and a "
+        "resumed run keeps what it had",
     },
     "optimiser": {
         "optimizer": "SGD is the one whose limit is known; the others need --memory moments or a "
@@ -60,6 +63,8 @@ COMMON = {
         "gclip_per_param": "clip every parameter by itself, not all together",
         "label_smoothing": "share of the label that is spread over all classes",
         "ema": "decay of the running average of the weights, which is tested; 0 none",
+        "average_from": "also test the mean of the networks at the ends of this epoch and later "
+        "ones",
         "accum_steps": "batches whose gradients are summed before a step",
         "teacher_path": "state_dict of an infinite network to learn from beside the labels",
         "teacher_alpha": "weight of the teacher's outputs in the loss",
