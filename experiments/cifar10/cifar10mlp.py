@@ -17,7 +17,7 @@ Ctrl-C stops after the current step; --resume goes on from there, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from experiments.training.flags import (
     typed,
 )
 from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet, load_images
+from experiments.training.logs import logs
 from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import batch, load, save
@@ -156,13 +157,15 @@ def train(
     quiet: bool = False,
     human: bool = False,
     verbose: bool = False,
+    log: Sequence[str] = (),
     data: ImageSet | None = None,
     at_epoch: Callable[[Trainer, Path], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run the training that `settings` describe; returns one record per epoch (accuracies are
     fractions, times seconds).
 
-    `data` takes the place of the data set that the settings name; `at_epoch` as in `loop.fit`.
+    `log`: where else to log, see `logs`. `data` takes the place of the data set that the settings
+    name; `at_epoch` as in `loop.fit`.
     """
     settings.check()
     device = pick_device(settings.cuda)
@@ -176,7 +179,8 @@ def train(
     with RunFolder(save_dir, asdict(settings), resume, overwrite, settings.names) as folder:
         if resume:
             loop.resume_from(trainer, folder)
-        loop.fit(trainer, folder, quiet=quiet, at_epoch=at_epoch)
+        told = logs(log, asdict(settings), at_epoch)
+        loop.fit(trainer, folder, quiet=quiet, at_epoch=told)
         if save_model:
             save(trainer.net.state_dict(), folder.path / "model.th")
     return trainer.records

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from experiments.training.flags import (
     CommandLine,
+    add_log,
     add_save_dir,
     add_switches,
     command_line,
@@ -175,6 +176,7 @@ def parser(description: str | None = None) -> CommandLine:
         "verbose": "print the network",
     }
     add_switches(result, switches)
+    add_log(result)
     return result
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from experiments.training.flags import (
     CommandLine,
+    add_log,
     add_save_dir,
     add_switches,
     command_line,
@@ -155,7 +156,7 @@ PAPER = {
 }
 
 # what concerns a run's output, and is no part of its settings
-OUTPUT = ("resume", "overwrite", "model_path", "save_model", "quiet", "human", "verbose")
+OUTPUT = ("resume", "overwrite", "model_path", "save_model", "quiet", "human", "verbose", "log")
 
 
 def parser(
@@ -192,4 +193,5 @@ def parser(
         "human": "count rows in thousands",
     }
     add_switches(result, switches)
+    add_log(result)
     return result

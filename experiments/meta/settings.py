@@ -9,6 +9,7 @@ import torch
 
 from experiments.training.flags import (
     CommandLine,
+    add_log,
     add_save_dir,
     add_switches,
     command_line,
@@ -331,4 +332,5 @@ def parser(description: str | None = None) -> CommandLine:
         "quiet": "print nothing while training",
     }
     add_switches(result, switches)
+    add_log(result)
     return result

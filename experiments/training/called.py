@@ -16,6 +16,7 @@ COMMANDS = {
     "test": "cifar10.cifar10test",
     "plot": "plots",
     "bench": "bench",
+    "doctor": "doctor",
 }
 
 

@@ -140,6 +140,18 @@ def add_save_dir(parser: CommandLine, folder: str, *spellings: str) -> None:
     )
 
 
+def add_log(parser: CommandLine) -> None:
+    """The flag of logs outside of this library."""
+    parser.group("output").add_argument(
+        "--log",
+        action="append",
+        default=[],
+        choices=("tensorboard", "wandb"),
+        help="also log every epoch there (pip install 'pilimit[tensorboard]' or 'pilimit[wandb]'); "
+        "may be given twice",
+    )
+
+
 def add_out(parser: CommandLine, default: str | None, meaning: str) -> None:
     """The flag of the output folder of a command that measures, --out or --save-dir."""
     parser.group("output").add_argument(

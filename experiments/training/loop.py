@@ -94,6 +94,14 @@ class Trainer:
         self.records = extras["records"]
         self.batches.load_state(extras["batches"])
 
+    def scalars(self) -> dict[str, float]:
+        """What of the newest record a log outside of this library can show: its numbers."""
+        return {
+            name: value
+            for name, value in self.records[-1].items()
+            if isinstance(value, int | float) and name not in ("epoch", "seed")
+        }
+
     def about(self) -> str:
         """What is trained, in a line before the table."""
         parameters = sum(p.numel() for p in self.net.parameters())
