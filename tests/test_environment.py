@@ -1,5 +1,5 @@
-"""The files for conda say the same as pyproject.toml; the version is told in one place; the README's
-two commands are the ones that CI runs."""
+"""The files for conda say the same as pyproject.toml; the version is told in one place; CI runs the
+two commands of the README."""
 
 from __future__ import annotations
 
