@@ -225,14 +225,18 @@ def plot(runs: list[Path], against: str, out: Path, by: str = "network") -> pd.D
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     arguments = plain_command_line("plots", __doc__)
     arguments.add_argument("runs", nargs="+", type=Path, help="output folders of runs")
-    arguments.add_argument("--against", choices=AGAINST, default="epoch")
+    arguments.add_argument(
+        "--against", choices=AGAINST, default="epoch", help="the horizontal axis (default epoch)"
+    )
     arguments.add_argument(
         "--by",
         choices=("network", "run"),
         default="network",
-        help="what has a line of its own (epoch, r)",
+        help="what has a line of its own, against epoch or r (default network)",
     )
-    arguments.add_argument("--out", type=Path, default=Path("figure.png"))
+    arguments.add_argument(
+        "--out", type=Path, default=Path("figure.png"), help="the figure (default figure.png)"
+    )
     args = arguments.parse_args(argv)
     with errors_of(arguments):
         frame = plot(args.runs, args.against, args.out, args.by)

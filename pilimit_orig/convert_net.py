@@ -7,15 +7,15 @@ pickled dictionary, or a dictionary that was converted before. Nothing in it is 
 original code is not needed. Layers keep their numbers; the library counts one hidden layer less.
 """
 
-import argparse
 import os
 import sys
 
 from pilimit_orig import checkpoint
+from pilimit_orig.command import CommandLine
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
+    parser = CommandLine(
         prog="python -m pilimit_orig.convert_net", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("input", metavar="IN", help="a checkpoint of the original code")

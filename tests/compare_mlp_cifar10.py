@@ -1,68 +1,14 @@
-"""The library against pilimit_orig on real images: 100 steps on CIFAR-10, with the paper's
-hyperparameters among others.
+"""The library against pilimit_orig on real images, as tests; `python -m tests.compare_mlp_cifar10`
+prints the table."""
 
-    # a table; DIR holds cifar-10-batches-py
-    python -m tests.compare_mlp_cifar10 [--data DIR]
-    # the same as tests; skipped where ../shared/data lacks the images
-    pytest tests/compare_mlp_cifar10.py -m slow
-
-Compared as in tests.compare_mlp: after every step, relative to the largest output.
-"""
-
-import argparse
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
-from pilimit_orig.cifar10.data import load
-from tests.compare_mlp import TOLERANCE, Case, compare, table
-
-PAPER = dict(
-    lr=1.0,
-    wd=1e-5,
-    gclip=0.4,
-    gclip_per_param=True,
-    mults=(0.1, 4.0, 0.5),
-    apply_lr_mult_to_wd=False,
-    r=32,
-)
-CASES = [
-    Case("the paper's settings", L=2, **PAPER),
-    Case("the paper's settings, depth 0", L=0, **PAPER),
-    Case("layer norm", L=1, layernorm=True, **PAPER),
-    Case(
-        "momentum, clipped together",
-        L=1,
-        **PAPER | dict(lr=0.1, momentum=0.9, gclip_per_param=False),
-    ),
-    Case("squared error, batch 32", L=1, batch=32, loss="mse", **PAPER),
-]
-
-
-@cache
-def images(root: str) -> tuple:
-    """The first 3200 training images and their labels, and 200 test images, normalised."""
-    x, y, test_x, _ = load(root, 3200, 200)
-    return x, y, test_x
-
-
-def batches(root: str):
-    """A function from a case to its data: consecutive images in batches."""
-
-    def data_of(case, dtype):
-        x, y, test_x = images(root)
-        count = case.steps * case.batch
-        return (
-            x[:count].reshape(case.steps, case.batch, -1).to(dtype),
-            y[:count].reshape(case.steps, -1),
-            test_x.to(dtype),
-        )
-
-    return data_of
+from experiments.tests.compare_mlp import TOLERANCE, compare
+from experiments.tests.compare_mlp_cifar10 import CASES, batches, main
 
 
 @pytest.fixture(scope="module")
@@ -83,24 +29,6 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_library_is_the_original_on_images(case, dtype, root):
     assert compare(case, dtype, batches(root)(case, dtype)) < TOLERANCE[dtype]
-
-
-def main(argv=None):
-    arguments = argparse.ArgumentParser(
-        prog="python -m tests.compare_mlp_cifar10", description=__doc__.split("\n")[0]
-    )
-    arguments.add_argument(
-        "--data",
-        default="./dataset",
-        help="folder that holds cifar-10-batches-py (default ./dataset)",
-    )
-    args = arguments.parse_args(argv)
-    try:
-        images(args.data)
-    except (OSError, ValueError) as error:
-        arguments.error(str(error))
-    torch.manual_seed(0)
-    return 1 if table(CASES, batches(args.data)) else 0
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pilimit_lib", "pilimit_orig", "experiments")
-# The one line that may reach a module by its name: the module of settings is its own namespace
-# (`GPA.pc.set_...` assigns attributes of the module, as the seed prints).
-BY_NAME = {"pilimit_lib.dendrites.compat.GPA": 1}
+# The lines that may reach a module by its name: the module of settings is its own namespace
+# (`GPA.pc.set_...` assigns attributes of the module, as the seed prints); the console command loads
+# what was typed, so that its help is there without torch.
+BY_NAME = {"pilimit_lib.dendrites.compat.GPA": 1, "experiments.console": 2}
 
 
 def module_of(path: Path, root: Path) -> str:

@@ -1,5 +1,5 @@
-"""environment.yml says the same as pyproject.toml; the README's two commands are the ones that CI
-runs."""
+"""The files for conda say the same as pyproject.toml; the version is told in one place; CI runs the
+two commands of the README."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ ROOT = Path(__file__).resolve().parents[1]
 # Where conda-forge calls a package otherwise.
 CONDA_NAMES = {"torch": "pytorch", "tables": "pytables", "tensorboardX": "tensorboardx"}
 ONLY_PIP = {"cox", "torch-pruning"}  # packages that conda users get from PyPI
+TOOLS = ("test", "docs")  # extras of those who change the library: environment-dev.yml
 # extras whose pins would hold everything else back: for an environment of their own
 APART = {"kernels"}
 
 
-def requirements() -> dict[str, str]:
-    """Name to version bound, of the package and of its extras."""
+def requirements(tools: bool) -> dict[str, str]:
+    """Name to version bound: of the package and its extras for users, or of the tools' extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = list(project["dependencies"])
+    listed = [] if tools else list(project["dependencies"])
     for name, extra in project["optional-dependencies"].items():
         listed += [
             requirement
             for requirement in extra
-            if name not in APART and not requirement.startswith("pilimit[")
+            if name not in APART
+            and (name in TOOLS) == tools
+            and not requirement.startswith("pilimit[")
         ]
     found = {}
     for requirement in listed:
@@ -36,9 +39,9 @@ def requirements() -> dict[str, str]:
     return found
 
 
-def expected_lines() -> tuple[list[str], list[str]]:
+def expected_lines(tools: bool) -> tuple[list[str], list[str]]:
     """(entries for conda, entries for pip below it)."""
-    wanted = requirements()
+    wanted = requirements(tools)
     lines = [
         f"{CONDA_NAMES.get(name, name)}{bound}"
         for name, bound in sorted(wanted.items())
@@ -51,11 +54,43 @@ def test_conda_users_get_the_same_packages():
     yaml = pytest.importorskip("yaml")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    conda, pip = expected_lines()
+    conda, pip = expected_lines(tools=False)
     listed = [entry for entry in dependencies if isinstance(entry, str)]
     assert listed[0] == f"python{project['requires-python']}"
     assert sorted(listed[1:]) == sorted([*conda, "pip"])
     assert [entry for entry in dependencies if isinstance(entry, dict)] == [{"pip": pip}]
+
+
+def test_tools_are_apart():
+    yaml = pytest.importorskip("yaml")
+    dependencies = yaml.safe_load((ROOT / "environment-dev.yml").read_text())["dependencies"]
+    conda, pip = expected_lines(tools=True)
+    assert sorted(dependencies) == sorted(conda) and not pip
+
+
+def test_the_version_is_told_in_one_place():
+    """CITATION.cff and the changelog repeat it for their readers; nothing else does."""
+    import pilimit_lib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "pilimit_lib.version.__version__"
+    }
+    said = re.search(r"^version: (.*)", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+    heading = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    assert said == heading == pilimit_lib.__version__
+
+
+def test_the_description_of_the_package_shows_nothing_that_lies_in_the_source_only(monkeypatch):
+    import setuptools
+
+    monkeypatch.setattr(setuptools, "setup", lambda **said: None)
+    found: dict = {}
+    exec((ROOT / "setup.py").read_text(), found)
+    text = found["outside"]("![a](b.png)\n\n[x](y/z.md), [w](https://w.org), [v](#v)")
+    assert text == "x (`y/z.md`), [w](https://w.org), [v](#v)"
+    assert "pilimit_experiments.cifar10" in found["packages"]()
+    assert not any(name.split(".")[0] in ("experiments", "tests") for name in found["packages"]())
 
 
 def test_the_readme_holds_the_two_commands_that_ci_runs():

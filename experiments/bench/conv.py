@@ -15,18 +15,17 @@ torch's profiler. Kept per case in results.jsonl.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf.conv.autograd import feature_conv2d
 from pilimit_lib.inf.conv.geometry import Geometry
@@ -156,18 +155,16 @@ def table(results: list[dict]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
+    parser = plain_command_line("bench.conv", __doc__)
+    add_out(parser, None, "folder of results.jsonl, from which a command goes on, and table")
     parser.add_argument(
-        "--r", type=int, nargs="+", default=None, help="ranks; default a list of ranks and sizes"
+        "--r", type=int, nargs="+", default=None, help="ranks (default a list of ranks and sizes)"
     )
     parser.add_argument(
-        "--size", type=int, default=16, help="rows and columns of the maps, with --r"
+        "--size", type=int, default=16, help="rows and columns of the maps, with --r (default 16)"
     )
-    parser.add_argument("--b", type=int, default=64, help="maps")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--b", type=int, default=64, help="maps of a batch (default 64)")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,6 @@ sampled at the start; "without projection" trains the same samples by ordinary S
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.process import shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfPiConvNet, InfPiResNet
@@ -130,14 +130,20 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = plain_command_line("bench.conv_twins", __doc__)
+    add_out(parser, None, "folder of results.jsonl, from which a command goes on, and table")
+    parser.add_argument(
+        "--channels",
+        type=int,
+        nargs="+",
+        default=[64, 256, 1024],
+        help="widths of the finite networks (default 64 256 1024)",
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--channels", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--draws", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--lr", type=float, default=0.03)
+    parser.add_argument(
+        "--draws", type=int, default=15, help="finite networks of each width (default 15)"
+    )
+    parser.add_argument("--steps", type=int, default=6, help="training steps of both (default 6)")
+    parser.add_argument("--lr", type=float, default=0.03, help="learning rate (default 0.03)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ here.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from experiments.meta.episodes import Batch, Classes, Episodes
+from experiments.training.flags import plain_command_line
 
 OMNIGLOT_CLASSES = 1028
 
@@ -59,15 +59,13 @@ def rate(draw: Callable[[], Batch], seconds: float) -> float:
 
 
 def main(argv: list[str] | None = None) -> list[tuple[float, float]]:
-    arguments = argparse.ArgumentParser(
-        prog="python -m experiments.bench.episodes",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    arguments.add_argument("--rounds", type=int, default=5)
+    arguments = plain_command_line("bench.episodes", __doc__)
+    arguments.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
     arguments.add_argument(
-        "--seconds", type=float, default=1.0, help="of processor time, per round and side"
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="of processor time, per round and side (default 1)",
     )
     args = arguments.parse_args(argv)
     torch.set_num_threads(1)

@@ -11,7 +11,6 @@ loaded. The exit status is 1 where one of these happened.
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 from collections import Counter
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments.training.flags import plain_command_line
 from pilimit_lib.core import load, restore, save, snapshot, write_text
 from pilimit_lib.inf import InfMLP, InfPiConvNet, PiSGD
 from pilimit_lib.inf.checkpoints import to_pilimit_orig
@@ -245,10 +245,13 @@ in a name an error of the network, which does not know the file.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = plain_command_line("bench.fuzz_files", __doc__)
+    parser.add_argument(
+        "--tries",
+        type=int,
+        default=40,
+        help="damages of each format and case, at least 6 (default 40)",
     )
-    parser.add_argument("--tries", type=int, default=40, help="of each format and case, at least 6")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     settings = parser.parse_args(arguments)
     if settings.tries < 6:

@@ -13,7 +13,6 @@ the original's style are torch.cat on every step, a scaled copy of A, and arc co
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import time
@@ -25,6 +24,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 
@@ -214,17 +214,28 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--r", type=int, nargs="+", default=[100, 200, 400])
-    parser.add_argument("--b", type=int, nargs="+", default=[8, 32, 128])
-    parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 200_000])
+    parser = plain_command_line("bench.moments_cost", __doc__)
+    add_out(parser, None, "folder of results.jsonl, from which a command goes on, and table")
     parser.add_argument(
-        "--slope-to", type=int, default=2_000_000, help="number of rows to extrapolate to"
+        "--r", type=int, nargs="+", default=[100, 200, 400], help="ranks (default 100 200 400)"
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--b", type=int, nargs="+", default=[8, 32, 128], help="batch sizes (default 8 32 128)"
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[20_000, 200_000],
+        help="numbers of rows (default 20000 200000)",
+    )
+    parser.add_argument(
+        "--slope-to",
+        type=int,
+        default=2_000_000,
+        help="number of rows to extrapolate to (default 2000000)",
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each (default 5)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)

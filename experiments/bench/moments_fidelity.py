@@ -17,7 +17,6 @@ the same function as moments (tests/inf/test_moments.py).
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.cifar10.cifar10mlp import Settings, train
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf.dual.hermite import Series, hermite_series
 from pilimit_lib.inf.implementation import implementation
@@ -217,17 +217,15 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_command_line("bench.moments_fidelity", __doc__)
     parser.add_argument(
         "--plan",
         action="append",
         default=[],
         choices=list(PLANS),
-        help="may be given several times",
+        help="which comparison to run; may be given several times",
     )
-    parser.add_argument("--out", type=Path, required=True)
+    add_out(parser, None, "folder of all runs")
     parser.add_argument("--data", default="./dataset", help="folder of CIFAR-10")
     parser.add_argument("--seeds", type=int, help="fewer or more seeds than the plan has")
     parser.add_argument(

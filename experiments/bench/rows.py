@@ -20,7 +20,6 @@ cells are kept, so that an interrupted run goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import time
@@ -36,6 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.process import shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_
@@ -276,37 +276,47 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = plain_command_line("bench.rows", __doc__)
+    parser.add_argument(
+        "--sizes",
+        type=int,
+        nargs="+",
+        default=[20_000, 200_000],
+        help="numbers of rows (default 20000 200000)",
     )
     parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[20_000, 200_000], help="numbers of rows"
+        "--ranks", type=int, nargs="+", default=[100, 400], help="ranks (default 100 400)"
     )
-    parser.add_argument("--ranks", type=int, nargs="+", default=[100, 400])
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 128])
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[8, 32, 128],
+        help="batch sizes (default 8 32 128)",
+    )
     parser.add_argument(
         "--variants",
         nargs="+",
         default=list(VARIANTS),
-        help="twin:storage, such as chunked:bfloat16",
+        help="implementation:storage, such as chunked:bfloat16 (default all)",
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--save-dir", type=Path, default=Path("output/bench_rows"))
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
+    add_out(parser, "output/bench_rows", "folder of table, figure and what is measured so far")
     args = parser.parse_args(argv)
-    args.save_dir.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     settings = {
         "variants": args.variants,
         "rounds": args.rounds,
         "threads": args.threads,
         "torch": torch.__version__,
     }
-    kept, done = args.save_dir / "cells.jsonl", []
+    kept, done = args.out / "cells.jsonl", []
     if kept.exists():
         first, *done = [json.loads(line) for line in kept.read_text().splitlines()]
         if first != settings:
             raise FileExistsError(
-                f"{args.save_dir} holds measurements with other settings ({first}); choose another "
+                f"{args.out} holds measurements with other settings ({first}); choose another "
                 "--save-dir"
             )
     cells = [
@@ -324,9 +334,9 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         write_text(kept, "".join(json.dumps(entry) + "\n" for entry in (settings, *done)))
     frame = pd.DataFrame(records)
     machine = f"torch {torch.__version__}, {args.threads} thread(s), {platform.machine()}\n\n"
-    write_text(args.save_dir / "steps.csv", frame.to_csv(index=False))
-    write_text(args.save_dir / "table.md", machine + table(frame))
-    draw(frame, args.save_dir / "steps.png")
+    write_text(args.out / "steps.csv", frame.to_csv(index=False))
+    write_text(args.out / "table.md", machine + table(frame))
+    draw(frame, args.out / "steps.png")
     print(machine + table(frame))
     return frame
 

@@ -37,7 +37,7 @@ from experiments.cifar10 import cifar10conv, cifar10mlp, cifar10test
 from experiments.imagenet import transfer_imagenet
 from experiments.meta import train as meta_train
 from experiments.training.errors import errors_of
-from experiments.training.flags import plain_command_line
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.images import load_images
 from experiments.training.plots import curves
 from pilimit_lib.core import load, restore, save, snapshot, write_json, write_text
@@ -241,11 +241,18 @@ def passed(found: dict[str, Any]) -> bool:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = plain_command_line("bench.soak", __doc__)
-    for name, count in (("steps", 20_000), ("saves", 200), ("kills", 50), ("seed", 1)):
-        arguments.add_argument(f"--{name}", type=int, default=count, help=f"default {count}")
+    for name, count, what in (
+        ("steps", 20_000, "training steps over which memory must not grow; 0 none"),
+        ("saves", 200, "checkpoints over which it must not; 0 none"),
+        ("kills", 50, "of each command; 0 none"),
+        ("seed", 1, "of the moments of the kills"),
+    ):
+        arguments.add_argument(
+            f"--{name}", type=int, default=count, help=f"{what} (default {count})"
+        )
     arguments.add_argument("--only", default="", help="the one command to kill")
     arguments.add_argument("--cifar-data", help="folder of CIFAR-10, for transfer_imagenet")
-    arguments.add_argument("--out", type=Path, required=True)
+    add_out(arguments, None, "folder of soak.json, table.md and the runs")
     args = arguments.parse_args(argv)
     with errors_of(arguments):
         chosen = commands(args.cifar_data)

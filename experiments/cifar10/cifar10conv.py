@@ -19,6 +19,7 @@ bit.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from experiments.training.flags import (
     typed,
 )
 from experiments.training.images import Batches, ImageSet, load_images
+from experiments.training.logs import logs
 from experiments.training.process import Interrupted, pick_device, seed_everything
 from experiments.training.run_folder import Names, RunFolder
 from pilimit_lib.core import batch, save
@@ -94,6 +96,9 @@ class Trainer(loop.Trainer):
         self.sums["correct"] += (output.argmax(1) == y).sum().item()
         self.sums["seen"] += len(y)
 
+    def about(self) -> str:
+        return f"{super().about()}; {self.data.describe()}"
+
     def record(self) -> dict[str, Any]:
         test_loss, test_acc = evaluate(
             self.result, self.data.test_x, self.data.test_y, self.settings.test_batch_size
@@ -138,6 +143,7 @@ def train(
     save_model: bool = False,
     quiet: bool = False,
     verbose: bool = False,
+    log: Sequence[str] = (),
     given: Path | None = None,
     stop: list[int] | None = None,
 ) -> list[dict[str, Any]]:
@@ -152,7 +158,7 @@ def train(
     with RunFolder(save_dir, asdict(settings), resume, overwrite, NAMES, given) as folder:
         if resume:
             loop.resume_from(trainer, folder)
-        loop.fit(trainer, folder, quiet=quiet, stop=stop)
+        loop.fit(trainer, folder, quiet=quiet, at_epoch=logs(log, asdict(settings)), stop=stop)
         if save_model:
             save(trainer.result.state_dict(), folder.path / "model.th")
     return trainer.records
@@ -213,6 +219,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
                 save_model=args.save_model,
                 quiet=args.quiet,
                 verbose=args.verbose,
+                log=args.log,
                 given=folder,
                 stop=stop,
             )

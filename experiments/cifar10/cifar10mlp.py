@@ -17,7 +17,7 @@ Ctrl-C stops after the current step; --resume goes on from there, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,10 @@ from experiments.training.flags import (
     parse,
     picked,
     settings_to_run,
+    typed,
 )
 from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet, load_images
+from experiments.training.logs import logs
 from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import batch, load, save
@@ -51,7 +53,7 @@ class Trainer(loop.Trainer):
         f"{'rows':>9} {'memory':>12} {'seconds':>8}"
     )
 
-    human = False  # counts and bytes with units
+    human = False  # count rows in thousands
 
     def __init__(self, settings: Settings, data: ImageSet, device: torch.device) -> None:
         self.settings, self.data = settings, data
@@ -114,6 +116,9 @@ class Trainer(loop.Trainer):
         if self.scheduler is not None:
             self.scheduler.step()
 
+    def about(self) -> str:
+        return f"{super().about()}; {self.data.describe()}"
+
     def record(self) -> dict[str, Any]:
         s, net = self.settings, self.net
         test_loss, test_acc = evaluate(net, self.data.test_x, self.data.test_y, s)
@@ -133,7 +138,7 @@ class Trainer(loop.Trainer):
 
     def row(self, record: dict[str, Any]) -> str:
         rows = f"{record['rows'] / 1000:.1f}k" if self.human else record["rows"]
-        memory = human_bytes(record["bytes"]) if self.human else record["bytes"]
+        memory = human_bytes(record["bytes"])
         return (
             f"{record['epoch']:>5} {record['train_loss']:>10.4f} {100 * record['train_acc']:>9.2f} "
             f"{record['test_loss']:>10.4f} {100 * record['test_acc']:>8.2f} {rows:>9} "
@@ -152,13 +157,15 @@ def train(
     quiet: bool = False,
     human: bool = False,
     verbose: bool = False,
+    log: Sequence[str] = (),
     data: ImageSet | None = None,
     at_epoch: Callable[[Trainer, Path], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Run the training that `settings` describe; returns one record per epoch (accuracies are
     fractions, times seconds).
 
-    `data` takes the place of the data set that the settings name; `at_epoch` as in `loop.fit`.
+    `log`: where else to log, see `logs`. `data` takes the place of the data set that the settings
+    name; `at_epoch` as in `loop.fit`.
     """
     settings.check()
     device = pick_device(settings.cuda)
@@ -172,7 +179,8 @@ def train(
     with RunFolder(save_dir, asdict(settings), resume, overwrite, settings.names) as folder:
         if resume:
             loop.resume_from(trainer, folder)
-        loop.fit(trainer, folder, quiet=quiet, at_epoch=at_epoch)
+        told = logs(log, asdict(settings), at_epoch)
+        loop.fit(trainer, folder, quiet=quiet, at_epoch=told)
         if save_model:
             save(trainer.net.state_dict(), folder.path / "model.th")
     return trainer.records
@@ -211,6 +219,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, f
             loss, accuracy = test(settings, args.model_path)
             print(f"test loss {loss:.4f}, accuracy {100 * accuracy:.2f} %")
             return loss, accuracy
+        if not (args.resume or args.quiet or "dataset" in typed(arguments, argv, Settings)):
+            print(
+                f"No --dataset was given: THIS TRAINS ON {settings.dataset.upper()}. For the "
+                "paper's images add --dataset cifar10."
+            )
         save_dir = args.save_dir or dated_folder("cifar10mlp")
         records = train(settings, save_dir, **picked(args, OUTPUT))
         if not args.quiet:

@@ -17,7 +17,6 @@ settings.json, results.jsonl and, of several --multiple-regs, regs.png there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -33,6 +32,8 @@ from experiments.cifar10.saved_networks import ALPHAS, load_network
 from experiments.cifar10.settings import Settings as TrainSettings
 from experiments.training.errors import errors_of
 from experiments.training.flags import (
+    CommandLine,
+    add_save_dir,
     add_switches,
     command_line,
     dated_folder,
@@ -344,24 +345,51 @@ CHOICES = {
     "loss": ("xent", "mse"),
     "method": ("auto", "cholesky", "eigen"),
 }
-HELPS = {
-    "depth": "hidden layers: of the kernel (default 2); of a network, to check it",
-    "r": "to check the network",
-    "width": "test a finite sample of this width",
-    "bias_lr_mult": "default 1 where --varb is positive, else no biases",
-    "dataset": "default: what fits the network; cifar10 for --gp and --ntk",
-    "kernel_reg": "ridge, relative to the mean of the kernel's diagonal; default 1e-08",
-    "ntk_as_published": "the tangent kernel as the paper's code computes it",
-    "float": "float32 kernel and rows",
+TEXTS = {
+    "what is tested": {
+        "load_model_path": "state_dict of a network",
+        "load_from_pilimit_orig": "it is a checkpoint of the paper's code",
+        "gp": "the NNGP of a ReLU network instead",
+        "ntk": "its NTK instead",
+        "ntk_as_published": "the tangent kernel as the paper's code computes it",
+        "test_kernel": "regression on the network's features, not the network itself",
+        "width": "a finite sample of this width",
+    },
+    "network": {
+        "r": "to check the network",
+        "depth": "of a kernel: its stages of ReLU units, as the paper's code counts (default 2: "
+        "the kernel of the network that cifar10mlp --depth 1 trains); of a network: its hidden "
+        "π-layers, as cifar10mlp counts, to check it",
+        "layernorm": "to check the network",
+        "first_layer_alpha": "to check the network, as are the other alphas",
+        "last_layer_alpha": "to check the network",
+        "bias_alpha": "to check the network",
+        "last_bias_alpha": "to check the network",
+        "loss": "cross entropy, or squared error to one-hot labels: what is printed",
+    },
+    "kernel": {
+        "varw": "variance of the weights, times their fan-in",
+        "varb": "variance of the biases",
+        "first_layer_lr_mult": "share of the learning rate, in the NTK: of the first layer",
+        "last_layer_lr_mult": "likewise of the readout",
+        "bias_lr_mult": "likewise of biases (default 1 where --varb is positive, else no biases)",
+        "kernel_reg": "ridge, relative to the mean of the kernel's diagonal",
+        "multiple_regs": "try ten ridges from 1e-8 to 10, and draw them",
+        "method": "how the regression is solved; eigen shares its work among ridges",
+    },
+    "memory": {"float": "float32 kernel and rows"},
+    "data": {
+        "dataset": "images to test on (default what fits the network; cifar10 for --gp and --ntk)",
+        "batch_size": "samples whose features are computed at once; changes no result",
+        "seed": "of the finite sample that --width asks for",
+    },
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """The command line: one flag per setting, and what concerns the output only."""
-    result = command_line("cifar10.cifar10test", Settings, __doc__, choices=CHOICES, helps=HELPS)
-    result.add_argument(
-        "--save-dir", default="", help="output folder; default output/cifar10test/<date and time>"
-    )
+    result = command_line("cifar10.cifar10test", Settings, __doc__, choices=CHOICES, texts=TEXTS)
+    add_save_dir(result, "cifar10test")
     switches = {
         "save-kernel": "keep the kernel matrix in --save-dir",
         "overwrite": "replace the test in --save-dir",

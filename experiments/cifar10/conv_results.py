@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from experiments.training.errors import errors_of
-from experiments.training.flags import plain_command_line
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
 
 RUN = ["run", "network", "seed"]
@@ -97,8 +97,8 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = plain_command_line("cifar10.conv_results", __doc__)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("runs", type=Path, nargs="+", help="output folders of cifar10conv")
+    add_out(parser, None, "folder of table.md and compare.png")
     args = parser.parse_args(argv)
     with errors_of(parser):
         records = collect(args.runs)

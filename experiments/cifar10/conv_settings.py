@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, replace
 
-from experiments.training.flags import add_switches, command_line, require_none, too_small
+from experiments.training.flags import (
+    CommandLine,
+    add_log,
+    add_save_dir,
+    add_switches,
+    command_line,
+    require_none,
+    too_small,
+)
 from experiments.training.images import DATASETS, FLIPS
 from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
 
@@ -119,7 +126,28 @@ CHOICES = {
 }
 
 
-def parser(description: str | None = None) -> argparse.ArgumentParser:
+TEXTS = {
+    "network": {
+        "network": "infinite; twin: the finite π-network sampled from it; mup, batchnorm: ordinary "
+        "ConvNets of the same shape",
+        "width": "channels of a finite network; 0 the infinite one",
+        "ranks": "rank of the input layer and of each hidden layer",
+        "pools": "for each hidden layer, the window over which activations are averaged before it",
+        "shortcuts": "pairs of layers such as 1-3,3-5: the output of one is added to the other's",
+        "branch_gain": "size of outputs at the start in layers to which a shortcut leads",
+        "activation": "activation of hidden units",
+    },
+    "optimiser": {
+        "optimizer": "sgd on moments is the limit of projected SGD; Adam trains the same functions",
+        "momentum": "of --optimizer sgd",
+    },
+    "schedule": {
+        "scheduler": "how the learning rate goes: up and down, or falling along a cosine",
+    },
+}
+
+
+def parser(description: str | None = None) -> CommandLine:
     """The command line of `cifar10conv`: one flag per setting, and what concerns the output
     only."""
     result = command_line(
@@ -127,18 +155,19 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         Settings,
         description,
         choices=CHOICES,
-        helps={"flips": "mirror images; default: as suits the data"},
+        texts=TEXTS,
     )
-    result.add_argument(
+    beside = result.group("networks beside it")
+    beside.add_argument(
         "--beside", default="", help="finite networks to train too, such as batchnorm:16,mup:64"
     )
-    result.add_argument("--beside-lr", type=float, help="their learning rate; default that of --lr")
-    result.add_argument(
-        "--beside-epochs", type=int, help="their number of epochs; default that of --epochs"
+    beside.add_argument(
+        "--beside-lr", type=float, help="their learning rate (default that of --lr)"
     )
-    result.add_argument(
-        "--save-dir", default="", help="output folder; default output/cifar10conv/<date and time>"
+    beside.add_argument(
+        "--beside-epochs", type=int, help="their number of epochs (default that of --epochs)"
     )
+    add_save_dir(result, "cifar10conv")
     switches = {
         "resume": "continue the runs in --save-dir",
         "overwrite": "replace the runs in --save-dir",
@@ -147,6 +176,7 @@ def parser(description: str | None = None) -> argparse.ArgumentParser:
         "verbose": "print the network",
     }
     add_switches(result, switches)
+    add_log(result)
     return result
 
 

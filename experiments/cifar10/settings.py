@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.training.flags import (
+    CommandLine,
+    add_log,
+    add_save_dir,
     add_switches,
     command_line,
     milestones,
@@ -128,8 +130,33 @@ CHOICES = {
     "scheduler": ("None", "cosine", "multistep"),
 }
 
+# of the runs for CIFAR-10, where it differs from what is meant by leaving the flag out
+PAPER = {
+    "dataset": "cifar10",
+    "r": "200 and 400",
+    "depth": "1, which its code, counting stages of ReLU units, calls 2",
+    "lr": "1.0",
+    "gclip": "0.4 per parameter",
+    "wd": "1e-5, the same in all layers",
+    "batch_size": "8",
+    "epochs": "50",
+    "first_layer_lr_mult": "0.1",
+    "last_layer_lr_mult": "4",
+    "bias_lr_mult": "0.5",
+    "bias_alpha": "0.5",
+    "first_layer_alpha": "1",
+    "last_layer_alpha": "0.5",
+    "scheduler": "multistep",
+    "lr_drop_ratio": "0.15",
+    "lr_drop_milestones": "40",
+    "gclip_drop_ratio": "0.15",
+    "gclip_drop_milestones": "40",
+    "gclip_per_param": "on",
+    "no_apply_lr_mult_to_wd": "on",
+}
+
 # what concerns a run's output, and is no part of its settings
-OUTPUT = ("resume", "overwrite", "model_path", "save_model", "quiet", "human", "verbose")
+OUTPUT = ("resume", "overwrite", "model_path", "save_model", "quiet", "human", "verbose", "log")
 
 
 def parser(
@@ -137,17 +164,25 @@ def parser(
     settings: type[Settings] = Settings,
     command: str = "cifar10.cifar10mlp",
     more_choices: Mapping[str, tuple[str, ...]] | None = None,
-) -> argparse.ArgumentParser:
+    texts: Mapping[str, Mapping[str, str]] | None = None,
+    paper: Mapping[str, str] = PAPER,
+    aliases: Mapping[str, Sequence[str]] | None = None,
+) -> CommandLine:
     """The command line of a training run: one flag per setting, and what concerns the output
     only."""
-    choices = {**CHOICES, **(more_choices or {})}
-    result = command_line(command, settings, description, choices=choices)
-    result.add_argument(
-        "--save-dir",
-        default="",
-        help=f"output folder; default output/{command.split('.')[-1]}/<date and time>",
+    result = command_line(
+        command,
+        settings,
+        description,
+        choices={**CHOICES, **(more_choices or {})},
+        texts=texts,
+        paper=paper,
+        aliases=aliases,
     )
-    result.add_argument("--model-path", default="", help="start from this state_dict")
+    result.group("network").add_argument(
+        "--model-path", default="", help="start from this state_dict"
+    )
+    add_save_dir(result, command.split(".")[-1])
     switches = {
         "save-model": "write model.th (a state_dict) at the end",
         "resume": "continue the run in --save-dir",
@@ -155,7 +190,8 @@ def parser(
         "test": "only test the network of --model-path",
         "verbose": "print the network",
         "quiet": "print nothing while training: no bar, no table",
-        "human": "counts and bytes with units",
+        "human": "count rows in thousands",
     }
     add_switches(result, switches)
+    add_log(result)
     return result

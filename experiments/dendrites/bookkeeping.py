@@ -7,11 +7,9 @@ Processor time, so that other work on the machine does not count; wall time besi
 one run: everything on (the default), pictures off, and no files at all.
 """
 
-import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -19,6 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from experiments.dendrites.data import digits
 from experiments.dendrites.images import ConvNet
 from experiments.dendrites.training import accuracy, train_epoch
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, Growth, Patience, dendritic
 
 
@@ -65,15 +64,19 @@ def measure(width: float, epochs: int, **settings) -> dict:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = plain_command_line("dendrites.bookkeeping", __doc__)
+    parser.add_argument("--epochs", type=int, default=60, help="epochs at most (default 60)")
+    parser.add_argument(
+        "--widths",
+        type=float,
+        nargs="+",
+        default=[0.25, 1.0],
+        help="widths of the network (default 0.25 1)",
     )
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--widths", type=float, nargs="+", default=[0.25, 1.0])
-    parser.add_argument("--out", default="results/dendrites/bookkeeping")
+    add_out(parser, "results/dendrites/bookkeeping", "folder of bookkeeping.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    out, results = Path(args.out), {}
+    out, results = args.out, {}
     out.mkdir(parents=True, exist_ok=True)
     for width in args.widths:
         for name, settings in {

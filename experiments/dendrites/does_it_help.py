@@ -22,10 +22,8 @@ wide           as large from the start as the first arm was in the end
 Each finished arm is a row of results.csv; the same command goes on where it stopped.
 """
 
-import argparse
 import copy
 import csv
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -41,6 +39,7 @@ from experiments.dendrites.growing_networks import (
     units_for,
 )
 from experiments.dendrites.training import accuracy, train_epoch
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, Growth, Patience, Plateau, dendritic
 
 ARMS = ("dendrites", "standardised", "gradient", "restarts", "width", "wide")
@@ -131,25 +130,71 @@ def made_wider(args, kind: Kind, hidden: int, seed: int, sets, more: int, epochs
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = plain_command_line("dendrites.does_it_help", __doc__)
+    parser.add_argument(
+        "--hidden", type=int, nargs="+", default=[4, 8], help="hidden units (default 4 8)"
     )
-    parser.add_argument("--set", choices=tuple(KINDS), default="digits")
-    parser.add_argument("--data", default="dataset", help="folder of the Fashion-MNIST files")
-    parser.add_argument("--train", type=int, default=2500, help="images; digits have 1000")
-    parser.add_argument("--val", type=int, default=1500, help="images; digits have 400")
-    parser.add_argument("--hidden", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
-    parser.add_argument("--out", default="results/dendrites/does_it_help")
-    parser.add_argument("--lr", type=float, default=1e-2)
-    parser.add_argument("--patience", type=int, default=8)
-    parser.add_argument("--scheduler-patience", type=int, default=3)
-    parser.add_argument("--max-dendrites", type=int, default=3)
-    parser.add_argument("--max-epochs", type=int, default=120)
+    parser.add_argument(
+        "--set",
+        choices=tuple(KINDS),
+        default="digits",
+        help="images and network that are compared (default digits)",
+    )
+    parser.add_argument(
+        "--data", default="dataset", help="folder of the Fashion-MNIST files (default dataset)"
+    )
+    parser.add_argument(
+        "--train", type=int, default=2500, help="training images of Fashion-MNIST (default 2500)"
+    )
+    parser.add_argument(
+        "--val", type=int, default=1500, help="validation images of Fashion-MNIST (default 1500)"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=list(range(8)),
+        help="one run of each arm for each (default 0 to 7)",
+    )
+    parser.add_argument(
+        "--arms",
+        choices=ARMS,
+        nargs="+",
+        default=list(ARMS),
+        help="ways of growing that are compared (default all)",
+    )
+    add_out(
+        parser,
+        "results/dendrites/does_it_help",
+        "folder of results.csv, from which a command goes on",
+    )
+    parser.group("output").add_argument(
+        "--overwrite",
+        action="store_true",
+        help="begin anew in --save-dir instead of going on where the command was stopped",
+    )
+    parser.add_argument("--lr", type=float, default=1e-2, help="of Adam (default 0.01)")
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=8,
+        help="epochs without progress before a network grows (default 8)",
+    )
+    parser.add_argument(
+        "--scheduler-patience",
+        type=int,
+        default=3,
+        help="epochs without progress before the learning rate falls (default 3)",
+    )
+    parser.add_argument(
+        "--max-dendrites", type=int, default=3, help="generations of dendrites at most (default 3)"
+    )
+    parser.add_argument("--max-epochs", type=int, default=120, help="epochs at most (default 120)")
     args = parser.parse_args(argv)
     sets = digits() if args.set == "digits" else fashion(args.data, args.train, args.val)
-    kind, file = KINDS[args.set], Path(args.out) / "results.csv"
+    kind, file = KINDS[args.set], args.out / "results.csv"
+    if args.overwrite:
+        file.unlink(missing_ok=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     done = {}
     if file.is_file():

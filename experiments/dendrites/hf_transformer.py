@@ -6,11 +6,10 @@ Needs the extra: pip install 'pilimit[dendrites]'. Nothing is downloaded.
     python -m experiments.dendrites.hf_transformer --epochs 12 --out results/dendrites/transformer
 """
 
-import argparse
-
 import transformers
 
 from experiments.dendrites.data import digits
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, Patience, dendritic
 from pilimit_lib.dendrites.integrations.huggingface import DendriteCallback
 
@@ -25,12 +24,15 @@ def examples(split) -> list[dict]:
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = plain_command_line("dendrites.hf_transformer", __doc__)
+    parser.add_argument("--epochs", type=int, default=12, help="epochs at most (default 12)")
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=3,
+        help="epochs without progress before dendrites grow (default 3)",
     )
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--patience", type=int, default=3)
-    parser.add_argument("--out", default="results/dendrites/transformer")
+    add_out(parser, "results/dendrites/transformer", "folder of tables and pictures")
     args = parser.parse_args(argv)
     transformers.set_seed(0)
     bert = transformers.BertConfig(
@@ -47,14 +49,14 @@ def main(argv=None):
     config = DendriteConfig(
         switch=Patience(patience=args.patience),
         max_dendrites=2,
-        save_dir=args.out,
+        save_dir=str(args.out),
         seed=0,
         track=["BertEmbeddings"],
     )
     model = dendritic(transformers.BertForSequenceClassification(bert), config)
     sets, callback = digits(), DendriteCallback("eval_accuracy", config)
     arguments = transformers.TrainingArguments(
-        output_dir=args.out,
+        output_dir=str(args.out),
         num_train_epochs=args.epochs,
         per_device_train_batch_size=50,
         per_device_eval_batch_size=100,

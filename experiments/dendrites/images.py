@@ -14,7 +14,6 @@ Both controls train for as many epochs as the dendritic run took. Interrupted, t
 on where it stopped.
 """
 
-import argparse
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from experiments.dendrites.data import digits, fashion
 from experiments.dendrites.table import write_table
 from experiments.dendrites.training import accuracy, train_epoch
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, Growth, PAISequential, Patience, dendritic
 
 ARMS = ("dendrites", "restarts", "wider")
@@ -45,6 +45,19 @@ class Settings:
     train: int = 6000  # Fashion-MNIST only: images of the subset
     val: int = 2000
     test: int = 10000
+
+
+MEANINGS = {
+    "lr": "of Adam",
+    "batch": "images of a step",
+    "patience": "epochs without progress before dendrites grow",
+    "scheduler_patience": "epochs without progress before the learning rate falls",
+    "max_dendrites": "generations of dendrites at most",
+    "max_epochs": "epochs at most",
+    "train": "training images of Fashion-MNIST",
+    "val": "validation images of Fashion-MNIST",
+    "test": "test images of Fashion-MNIST",
+}
 
 
 class ConvNet(nn.Module):
@@ -149,30 +162,62 @@ def fit(
     }
 
 
+def begin_anew(out: Path) -> None:
+    """Remove the results of an earlier command, and what its runs would go on from."""
+    for stale in (out / "results.jsonl", *out.glob("*/latest.pt")):
+        stale.unlink(missing_ok=True)
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = plain_command_line("dendrites.images", __doc__)
+    parser.add_argument(
+        "--set",
+        choices=("digits", "fashion"),
+        default="digits",
+        help="images to learn (default digits)",
     )
-    parser.add_argument("--set", choices=("digits", "fashion"), default="digits")
     parser.add_argument("--data", default="dataset", help="folder of the Fashion-MNIST files")
-    parser.add_argument("--out", default="results/dendrites")
-    parser.add_argument("--widths", type=float, nargs="+", default=[0.25])
+    add_out(parser, "results/dendrites", "folder of all runs, from which a command goes on")
+    parser.group("output").add_argument(
+        "--overwrite",
+        action="store_true",
+        help="begin anew in --save-dir instead of going on where the command was stopped",
+    )
+    parser.add_argument(
+        "--widths",
+        type=float,
+        nargs="+",
+        default=[0.25],
+        help="widths of the network; 1 is 16 and 32 channels (default 0.25)",
+    )
     parser.add_argument(
         "--arms",
         choices=ARMS,
         nargs="+",
         default=list(ARMS),
-        help="controls first run the dendrites",
+        help="ways of growing that are compared; controls first run the dendrites (default all)",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="one run of each arm for each (default 0 1 2)",
+    )
     for name, value in asdict(Settings()).items():
         if name != "set":
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=type(value),
+                default=value,
+                help=f"{MEANINGS[name]} (default {value})",
+            )
     args = vars(parser.parse_args(argv))
-    data, out, widths, seeds, arms = (
-        args.pop(name) for name in ("data", "out", "widths", "seeds", "arms")
+    data, out, widths, seeds, arms, overwrite = (
+        args.pop(name) for name in ("data", "out", "widths", "seeds", "arms", "overwrite")
     )
-    out = Path(out)
+    if overwrite:
+        begin_anew(out)
     settings = Settings(**args)
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(

@@ -3,8 +3,6 @@
 python -m experiments.dendrites.lightning_digits --epochs 40 --out results/dendrites/lightning
 """
 
-import argparse
-
 import lightning.pytorch as pl
 import torch
 from torch import nn
@@ -12,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.dendrites.data import digits
 from experiments.dendrites.images import ConvNet
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, Patience, dendritic
 from pilimit_lib.dendrites.integrations.lightning import DendriteCallback
 
@@ -39,14 +38,14 @@ class Digits(pl.LightningModule):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--out", default="results/dendrites/lightning")
+    parser = plain_command_line("dendrites.lightning_digits", __doc__)
+    parser.add_argument("--epochs", type=int, default=40, help="epochs at most (default 40)")
+    add_out(parser, "results/dendrites/lightning", "folder of tables and pictures")
     args = parser.parse_args(argv)
     pl.seed_everything(0)
-    config = DendriteConfig(switch=Patience(patience=5), max_dendrites=2, save_dir=args.out, seed=0)
+    config = DendriteConfig(
+        switch=Patience(patience=5), max_dendrites=2, save_dir=str(args.out), seed=0
+    )
     sets = digits()
 
     def load(name: str, shuffle: bool) -> DataLoader:
@@ -56,7 +55,7 @@ def main(argv=None):
     trainer = pl.Trainer(
         max_epochs=args.epochs,
         callbacks=[callback],
-        default_root_dir=args.out,
+        default_root_dir=str(args.out),
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,

@@ -5,9 +5,7 @@ python -m experiments.dendrites.resnet --data DIR --images 600 --epochs 4 --out
 results/dendrites/resnet
 """
 
-import argparse
 import os
-from pathlib import Path
 
 import torch
 import torchvision
@@ -15,25 +13,24 @@ from tqdm import tqdm
 
 from experiments.dendrites.data import fashion
 from experiments.dendrites.training import accuracy, train_epoch
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import GPA, PBM, UPA
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_command_line("dendrites.resnet", __doc__)
     parser.add_argument("--data", required=True, help="folder of the Fashion-MNIST files")
-    parser.add_argument("--images", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--switch", type=int, default=2, help="epochs between growths")
-    parser.add_argument("--out", default="results/dendrites/resnet")
+    parser.add_argument("--images", type=int, default=600, help="training images (default 600)")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs at most (default 4)")
+    parser.add_argument("--switch", type=int, default=2, help="epochs between growths (default 2)")
+    add_out(parser, "results/dendrites/resnet", "folder of the networks")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     sets = {
         k: (x.expand(-1, 3, -1, -1), y)
         for k, (x, y) in fashion(args.data, args.images, args.images // 2).items()
     }
-    out = Path(args.out)
+    out = args.out
     out.parent.mkdir(parents=True, exist_ok=True)
 
     GPA.pc.set_testing_dendrite_capacity(False)

@@ -4,9 +4,7 @@ dimensions, tracker.
 python -m experiments.dendrites.sequences --epochs 60 --out results/dendrites/gru
 """
 
-import argparse
 import os
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from experiments.dendrites.data import digits
 from experiments.dendrites.training import accuracy, train_epoch
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import GPA, PBM, UPA
 
 
@@ -32,16 +31,14 @@ class RowReader(nn.Module):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", default="results/dendrites/gru")
-    parser.add_argument("--hidden", type=int, default=6)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = plain_command_line("dendrites.sequences", __doc__)
+    add_out(parser, "results/dendrites/gru", "folder of the networks and tables")
+    parser.add_argument("--hidden", type=int, default=6, help="units of the GRU (default 6)")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs at most (default 60)")
+    parser.add_argument("--seed", type=int, default=0, help="of network and order (default 0)")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
-    sets, out = digits(), Path(args.out)
+    sets, out = digits(), args.out
     out.parent.mkdir(parents=True, exist_ok=True)
 
     GPA.pc.set_testing_dendrite_capacity(False)

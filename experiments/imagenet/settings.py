@@ -11,6 +11,39 @@ from experiments.training.run_folder import Names
 
 SOURCES = ("imagenet32", "cifar10-half")
 CHOICES = {"dataset": SOURCES, "save_epochs": ("none", "best", "all")}
+TEXTS = {
+    "data": {
+        "dataset": "what to pretrain on; cifar10-half needs no ImageNet",
+        "imagenet_classes": "paper: the 250 fixed classes that the paper pretrained on; all: the "
+        "1,000 of the set",
+        "imagenet_data": "folder of ImageNet's 32x32 batches",
+        "cifar_data": "folder that holds CIFAR-10, or into which it is downloaded",
+        "data": "where cifar10mlp looks for its data; nothing here",
+    },
+    "transfer": {
+        "transfer": "regress CIFAR-10's labels on the features",
+        "transfer_milestones": "epochs after which, such as 0,5,10 (default after the last)",
+        "transfer_train_size": "images of the regression (default all)",
+        "transfer_test_size": "images it is tested on (default all)",
+        "solve_kernel": "try many ridges, not only --kernel-reg",
+        "kernel_reg": "ridge, relative to the mean of the kernel's diagonal",
+    },
+    "output": {
+        "save_epochs": "networks to keep beside the checkpoint: none, the best, of every epoch",
+    },
+}
+PAPER = {
+    "r": "200",
+    "lr": "0.01",
+    "gclip": "0",
+    "wd": "1e-4",
+    "batch_size": "16",
+    "epochs": "26 of 40",
+    "bias_alpha": "0.5",
+    "depth": "1, which its code calls 2",
+    "kernel_reg": "1e-4 where k(1) = 0.5",
+}
+ALIASES = {"transfer_milestones": ("--transfer-milestone",)}
 
 
 @dataclass(frozen=True)

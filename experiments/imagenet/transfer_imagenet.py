@@ -28,7 +28,7 @@ from experiments.cifar10.saved_networks import load_network
 from experiments.cifar10.settings import OUTPUT, REMOVED, parser
 from experiments.imagenet.cost import cost, describe_cost
 from experiments.imagenet.images import pretraining_data
-from experiments.imagenet.settings import CHOICES, Settings
+from experiments.imagenet.settings import ALIASES, CHOICES, PAPER, TEXTS, Settings
 from experiments.imagenet.transfers import Transfers
 from experiments.training.errors import errors_of
 from experiments.training.flags import dated_folder, parse, picked, settings_to_run
@@ -62,7 +62,8 @@ def test(
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    arguments = parser(__doc__, Settings, "imagenet.transfer_imagenet", CHOICES)
+    command = "imagenet.transfer_imagenet"
+    arguments = parser(__doc__, Settings, command, CHOICES, TEXTS, PAPER, ALIASES)
     args = parse(arguments, argv, REMOVED)
     if args.test and not (args.model_path and args.transfer):
         arguments.error("--test needs the --model-path of a saved network, and --transfer")

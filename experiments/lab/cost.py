@@ -29,6 +29,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
+from experiments.training.flags import plain_command_line
 from pilimit_lib.lab import Experiment, watch
 
 matplotlib.use("Agg")
@@ -46,6 +47,18 @@ class Settings:
     samples: int = 4096
     seed: int = 0
     tensorboard: bool = True
+
+
+MEANINGS = {
+    "out": "folder of settings, rounds and figure",
+    "rounds": "measurements of each variant",
+    "steps": "training steps of a measurement",
+    "warm": "steps before the first one",
+    "batch_size": "images of a step",
+    "samples": "images of the data set",
+    "seed": "of network and images",
+    "tensorboard": "write scalars for TensorBoard too",
+}
 
 
 def network() -> nn.Module:
@@ -141,14 +154,15 @@ def measure(settings: Settings) -> pd.DataFrame:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_command_line("lab.cost", __doc__)
     for name, value in asdict(Settings()).items():
+        how = {"default": value, "help": f"{MEANINGS[name]} (default {value})"}
         if isinstance(value, bool):
-            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=value)
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, **how)
+        elif name == "out":
+            parser.add_argument("--out", "--save-dir", **how)
         else:
-            parser.add_argument(f"--{name}", type=type(value), default=value)
+            parser.add_argument(f"--{name}", type=type(value), **how)
     settings = Settings(**vars(parser.parse_args()))
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,6 @@ bit.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from sklearn.datasets import load_digits
 from torch import nn, optim
 from torch.utils.data import TensorDataset
 
+from experiments.training.flags import plain_command_line
 from pilimit_lib.lab import (
     Conv2dWithNeuronOps,
     Experiment,
@@ -54,6 +54,20 @@ class Settings:
     samples: int = 0  # of the training set, from its start; 0: all
     seeds: tuple[int, ...] = (0, 1, 2)
     device: str = "cpu"
+
+
+MEANINGS = {
+    "dataset": "images to learn",
+    "data": "folder of Fashion-MNIST",
+    "out": "folder of the experiments, table and figure",
+    "epochs": "passes over the training data",
+    "batch_size": "images of a step",
+    "learning_rate": "of Adam",
+    "add": "neurons that are added on the way",
+    "samples": "training images, from the first on; 0 all",
+    "seeds": "one run of each arm for each",
+    "device": "where torch computes",
+}
 
 
 class MNISTModel(NetworkWithOps):
@@ -169,15 +183,14 @@ def run(arm: str, seed: int, settings: Settings) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_command_line("lab.example", __doc__)
     for name, value in asdict(Settings()).items():
+        how = {"type": type(value), "default": value, "help": f"{MEANINGS[name]} (default {value})"}
         if name == "seeds":
-            parser.add_argument("--seeds", type=int, nargs="+", default=list(value))
-        else:
-            choices = ("digits", "fashion_mnist") if name == "dataset" else None
-            parser.add_argument(f"--{name}", type=type(value), default=value, choices=choices)
+            how |= {"type": int, "nargs": "+", "default": list(value)}
+        elif name == "dataset":
+            how["choices"] = ("digits", "fashion_mnist")
+        parser.add_argument(f"--{name}", *(("--save-dir",) if name == "out" else ()), **how)
     given = vars(parser.parse_args())
     settings = Settings(**{**given, "seeds": tuple(given["seeds"])})
     out = Path(settings.out)

@@ -115,35 +115,42 @@ def _interval(half: float | None, times: float, digits: int) -> str:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = plain_command_line("meta.test", __doc__)
-    arguments.add_argument("--config", required=True, help="config.json of the training run")
-    arguments.add_argument("--folder", help="folder that holds the data; default: as in training")
-    arguments.add_argument(
-        "--test_dataset_split", "--test-dataset-split", choices=("test", "val"), default="test"
+    which = arguments.group("what is tested").add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", help="config.json of the training run")
+    which.add_argument(
+        "--output-folder", "--save-dir", default="", help="or the folder that holds it"
     )
-    arguments.add_argument(
-        "--num-steps", type=int, default=-1, help="inner steps; default: as in training"
+    data, steps, output = map(arguments.group, ("data", "schedule", "output"))
+    data.add_argument("--folder", help="folder that holds the data (default as in training)")
+    data.add_argument(
+        "--test_dataset_split",
+        "--test-dataset-split",
+        choices=("test", "val"),
+        default="test",
+        help="classes to test on (default test; the paper: test)",
     )
-    arguments.add_argument(
-        "--num-batches", type=int, default=-1, help="batches of tasks; default: as in validation"
-    )
-    arguments.add_argument(
+    data.add_argument("--seed", type=int, help="draw other test tasks")
+    data.add_argument(
         "--num-workers",
         type=int,
         default=1,
         help="of a torchmeta loader; the sampler here needs none",
     )
-    arguments.add_argument("--seed", type=int, help="draw other test tasks")
-    switches = {
-        "nilmax": "no inner steps: classify by the readout's kernel",
-        "use-cuda": "test on the GPU",
-        "verbose": "print the network",
-        "quiet": "no progress bar",
-    }
-    add_switches(arguments, switches)
+    steps.add_argument(
+        "--num-steps", type=int, default=-1, help="inner steps (default as in training)"
+    )
+    steps.add_argument(
+        "--num-batches", type=int, default=-1, help="batches of tasks (default as in validation)"
+    )
+    steps.add_argument(
+        "--nilmax", action="store_true", help="no inner steps: classify by the readout's kernel"
+    )
+    output.add_argument("--use-cuda", "--cuda", action="store_true", help="test on the GPU")
+    add_switches(arguments, {"verbose": "print the network", "quiet": "no progress bar"})
     args = arguments.parse_args(argv)
     with errors_of(arguments):
         record = test(
-            args.config,
+            args.config or Path(args.output_folder) / "config.json",
             folder=args.folder,
             split=args.test_dataset_split,
             steps=None if args.num_steps < 0 else args.num_steps,

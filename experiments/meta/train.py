@@ -17,7 +17,7 @@ the current batch; --resume goes on from there, bit for bit. `experiments.meta.t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from experiments.meta.stores import TABLES, require_cox, write_tables
 from experiments.training import loop
 from experiments.training.errors import errors_of
 from experiments.training.flags import dated_folder, parse, picked, settings_to_run
+from experiments.training.logs import logs
 from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import Names, RunFolder
 from pilimit_lib.core import load, save
@@ -97,7 +98,7 @@ class Trainer(loop.Trainer):
         self.val_tasks = tasks(settings, settings.test_dataset_split, VALIDATION_SEED, quiet)
         self.val_records: list[dict[str, Any]] = []
         self.header = (
-            f"{title}\n{'epoch':>5} {'train loss':>10} {'train %':>8} {'val loss':>10} "
+            f"{'epoch':>5} {'train loss':>10} {'train %':>8} {'val loss':>10} "
             f"{'val %':>7} {'95 %':>6} {'rows':>9} {'memory':>10} {'seconds':>8}"
         )
 
@@ -149,6 +150,11 @@ class Trainer(loop.Trainer):
             "val": self.val_records,
         }
         write_tables(folder.path, tables, self.cox)
+
+    def scalars(self) -> dict[str, float]:
+        validated = {f"val_{name}": self.val_records[-1].get(name) for name in ("loss", "acc")}
+        found = {name: value for name, value in validated.items() if value is not None}
+        return super().scalars() | found
 
     def draw(self, folder: RunFolder) -> None:
         """Loss and accuracy of training and validation against the epoch."""
@@ -202,6 +208,7 @@ def train(
     validate_only: bool = False,
     quiet: bool = False,
     verbose: bool = False,
+    log: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Run what the settings describe; returns the records of validation (accuracies are
     fractions)."""
@@ -224,9 +231,9 @@ def train(
             record = trainer.validate()
             trainer.write_tables(folder)
             if not quiet:
-                print(trainer.header, table_row(None, record), sep="\n")
+                print(trainer.about(), trainer.header, table_row(None, record), sep="\n")
             return [record]
-        loop.fit(trainer, folder, quiet=quiet)
+        loop.fit(trainer, folder, quiet=quiet, at_epoch=logs(log, settings.as_dict()))
     return trainer.val_records
 
 
@@ -242,7 +249,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     with errors_of(arguments):
         known = Path(folder) / NAMES.settings
         settings = settings_to_run(arguments, argv, args, Settings, known)
-        how = picked(args, ("resume", "store", "validate_only", "quiet", "verbose"))
+        how = picked(args, ("resume", "store", "validate_only", "quiet", "verbose", "log"))
         records = train(settings, folder, overwrite=args.overwrite_existing, **how)
         if not args.quiet:
             print(f"results in {folder}")

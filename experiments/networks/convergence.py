@@ -11,7 +11,6 @@ again. Writes deviations.csv, slopes.json, convergence.png.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.images import Batches, load_images
 from experiments.training.process import seed_everything, shows_bars
 from pilimit_lib.core import write_text
@@ -148,18 +148,16 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--save-dir", type=Path, default=Path("output/convergence"))
+    parser = plain_command_line("networks.convergence", __doc__)
+    add_out(parser, "output/convergence", "folder of settings, table and figure")
     args = parser.parse_args(argv)
     settings = Settings()
     frame = measure(settings)
-    args.save_dir.mkdir(parents=True, exist_ok=True)
-    write_text(args.save_dir / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
-    write_text(args.save_dir / "deviations.csv", frame.to_csv(index=False))
-    write_text(args.save_dir / "slopes.json", json.dumps(slopes(frame), indent=2) + "\n")
-    draw(frame, args.save_dir / "convergence.png")
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_text(args.out / "settings.json", json.dumps(asdict(settings), indent=2) + "\n")
+    write_text(args.out / "deviations.csv", frame.to_csv(index=False))
+    write_text(args.out / "slopes.json", json.dumps(slopes(frame), indent=2) + "\n")
+    draw(frame, args.out / "convergence.png")
     print(frame.pivot_table("deviation", "width", "moment").to_string(), slopes(frame), sep="\n")
     return slopes(frame)
 

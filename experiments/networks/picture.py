@@ -9,13 +9,13 @@ widths are sampled from it.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.process import seed_everything
 from pilimit_lib.inf import InfMLP, PiSGD, param_groups
 
@@ -44,10 +44,8 @@ def main(argv: list[str] | None = None) -> Path:
     import seaborn as sns
     from matplotlib.figure import Figure
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--save-dir", type=Path, default=Path("output/picture"))
+    parser = plain_command_line("networks.picture", __doc__)
+    add_out(parser, "output/picture", "folder of pi_network.png")
     args = parser.parse_args(argv)
     seed_everything(0)
     t, grid = torch.linspace(-2, 2, 12), torch.linspace(-2.4, 2.4, 200)
@@ -76,8 +74,8 @@ def main(argv: list[str] | None = None) -> Path:
         right.set(title="rows of a π-layer", xlabel="training step")
         sns.despine(figure)
         left.set_axis_off()
-    args.save_dir.mkdir(parents=True, exist_ok=True)
-    path = args.save_dir / "pi_network.png"
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "pi_network.png"
     figure.savefig(path, dpi=130)
     return path
 

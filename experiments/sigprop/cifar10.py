@@ -35,4 +35,10 @@ PROTOCOL = Settings(
 )
 
 if __name__ == "__main__":
-    main("Signal propagation on CIFAR-10", PROTOCOL, "results/sigprop/cifar10", seeds=(0, 1, 2))
+    main(
+        "cifar10",
+        "Signal propagation on CIFAR-10",
+        PROTOCOL,
+        "results/sigprop/cifar10",
+        seeds=(0, 1, 2),
+    )

@@ -17,4 +17,9 @@ from .cli import main
 from .methods import Settings
 
 if __name__ == "__main__":
-    main("Signal propagation, input target max rand", Settings(loss="v14"), "results/sigprop/ex2")
+    main(
+        "ex2_input_target_max_rand",
+        "Signal propagation, input target max rand",
+        Settings(loss="v14"),
+        "results/sigprop/ex2",
+    )

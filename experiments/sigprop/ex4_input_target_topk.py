@@ -15,6 +15,7 @@ from .methods import Settings
 
 if __name__ == "__main__":
     main(
+        "ex4_input_target_topk",
         "Signal propagation, input target top-k",
         Settings(loss="v15"),
         "results/sigprop/ex4",

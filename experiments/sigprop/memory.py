@@ -12,7 +12,6 @@ what was there before the step. Gradients of local layers are dropped after each
 
 from __future__ import annotations
 
-import argparse
 import weakref
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint_sequential
 
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib import sigprop
 
 from .methods import Settings, make, step
@@ -141,14 +141,31 @@ def plot(frame: pd.DataFrame, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    flags = plain_command_line("sigprop.memory", __doc__)
+    flags.add_argument(
+        "--depths",
+        nargs="+",
+        type=int,
+        default=[4, 8, 16, 32],
+        help="numbers of layers (default 4 8 16 32)",
     )
-    flags.add_argument("--depths", nargs="+", type=int, default=[4, 8, 16, 32])
-    flags.add_argument("--width", type=int, default=64)
-    flags.add_argument("--batch", type=int, default=256)
-    flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    flags.add_argument("--out", type=Path, default=Path("results/sigprop/memory"))
+    flags.add_argument(
+        "--width", type=int, default=64, help="units or channels of a layer (default 64)"
+    )
+    flags.add_argument("--batch", type=int, default=256, help="images of a step (default 256)")
+    flags.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where torch computes (default a GPU where there is one)",
+    )
+    flags.add_argument(
+        "--cuda",
+        dest="device",
+        action="store_const",
+        const="cuda",
+        help="the same as --device cuda",
+    )
+    add_out(flags, "results/sigprop/memory", "folder of table and figure")
     args = flags.parse_args(argv)
     frame = pd.DataFrame(
         [

@@ -11,13 +11,13 @@ quartiles.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import pandas as pd
 import torch
 from tqdm import tqdm
+
+from experiments.training.flags import add_out, plain_command_line
 
 from .methods import Settings, make, step
 from .networks import NAMES
@@ -75,16 +75,43 @@ def compare(
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    flags = plain_command_line("sigprop.timing", __doc__)
+    flags.add_argument(
+        "--networks",
+        nargs="+",
+        choices=NAMES,
+        default=["mlp", "conv", "vgg"],
+        help="shapes (default mlp conv vgg)",
     )
-    flags.add_argument("--networks", nargs="+", choices=NAMES, default=["mlp", "conv", "vgg"])
-    flags.add_argument("--widths", nargs="+", type=int, default=[16, 64])
-    flags.add_argument("--batch", type=int, default=128)
-    flags.add_argument("--image", nargs=3, type=int, default=[1, 16, 16])
-    flags.add_argument("--repeats", type=int, default=15)
-    flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    flags.add_argument("--out", type=Path, default=Path("results/sigprop/timing"))
+    flags.add_argument(
+        "--widths",
+        nargs="+",
+        type=int,
+        default=[16, 64],
+        help="units or channels of a layer (default 16 64)",
+    )
+    flags.add_argument("--batch", type=int, default=128, help="images of a step (default 128)")
+    flags.add_argument(
+        "--image",
+        nargs=3,
+        type=int,
+        default=[1, 16, 16],
+        help="channels, rows and columns (default 1 16 16)",
+    )
+    flags.add_argument("--repeats", type=int, default=15, help="pairs of measurements (default 15)")
+    flags.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="where torch computes (default a GPU where there is one)",
+    )
+    flags.add_argument(
+        "--cuda",
+        dest="device",
+        action="store_const",
+        const="cuda",
+        help="the same as --device cuda",
+    )
+    add_out(flags, "results/sigprop/timing", "folder of tables")
     args = flags.parse_args(argv)
     torch.set_num_threads(1)
     frame = pd.DataFrame(

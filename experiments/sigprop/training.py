@@ -41,9 +41,10 @@ class Progress:
 
     def __init__(self, settings: Settings, method: str, seed: int, images: ImageSet, monitors):
         self.settings = settings
-        self.model, self.optimizer = make(
-            settings, method, tuple(images.train_x.shape[1:]), monitors
-        )
+        with images.train_x.device:
+            self.model, self.optimizer = make(
+                settings, method, tuple(images.train_x.shape[1:]), monitors
+            )
         augmented = {}
         if settings.augment:
             augmented = {"shift": SHIFT[images.name], "flips": FLIPS[images.name]}

@@ -44,11 +44,11 @@ def errors_of(parser: argparse.ArgumentParser) -> Iterator[None]:
                 f"the disk is full ({error}); what was written before is whole: make room, and "
                 "give the command again, with --resume where it has saved a checkpoint",
             )
-        parser.error(str(error))
+        _fail(parser, str(error), 2)
 
 
-def _fail(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    parser.exit(1, f"{parser.prog}: error: {message}\n")
+def _fail(parser: argparse.ArgumentParser, message: str, status: int = 1) -> NoReturn:
+    parser.exit(status, f"{parser.prog}: error: {message}\n")
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

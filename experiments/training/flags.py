@@ -8,10 +8,35 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from .called import called
+from .flag_texts import COMMON, GROUPS
 
 Settings = TypeVar("Settings")
 KINDS = {"int | None": int, "float | None": float, "str | None": str}
+METAVARS = {int: "N", float: "X"}  # how --help shows a value
+
+
+class CommandLine(argparse.ArgumentParser):
+    """The parser of a command: flags in groups, and an error that is one sentence."""
+
+    def group(self, title: str) -> argparse._ArgumentGroup:
+        """The group of this title; those of GROUPS are shown in that order."""
+        found = {group.title: group for group in self._action_groups}
+        return found.get(title) or self.add_argument_group(title)
+
+    def format_help(self) -> str:
+        """Help without the list of all flags before it: the groups are that list."""
+        self._action_groups.sort(key=lambda group: group.title == "output")
+        named = [action for action in self._actions if not action.option_strings]
+        shown = (f" [{a.dest}]" if a.nargs == "?" else f" {a.dest}" for a in named)
+        self.usage = f"%(prog)s{''.join(shown)} [flags]"
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2. The usage, of sixty flags, would hide the sentence."""
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def command_line(
@@ -20,37 +45,46 @@ def command_line(
     description: str | None = None,
     *,
     choices: Mapping[str, Sequence[str]] | None = None,
-    helps: Mapping[str, str] | None = None,
-    aliases: Mapping[str, str] | None = None,
+    texts: Mapping[str, Mapping[str, str]] | None = None,
+    paper: Mapping[str, str] | None = None,
+    aliases: Mapping[str, Sequence[str]] | None = None,
     positional: str | None = None,
-) -> argparse.ArgumentParser:
+) -> CommandLine:
     """The parser of `python -m experiments.<command>`: one flag per field of `settings`.
 
-    `choices`, `helps` and `aliases` (a second spelling) are by field; the field `positional` is an
-    argument without a flag. A field that is False by default is switched on by its flag; one of
-    type `bool | None` also has a --no-flag.
+    `texts` says by group and field what a flag means, where that is not what it means in every
+    command (`flag_texts.COMMON`). `choices`, `paper` (the value of the paper's runs) and `aliases`
+    (further spellings) are by field; the field `positional` is an argument without a flag. A field
+    that is False by default is switched on by its flag; one of type `bool | None` also has a
+    --no-flag.
     """
     result = plain_command_line(command, description)
-    choices, helps, aliases = choices or {}, helps or {}, aliases or {}
+    choices, paper, aliases = choices or {}, paper or {}, aliases or {}
     for field in fields(settings):
-        how = _action(field, choices.get(field.name), helps.get(field.name))
+        title, text = _meaning(field.name, texts or {})
+        how = _action(field, choices.get(field.name), text, paper.get(field.name))
         if field.name == positional:
             # without a default argparse takes it for typed only where it was
-            result.add_argument(field.name, nargs="?", **how | {"default": argparse.SUPPRESS})
+            how |= {"default": argparse.SUPPRESS}
+            result.group(title).add_argument(field.name, nargs="?", **how | {"metavar": None})
         else:
-            spellings = [flag_of(field.name), aliases.get(field.name)]
-            result.add_argument(*filter(None, spellings), dest=field.name, **how)
+            spellings = (flag_of(field.name), *aliases.get(field.name, ()))
+            result.group(title).add_argument(*spellings, dest=field.name, **how)
     return result
 
 
-def plain_command_line(command: str, description: str | None) -> argparse.ArgumentParser:
+def plain_command_line(command: str, description: str | None) -> CommandLine:
     """The parser of `python -m experiments.<command>`, without a flag."""
-    return argparse.ArgumentParser(
-        prog=f"python -m experiments.{command}",
-        description=description,
+    written = f"python -m experiments.{command}"
+    result = CommandLine(
+        prog=called(command),
+        description=description and description.replace(written, called(command)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    for title in GROUPS:
+        result.group(title)
+    return result
 
 
 def flag_of(name: str) -> str:
@@ -58,25 +92,76 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _action(field: Field, choices: Sequence[str] | None, text: str | None) -> dict[str, Any]:
+def _meaning(name: str, texts: Mapping[str, Mapping[str, str]]) -> tuple[str, str]:
+    """(group, text) of a field: as its command says, or as all do."""
+    for table in (texts, COMMON):
+        for title, meanings in table.items():
+            if name in meanings:
+                return title, meanings[name]
+    return "other", ""
+
+
+def _action(
+    field: Field, choices: Sequence[str] | None, text: str, paper: str | None
+) -> dict[str, Any]:
     """What argparse shall make of a field."""
     default = field.default
+    silent = default is None or default is False or default == ""
+    known = [] if silent else [f"default {default}"]
+    known += [f"the paper: {paper}"] if paper else []
+    text = f"{text} ({'; '.join(known)})" if known else text
     if default is False:
         return {"action": "store_true", "help": text}
     if str(field.type) == "bool | None":
         return {"action": argparse.BooleanOptionalAction, "default": default, "help": text}
+    kind = KINDS.get(str(field.type)) or type(default)
     return {
-        "type": KINDS.get(str(field.type)) or type(default),
+        "type": kind,
+        "metavar": None if choices else METAVARS.get(kind, field.name.split("_")[-1].upper()),
         "default": default,
         "choices": choices,
-        "help": text or f"default {default}",
+        "help": text,
     }
 
 
-def add_switches(parser: argparse.ArgumentParser, meanings: Mapping[str, str]) -> None:
+def add_switches(parser: CommandLine, meanings: Mapping[str, str], group: str = "output") -> None:
     """Flags that switch something on (name without dashes: meaning)."""
     for name, meaning in meanings.items():
-        parser.add_argument(f"--{name}", action="store_true", help=meaning)
+        parser.group(group).add_argument(f"--{name}", action="store_true", help=meaning)
+
+
+def add_save_dir(parser: CommandLine, folder: str, *spellings: str) -> None:
+    """The flag of the output folder, --save-dir, beside the command's own `spellings`."""
+    parser.group("output").add_argument(
+        *(spellings or ("--save-dir",)),
+        *(("--save-dir",) if spellings else ()),
+        default="",
+        help=f"output folder (default output/{folder}/<date and time>)",
+    )
+
+
+def add_log(parser: CommandLine) -> None:
+    """The flag of logs outside of this library."""
+    parser.group("output").add_argument(
+        "--log",
+        action="append",
+        default=[],
+        choices=("tensorboard", "wandb"),
+        help="also log every epoch there (pip install 'pilimit[tensorboard]' or 'pilimit[wandb]'); "
+        "may be given twice",
+    )
+
+
+def add_out(parser: CommandLine, default: str | None, meaning: str) -> None:
+    """The flag of the output folder of a command that measures, --out or --save-dir."""
+    parser.group("output").add_argument(
+        "--out",
+        "--save-dir",
+        type=Path,
+        required=default is None,
+        default=default and Path(default),
+        help=f"{meaning} (default {default})" if default else meaning,
+    )
 
 
 def parse(

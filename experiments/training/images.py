@@ -35,6 +35,11 @@ class ImageSet:
     def features(self) -> int:
         return self.train_x[0].numel()
 
+    def describe(self) -> str:
+        """How many images there are: 60,000 training and 10,000 test images of 1 x 28 x 28."""
+        shape = " x ".join(map(str, self.train_x.shape[1:]))
+        return f"{len(self.train_y):,} training and {len(self.test_y):,} test images of {shape}"
+
     def to(self, device: torch.device | str) -> ImageSet:
         return ImageSet(
             self.name,

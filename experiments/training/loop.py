@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.training.process import Interrupted, interruptible, shows_bars
+from experiments.training.process import Interrupted, interruptible, place_of, shows_bars
 from experiments.training.run_folder import Records, RunFolder
 from pilimit_lib.core import restore, rng_state, set_rng_state, snapshot
 
@@ -93,6 +93,19 @@ class Trainer:
     def load_extras(self, extras: dict[str, Any]) -> None:
         self.records = extras["records"]
         self.batches.load_state(extras["batches"])
+
+    def scalars(self) -> dict[str, float]:
+        """What of the newest record a log outside of this library can show: its numbers."""
+        return {
+            name: value
+            for name, value in self.records[-1].items()
+            if isinstance(value, int | float) and name not in ("epoch", "seed")
+        }
+
+    def about(self) -> str:
+        """What is trained, in a line before the table."""
+        parameters = sum(p.numel() for p in self.net.parameters())
+        return f"{self.title}: {parameters:,} parameters at the start, on {place_of(self.net)}"
 
     # What all have in common
 
@@ -193,7 +206,13 @@ def fit(
     checkpoint before stays.
     """
     if not quiet:
-        print(trainer.header, *map(trainer.row, trainer.records), sep="\n", flush=True)
+        print(
+            trainer.about(),
+            trainer.header,
+            *map(trainer.row, trainer.records),
+            sep="\n",
+            flush=True,
+        )
     with interruptible() as requests:
         _epochs(trainer, folder, requests, quiet, at_epoch)
     if stop is not None:

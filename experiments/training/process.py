@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 
 class Interrupted(SystemExit):
@@ -62,6 +63,12 @@ def pick_device(cuda: bool, flag: str = "--cuda") -> torch.device:
             f"{flag} was given, but torch finds no CUDA device; leave it out to run on the CPU"
         )
     return torch.device("cuda" if cuda else "cpu")
+
+
+def place_of(net: nn.Module) -> str:
+    """Where a network lies, in words."""
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
 
 
 def human_bytes(count: float) -> str:

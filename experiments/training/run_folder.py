@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.training.called import called
 from experiments.training.flags import read_settings
 from experiments.training.lock import only_process
 from experiments.training.plots import LOSS_AND_ACCURACY, curves
@@ -102,7 +103,7 @@ class RunFolder:
     def resume_command(self) -> str:
         """What to type to go on."""
         where = shlex.quote(str(self.given))
-        return f"python -m experiments.{self.names.command} --resume {self.names.folder} {where}"
+        return f"{called(self.names.command)} --resume {self.names.folder} {where}"
 
     def _require_run(self) -> None:
         if not self.checkpoint.is_file() or not (self.path / self.names.settings).is_file():

@@ -22,6 +22,7 @@ import torch
 
 from pilimit_orig import checkpoint
 from pilimit_orig.cifar10.data import load
+from pilimit_orig.command import CommandLine
 from pilimit_orig.inf import FinPiMLP, InfPiMLP
 from pilimit_orig.inf.optim import InfSGD, cosine, multistep
 from pilimit_orig.losses import LOSSES
@@ -70,28 +71,86 @@ FLAGS = {  # name: default; a default of False makes a switch
     "tie-omegas": False,
     "resume": False,
 }
+MEANINGS = {  # by group
+    "data": {
+        "data": "folder that holds cifar-10-batches-py",
+        "batch-size": "images of a step; each appends a row; the paper: 8",
+        "test-batch-size": "images of a forward pass while testing",
+        "seed": "of network and order of images",
+        "train-subset-size": "learn from so many images; None: all",
+        "test-subset-size": "test on so many images; None: all",
+    },
+    "network": {
+        "float": "rows in float32 on a GPU too",
+        "layernorm": "layer norm of pre-activations",
+        "first-layer-alpha": "multiplier of the first layer's output; the paper: 1",
+        "bias-alpha": "multiplier of biases, 0 none; the paper: 0.5",
+        "last-layer-alpha": "multiplier of the readout's output; the paper: 0.5",
+        "last-bias-alpha": "multiplier of the readout's bias; None: that of --bias-alpha",
+        "last-layer-grad-no-alpha": "leave --last-layer-alpha out of the readout's gradient",
+        "depth": "hidden layers of ReLU units; the paper: 2",
+        "loss": "cross entropy or squared error",
+        "r": "rank; the paper: 200 and 400",
+        "gaussian-init": "the finite μ-network, not the π-network",
+        "width": "units of a finite network; 0 the infinite one",
+        "tie-omegas": "one draw of random weights for all layers of the finite network",
+    },
+    "optimiser": {
+        "lr": "learning rate; the paper: 1.0",
+        "momentum": "of SGD",
+        "wd": "weight decay per step; the paper: 1e-5",
+        "gclip": "bound on the gradient's norm, 0 none; the paper: 0.4",
+        "gclip-per-param": "clip every parameter by itself; the paper: on",
+        "no-Gproj": "do not project gradients of the finite π-network",
+        "first-layer-lr-mult": "the first layer's share of --lr; the paper: 0.1",
+        "last-layer-lr-mult": "the readout's share of --lr; the paper: 4",
+        "bias-lr-mult": "the biases' share of --lr; the paper: 0.5",
+        "no-apply-lr-mult-to-wd": "the same decay in all layers; the paper: on",
+    },
+    "schedule": {
+        "scheduler": "how the learning rate falls; the paper: multistep",
+        "lr-drop-ratio": "factor of the learning rate at a milestone; the paper: 0.15",
+        "gclip-drop-ratio": "factor of the clip at a milestone; the paper: 0.15",
+        "lr-drop-milestones": "epochs at which the rate falls, such as 30,45; the paper: 40",
+        "gclip-drop-milestones": "epochs at which the clip falls; the paper: 40",
+        "epochs": "passes over the training images; the paper: 50",
+    },
+    "output": {
+        "save-dir": "output folder; nothing is written without one",
+        "save-model": "write the network at the end, in the original's format",
+        "cuda": "run on the GPU",
+        "human": "show loss, accuracy and rows while an epoch runs",
+        "quiet": "print nothing",
+        "verbose": "print the network",
+        "resume": "go on with the run in --save-dir",
+    },
+}
 CHOICES = {"scheduler": ("None", "cosine", "multistep"), "loss": tuple(LOSSES)}
 OUTPUT_ONLY = ("save_dir", "save_model", "human", "quiet", "verbose", "resume", "data")
 
 
 def parser():
-    out = argparse.ArgumentParser(
+    out = CommandLine(
         prog="python -m pilimit_orig.cifar10.cifar10infmlp",
+        usage="%(prog)s [flags]",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, default in FLAGS.items():
-        if default is False:
-            out.add_argument(f"--{name}", action="store_true")
-        else:
+    for title, meanings in MEANINGS.items():
+        group = out.add_argument_group(title)
+        for name, meaning in meanings.items():
+            default = FLAGS[name]
+            if default is False:
+                group.add_argument(f"--{name}", action="store_true", help=meaning)
+                continue
             kind = {"last-bias-alpha": float}.get(name, int) if default is None else type(default)
-            out.add_argument(
+            group.add_argument(
                 f"--{name}",
                 type=kind,
                 default=default,
                 choices=CHOICES.get(name),
-                help=f"default {default}",
+                help=f"{meaning} (default {default})" if default != "" else meaning,
             )
     return out
 

@@ -1,0 +1,1 @@
+"""Checks that a user can run, under the paths that the original's README prints."""
