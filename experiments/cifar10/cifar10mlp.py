@@ -18,7 +18,7 @@ Ctrl-C stops after the current step; --resume goes on from there, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from experiments.training.flags import (
     settings_to_run,
 )
 from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet, load_images
+from experiments.training.implementation import begun_with, decided, sums
 from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import batch, load, save
@@ -163,6 +164,10 @@ def train(
     settings.check()
     device = pick_device(settings.cuda)
     data = images_of(settings) if data is None else data
+    before = begun_with(Path(save_dir) / settings.names.settings) if resume else None
+    asked, kinds = settings.implementation, settings.sums
+    found = decided(asked, kinds, settings.not_native, before, quiet)
+    settings = replace(settings, implementation=found)
     trainer = Trainer(settings, data.to(device), device)
     trainer.human = human
     if model_path:
@@ -172,7 +177,8 @@ def train(
     with RunFolder(save_dir, asdict(settings), resume, overwrite, settings.names) as folder:
         if resume:
             loop.resume_from(trainer, folder)
-        loop.fit(trainer, folder, quiet=quiet, at_epoch=at_epoch)
+        with sums(found, kinds):
+            loop.fit(trainer, folder, quiet=quiet, at_epoch=at_epoch)
         if save_model:
             save(trainer.net.state_dict(), folder.path / "model.th")
     return trainer.records
