@@ -9,6 +9,7 @@ from pathlib import Path
 
 from experiments.training.flags import read_settings
 from pilimit_lib.inf import implementation
+from pilimit_lib.inf.implementation import Implementation, chosen
 from pilimit_lib.inf.moments import native as native_moments
 from pilimit_lib.inf.rows.sums import native as native_rows
 
@@ -25,11 +26,13 @@ def decided(
     """`native` or `plain`, for a network made of `kinds` of sums ("rows", "moments").
 
     `asked` may also be `auto`: what a resumed run had `before`, else native where that can be
-    built, which is done here. `refused`: why this run can't have it whatever the machine. Raises
+    built, which is done here; a `with implementation(...)` around
+    the run keeps its say. `refused`: why this run can't have it whatever the machine. Raises
     ValueError where native was asked for and can't be had.
     """
     found, line = "plain", None
-    if kinds and asked != "plain" and (asked, before) != ("auto", "plain"):
+    left_alone = before == "plain" or any(_is_chosen(kind) for kind in kinds)
+    if kinds and asked != "plain" and not (asked == "auto" and left_alone):
         reasons = [refused] if refused else (UNAVAILABLE[kind]() for kind in kinds)
         reason = next(filter(None, reasons), None)
         if reason is not None and asked == "native":
@@ -46,6 +49,10 @@ def decided(
     if line is not None and not quiet:
         print(line, flush=True)
     return found
+
+
+def _is_chosen(kind: str) -> bool:
+    return getattr(chosen(), kind) != getattr(Implementation(), kind)
 
 
 def begun_with(settings: Path) -> str | None:

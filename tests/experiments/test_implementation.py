@@ -16,6 +16,7 @@ from experiments.training import implementation, loop
 from experiments.training.implementation import UNAVAILABLE, decided
 from pilimit_lib.core import load
 from pilimit_lib.inf.implementation import chosen
+from pilimit_lib.inf.implementation import implementation as with_implementation
 from tests.experiments.test_endings import SMALL, same_runs
 from tests.experiments.test_meta import SINUSOID
 
@@ -117,6 +118,11 @@ def test_what_no_machine_can_is_known_before_anything_is_built(capsys):
     for finite in (Settings(width=8), MetaSettings(), MetaSettings(hidden_size=-1, gp=True)):
         assert decided("auto", finite.sums, finite.not_native) == "plain"
     assert capsys.readouterr().out == ""
+
+
+def test_auto_leaves_a_choice_that_was_made_around_the_run(capsys):
+    with with_implementation(rows="plain"):
+        assert decided("auto", ("rows",), None) == "plain" and capsys.readouterr().out == ""
 
 
 def test_meta_learning_sums_in_cpp_too(buildable, tmp_path, monkeypatch):
