@@ -18,7 +18,7 @@ Ctrl-C stops after the current step; --resume goes on from there, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from experiments.training.flags import (
     typed,
 )
 from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet, load_images
+from experiments.training.implementation import begun_with, decided, sums
 from experiments.training.logs import logs
 from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import RunFolder
@@ -170,6 +171,10 @@ def train(
     settings.check()
     device = pick_device(settings.cuda)
     data = images_of(settings) if data is None else data
+    before = begun_with(Path(save_dir) / settings.names.settings) if resume else None
+    asked, kinds = settings.implementation, settings.sums
+    found = decided(asked, kinds, settings.not_native, before, quiet)
+    settings = replace(settings, implementation=found)
     trainer = Trainer(settings, data.to(device), device)
     trainer.human = human
     if model_path:
@@ -180,7 +185,8 @@ def train(
         if resume:
             loop.resume_from(trainer, folder)
         told = logs(log, asdict(settings), at_epoch)
-        loop.fit(trainer, folder, quiet=quiet, at_epoch=told)
+        with sums(found, kinds):
+            loop.fit(trainer, folder, quiet=quiet, at_epoch=told)
         if save_model:
             save(trainer.net.state_dict(), folder.path / "model.th")
     return trainer.records

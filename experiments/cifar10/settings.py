@@ -33,7 +33,7 @@ class Settings:
     """One training run. The defaults train digits; the README lists those of the paper for
     CIFAR-10."""
 
-    names = Names("cifar10.cifar10mlp")
+    names = Names("cifar10.cifar10mlp", may_differ=("epochs", "implementation"))
     dataset: str = "digits"
     data: str = "./dataset"
     train_subset_size: int | None = None
@@ -76,6 +76,7 @@ class Settings:
     test_batch_size: int = 512
     epochs: int = 8
     seed: int = 1
+    implementation: str = "auto"
     cuda: bool = False
     float: bool = False
     teacher_path: str = ""
@@ -114,6 +115,24 @@ class Settings:
             problems.append("--teacher-alpha and --teacher-temp need a --teacher-path")
         require_none(problems)
 
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """What an infinite network sums over: rows, moments, or with a budget both."""
+        if self.width:
+            return ()
+        if self.row_budget is not None:
+            return "rows", "moments"
+        return (self.memory,)
+
+    @property
+    def not_native(self) -> str | None:
+        """Why C++ can't sum for this run on any machine, or None."""
+        if self.cuda:
+            return "it runs on the CPU, and --cuda was given"
+        if "moments" in self.sums and self.degree > 2:
+            return f"it knows degrees up to 2, and --degree is {self.degree}"
+        return None
+
     def describe(self) -> str:
         finite = f"{'μ' if self.gaussian_init else 'π'}-network, width {self.width}"
         kind = finite if self.width else "infinite π-network"
@@ -121,6 +140,7 @@ class Settings:
 
 
 CHOICES = {
+    "implementation": ("auto", "plain", "native"),
     "memory": ("rows", "moments"),
     "fit": FITS,
     "activation": tuple(ACTIVATIONS),

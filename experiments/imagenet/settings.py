@@ -53,7 +53,7 @@ class Settings(TrainSettings):
     # the sizes don't influence training
     names = Names(
         "imagenet.transfer_imagenet",
-        may_differ=("epochs", "transfer_train_size", "transfer_test_size"),
+        may_differ=("epochs", "implementation", "transfer_train_size", "transfer_test_size"),
     )
     dataset: str = "imagenet32"
     imagenet_data: str = "experiments/imagenet/data"

@@ -116,6 +116,7 @@ class Settings:
     test_dataset_split: str = "val"
     num_workers: int = 1
     use_cuda: bool = False
+    implementation: str = "auto"
     dtype: str = "float64"
     seed: int = 1
 
@@ -133,6 +134,22 @@ class Settings:
     @property
     def infinite(self) -> bool:
         return self.hidden_size == -1
+
+    @property
+    def sums(self) -> tuple[str, ...]:
+        """What an infinite network sums over: rows or moments."""
+        return (self.memory,) if self.infinite and self.kernel is None else ()
+
+    @property
+    def not_native(self) -> str | None:
+        """Why C++ can't sum for this run on any machine, or None."""
+        if self.use_cuda:
+            return "it runs on the CPU, and --use-cuda was given"
+        if DTYPES[self.dtype] != torch.float32:
+            return f"it sums float32, and --dtype is {self.dtype}"
+        if self.memory == "moments" and self.degree > 2:
+            return f"it knows degrees up to 2, and --degree is {self.degree}"
+        return None
 
     def describe(self) -> str:
         what = {"nngp": "NNGP", "ntk": "NTK"}.get(self.kernel or "")
@@ -198,6 +215,7 @@ class Settings:
 
 
 CHOICES = {
+    "implementation": ("auto", "plain", "native"),
     "dataset": ("sinusoid", "omniglot", "miniimagenet"),
     "normalize": ("BN", "LN", "None"),
     "memory": ("rows", "moments"),

@@ -18,6 +18,7 @@ the current batch; --resume goes on from there, bit for bit. `experiments.meta.t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from experiments.meta.stores import TABLES, require_cox, write_tables
 from experiments.training import loop
 from experiments.training.errors import errors_of
 from experiments.training.flags import dated_folder, parse, picked, settings_to_run
+from experiments.training.implementation import begun_with, decided, sums
 from experiments.training.logs import logs
 from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import Names, RunFolder
@@ -53,7 +55,7 @@ NAMES = Names(
     folder="--output-folder",
     overwrite="--overwrite-existing",
     epochs="--num-epochs",
-    may_differ=("num_epochs",),
+    may_differ=("num_epochs", "implementation"),
     written=(
         "checkpoint.pt",
         "curves.png",
@@ -218,13 +220,18 @@ def train(
     device = pick_device(settings.use_cuda, "--use-cuda")
     if settings.dtype == "float16" and device.type == "cpu" and not quiet:
         print("on the CPU everything is float32")
+    before = begun_with(Path(output_folder) / NAMES.settings) if resume else None
+    asked, kinds = settings.implementation, settings.sums
+    found = decided(asked, kinds, settings.not_native, before, quiet)
+    settings = replace(settings, implementation=found)
     trainer = Trainer(settings, device, quiet)
     trainer.cox = store == "cox"
     if settings.load_model_path and not resume:
         trainer.net.load_state_dict(load(settings.load_model_path))
     if verbose:
         print(trainer.net)
-    with RunFolder(output_folder, settings.as_dict(), resume, overwrite, NAMES) as folder:
+    run = RunFolder(output_folder, settings.as_dict(), resume, overwrite, NAMES)
+    with run as folder, sums(found, kinds):
         if resume:
             loop.resume_from(trainer, folder)
         if validate_only:

@@ -14,6 +14,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 from ..core import replacing, write_text
@@ -33,6 +34,8 @@ FLAGS = (
     "-fassociative-math",
     "-fno-signed-zeros",
 )
+
+LINES_A_SECOND = 100  # of such code at -O3, on a core of its own
 
 
 def library(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL | str:
@@ -83,7 +86,10 @@ def _not_private(folder: Path) -> str | None:
 
 
 def _compile(compiler: str, source: Path, flags: tuple[str, ...], path: Path) -> None:
-    logger.warning("compiling %s with %s, once, which takes some seconds", source.name, compiler)
+    lines = len(source.read_text().splitlines())
+    what = f"the C++ operator {'/'.join(source.parts[-3:])}"
+    logger.warning("building %s, once, about %.0f s", what, 1 + lines / LINES_A_SECOND)
+    started = time.monotonic()
     with replacing(path) as beside:
         subprocess.run(
             [compiler, *flags, str(source), "-o", str(beside)],
@@ -94,6 +100,7 @@ def _compile(compiler: str, source: Path, flags: tuple[str, ...], path: Path) ->
         )
         digest = hashlib.sha256(beside.read_bytes()).hexdigest()
     write_text(_digest_of(path), digest)
+    logger.warning("built %s in %.1f s; kept in %s", what, time.monotonic() - started, path.parent)
 
 
 def _digest_of(path: Path) -> Path:

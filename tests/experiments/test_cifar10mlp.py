@@ -148,6 +148,7 @@ def test_accumulating_equals_one_larger_batch():
 
 def test_resuming_a_finished_epoch_equals_never_having_stopped(tmp_path):
     flags = ["--momentum", "0.9", "--lr", "0.1", "--data-augment", "--scheduler", "cosine"]
+    flags += ["--implementation", "plain"]  # as a trainer on its own sums
     whole = main([*SMALL, "--save-dir", str(tmp_path / "whole"), *flags])
     trainer = Trainer(
         _settings([*SMALL, *flags]),

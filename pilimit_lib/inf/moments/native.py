@@ -30,6 +30,12 @@ def _library() -> ctypes.CDLL | str:
     return library(SOURCE, FLAGS)
 
 
+def unavailable() -> str | None:
+    """Why this machine can't run it, or None; built where that was not done before."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
 def refuses(features: PolynomialFeatures, u: Tensor, V: Tensor) -> str | None:
     """Why this implementation can't run, or None."""
     if u.device.type != "cpu" or V.device.type != "cpu":
@@ -44,8 +50,7 @@ def refuses(features: PolynomialFeatures, u: Tensor, V: Tensor) -> str | None:
         return "torch.func transforms see only torch's own operations"
     if not len(u) or not V.shape[1]:
         return "there is nothing to sum"
-    found = _library()
-    return found if isinstance(found, str) else None
+    return unavailable()
 
 
 def forward(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:

@@ -38,6 +38,11 @@ def refuses(layer: RowLayer, unit: Tensor) -> str | None:
             f"rows in {storage}, sums in {unit.dtype}; it sums float32, float16, bfloat16 or int8 "
             "rows in float32"
         )
+    return unavailable()
+
+
+def unavailable() -> str | None:
+    """Why this machine can't run it, or None; built where that was not done before."""
     found = _library()
     return found if isinstance(found, str) else None
 
