@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.cifar10.mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
 from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
@@ -123,6 +123,7 @@ class Trainer(loop.Trainer):
             "epoch": self.epoch,
             "train_loss": self.sums["loss"] / self.sums["seen"],
             "train_acc": self.sums["correct"] / self.sums["seen"],
+            **self.held_out(net),
             "test_loss": test_loss,
             "test_acc": test_acc,
             "lr": self.optimizer.param_groups[0]["lr"] / (s.first_layer_lr_mult or 1),
@@ -130,6 +131,14 @@ class Trainer(loop.Trainer):
             "bytes": net.row_bytes if infinite else finite_bytes,
             "seconds": round(self.sums["seconds"], 3),
         }
+
+    def held_out(self, net: nn.Module) -> dict[str, float]:
+        """Loss and accuracy on the images that are held out, where there are any."""
+        data = self.data
+        if data.held_out_x is None:
+            return {}
+        loss, accuracy = evaluate(net, data.held_out_x, data.held_out_y, self.settings)
+        return {"held_out_loss": loss, "held_out_acc": accuracy}
 
     def row(self, record: dict[str, Any]) -> str:
         rows = f"{record['rows'] / 1000:.1f}k" if self.human else record["rows"]
@@ -162,14 +171,17 @@ def train(
     """
     settings.check()
     device = pick_device(settings.cuda)
-    data = images_of(settings) if data is None else data
+    data = (images_of(settings) if data is None else data).hold_out(settings.held_out)
     trainer = Trainer(settings, data.to(device), device)
     trainer.human = human
     if model_path:
         trainer.net.load_state_dict(load(model_path))
     if verbose:
         print(trainer.net)
-    with RunFolder(save_dir, asdict(settings), resume, overwrite, settings.names) as folder:
+    before = asdict(type(settings)())
+    with RunFolder(
+        save_dir, asdict(settings), resume, overwrite, settings.names, defaults=before
+    ) as folder:
         if resume:
             loop.resume_from(trainer, folder)
         loop.fit(trainer, folder, quiet=quiet, at_epoch=at_epoch)

@@ -36,6 +36,7 @@ class Settings:
     data: str = "./dataset"
     train_subset_size: int | None = None
     test_subset_size: int | None = None
+    held_out: int = 0
     data_augment: bool = False
     augment_shift: int | None = None
     width: int = 0
@@ -84,7 +85,7 @@ class Settings:
         """Raise on settings that contradict each other or can't be meant."""
         ones = ("r", "batch_size", "accum_steps", "test_batch_size", "epochs")
         problems = too_small(self, ones, 1)
-        problems += too_small(self, ("width", "depth", "wd", "gclip", "momentum"), 0)
+        problems += too_small(self, ("width", "depth", "wd", "gclip", "momentum", "held_out"), 0)
         if self.gaussian_init and not self.width:
             problems.append("--gaussian-init makes a finite μ-network: give its --width")
         if self.optimizer != "sgd":

@@ -68,6 +68,10 @@ class ByteImages:
     def __getitem__(self, which: Any) -> Tensor:
         return (self.bytes[which].float() - self.mean) / self.deviation
 
+    def index_select(self, dim: int, ids: Tensor) -> ByteImages:
+        """These images only, as bytes still."""
+        return ByteImages(self.bytes.index_select(dim, ids), self.mean, self.deviation)
+
     def split(self, size: int):
         for begin in range(0, len(self), size):
             yield self[begin : begin + size]
