@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from experiments.cifar10.mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
 from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
@@ -68,6 +69,7 @@ class Trainer(loop.Trainer):
         self.teacher = None
         if settings.teacher_path:
             self.teacher = InfMLP.from_state_dict(load(settings.teacher_path), device=device)
+        self.average = None if settings.average_from is None else AveragedModel(net)
 
     @property
     def clip(self) -> float:
@@ -92,7 +94,7 @@ class Trainer(loop.Trainer):
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_output = self.teacher(x)
-        loss = loss_of(s, output, y, teacher_output)
+        loss = loss_of(s, output, y, teacher_output, s.label_smoothing)
         (loss / min(s.accum_steps, total - group_start)).backward()
         if self.may_stop or position == total:
             if self.clip:
@@ -114,6 +116,15 @@ class Trainer(loop.Trainer):
         if self.scheduler is not None:
             self.scheduler.step()
 
+    def extras(self) -> dict[str, Any]:
+        average = None if self.average is None else self.average.state_dict()
+        return super().extras() | {"average": average}
+
+    def load_extras(self, extras: dict[str, Any]) -> None:
+        super().load_extras(extras)
+        if self.average is not None:
+            self.average.load_state_dict(extras["average"])
+
     def record(self) -> dict[str, Any]:
         s, net = self.settings, self.net
         test_loss, test_acc = evaluate(net, self.data.test_x, self.data.test_y, s)
@@ -126,6 +137,7 @@ class Trainer(loop.Trainer):
             **self.held_out(net),
             "test_loss": test_loss,
             "test_acc": test_acc,
+            **self.averaged(),
             "lr": self.optimizer.param_groups[0]["lr"] / (s.first_layer_lr_mult or 1),
             "rows": sum(net.rows) if infinite else 0,
             "bytes": net.row_bytes if infinite else finite_bytes,
@@ -139,6 +151,18 @@ class Trainer(loop.Trainer):
             return {}
         loss, accuracy = evaluate(net, data.held_out_x, data.held_out_y, self.settings)
         return {"held_out_loss": loss, "held_out_acc": accuracy}
+
+    def averaged(self) -> dict[str, float]:
+        """Accuracy of the mean of the networks at the ends of the epochs from `average_from` on."""
+        s, data = self.settings, self.data
+        if self.average is None or self.epoch < s.average_from:
+            return {}
+        self.average.update_parameters(self.net)
+        found = {"average_test_acc": evaluate(self.average.module, data.test_x, data.test_y, s)[1]}
+        if data.held_out_x is not None:
+            held_out = self.held_out(self.average.module)
+            found["average_held_out_acc"] = held_out["held_out_acc"]
+        return found
 
     def row(self, record: dict[str, Any]) -> str:
         rows = f"{record['rows'] / 1000:.1f}k" if self.human else record["rows"]
@@ -178,6 +202,8 @@ def train(
         trainer.net.load_state_dict(load(model_path))
     if verbose:
         print(trainer.net)
+    if settings.note_on_depth() and not quiet:
+        print(settings.note_on_depth(), flush=True)
     before = asdict(type(settings)())
     with RunFolder(
         save_dir, asdict(settings), resume, overwrite, settings.names, defaults=before

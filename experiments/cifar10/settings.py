@@ -56,6 +56,7 @@ class Settings:
     bias_alpha: float = 0.5
     last_bias_alpha: float | None = None
     loss: str = "xent"
+    label_smoothing: float = 0.0
     lr: float = 1.0
     momentum: float = 0.0
     wd: float = 1e-5
@@ -74,6 +75,7 @@ class Settings:
     accum_steps: int = 1
     test_batch_size: int = 512
     epochs: int = 8
+    average_from: int | None = None
     seed: int = 1
     cuda: bool = False
     float: bool = False
@@ -109,6 +111,22 @@ class Settings:
                 "needs) moves an image, "
                 "0 or more"
             )
+        if not 0 <= self.label_smoothing < 1 or self.label_smoothing and self.loss != "xent":
+            problems.append(
+                f"--label-smoothing {self.label_smoothing} must be at least 0 and below 1, and "
+                "belongs to --loss xent"
+            )
+        if self.average_from is not None:
+            if not 0 < self.average_from <= self.epochs:
+                problems.append(
+                    f"--average-from {self.average_from} is the first epoch whose end is averaged: "
+                    f"from 1 to --epochs {self.epochs}"
+                )
+            if not self.width and (self.memory == "rows" or self.row_budget is not None):
+                problems.append(
+                    "--average-from needs parameters that keep their sizes: --memory moments "
+                    "without --row-budget, or a --width"
+                )
         if not self.teacher_path and (self.teacher_alpha, self.teacher_temp) != (0.5, 1.0):
             problems.append("--teacher-alpha and --teacher-temp need a --teacher-path")
         require_none(problems)
@@ -117,6 +135,20 @@ class Settings:
         finite = f"{'μ' if self.gaussian_init else 'π'}-network, width {self.width}"
         kind = finite if self.width else "infinite π-network"
         return f"{kind}, r={self.r}, depth {self.depth}, seed {self.seed}"
+
+    def note_on_depth(self) -> str:
+        """What to say before training where the network on CIFAR-10 isn't the paper's, else
+        nothing."""
+        if self.dataset != "cifar10" or self.depth == 1:
+            return ""
+        count = {0: "no hidden π-layer", 2: "two hidden π-layers"}.get(
+            self.depth, f"{self.depth} hidden π-layers"
+        )
+        return (
+            f"--depth {self.depth} is {count} between input layer and readout; the paper's network "
+            "on CIFAR-10 has one: --depth 1 (the paper's code, which counts ReLU stages, calls it "
+            "depth 2)"
+        )
 
 
 CHOICES = {
@@ -127,6 +159,16 @@ CHOICES = {
     "dataset": DATASETS,
     "loss": ("xent", "mse"),
     "scheduler": ("None", "cosine", "multistep"),
+}
+
+HELPS = {
+    "depth": "hidden π-layers between input layer and readout, InfMLP's L. The paper's network on "
+    "CIFAR-10 is --depth 1: its own code counts stages of ReLU units, one more (default 2)",
+    "held_out": "training images that are held out, the same ones for every seed; epochs and "
+    "settings can be chosen by them (default 0)",
+    "label_smoothing": "in training only; the losses of held-out and test images have none "
+    "(default 0)",
+    "average_from": "also test the mean of the networks at the ends of this epoch and later ones",
 }
 
 # what concerns a run's output, and is no part of its settings
@@ -142,7 +184,7 @@ def parser(
     """The command line of a training run: one flag per setting, and what concerns the output
     only."""
     choices = {**CHOICES, **(more_choices or {})}
-    result = command_line(command, settings, description, choices=choices)
+    result = command_line(command, settings, description, choices=choices, helps=HELPS)
     result.add_argument(
         "--save-dir",
         default="",
