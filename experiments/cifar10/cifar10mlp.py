@@ -204,10 +204,8 @@ def train(
         print(trainer.net)
     if settings.note_on_depth() and not quiet:
         print(settings.note_on_depth(), flush=True)
-    before = asdict(type(settings)())
-    with RunFolder(
-        save_dir, asdict(settings), resume, overwrite, settings.names, defaults=before
-    ) as folder:
+    before, names = settings.before(), settings.names
+    with RunFolder(save_dir, asdict(settings), resume, overwrite, names, defaults=before) as folder:
         if resume:
             loop.resume_from(trainer, folder)
         loop.fit(trainer, folder, quiet=quiet, at_epoch=at_epoch)

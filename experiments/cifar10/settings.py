@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from experiments.training.flags import (
     add_switches,
@@ -82,6 +83,11 @@ class Settings:
     teacher_path: str = ""
     teacher_alpha: float = 0.5
     teacher_temp: float = 1.0
+
+    @classmethod
+    def before(cls) -> dict[str, Any]:
+        """What a run had whose settings.json is older than a setting."""
+        return asdict(cls())
 
     def check(self) -> None:
         """Raise on settings that contradict each other or can't be meant."""
@@ -180,11 +186,13 @@ def parser(
     settings: type[Settings] = Settings,
     command: str = "cifar10.cifar10mlp",
     more_choices: Mapping[str, tuple[str, ...]] | None = None,
+    more_helps: Mapping[str, str] | None = None,
 ) -> argparse.ArgumentParser:
     """The command line of a training run: one flag per setting, and what concerns the output
     only."""
     choices = {**CHOICES, **(more_choices or {})}
-    result = command_line(command, settings, description, choices=choices, helps=HELPS)
+    helps = {**HELPS, **(more_helps or {})}
+    result = command_line(command, settings, description, choices=choices, helps=helps)
     result.add_argument(
         "--save-dir",
         default="",

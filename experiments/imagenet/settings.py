@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.cifar10.cifar10test import REGS
 from experiments.cifar10.settings import Settings as TrainSettings
+from experiments.imagenet.classes import CLASSES
 from experiments.training.flags import milestones, require_none
 from experiments.training.run_folder import Names
 
 SOURCES = ("imagenet32", "cifar10-half")
-CHOICES = {"dataset": SOURCES, "save_epochs": ("none", "best", "all")}
+CHOICES = {
+    "dataset": SOURCES,
+    "imagenet_classes": tuple(CLASSES),
+    "save_epochs": ("none", "best", "all"),
+}
+HELPS = {
+    "imagenet_classes": "paper: the 250 fixed classes that the paper pretrained on (default); all: "
+    "the 1,000 of the set",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class Settings(TrainSettings):
     )
     dataset: str = "imagenet32"
     imagenet_data: str = "experiments/imagenet/data"
+    imagenet_classes: str = "paper"
     cifar_data: str = "./dataset"
     r: int = 400
     lr: float = 2.0
@@ -57,6 +68,10 @@ class Settings(TrainSettings):
         if self.kernel_reg < 0:
             problems.append(f"--kernel-reg must not be negative, got {self.kernel_reg}")
         require_none(problems)
+
+    @classmethod
+    def before(cls) -> dict[str, Any]:
+        return super().before() | {"imagenet_classes": "all"}
 
     @property
     def when(self) -> list[int]:

@@ -28,7 +28,7 @@ from experiments.cifar10.saved_networks import load_network
 from experiments.cifar10.settings import OUTPUT, REMOVED, parser
 from experiments.imagenet.cost import cost, describe_cost
 from experiments.imagenet.images import pretraining_data
-from experiments.imagenet.settings import CHOICES, Settings
+from experiments.imagenet.settings import CHOICES, HELPS, Settings
 from experiments.imagenet.transfers import Transfers
 from experiments.training.errors import errors_of
 from experiments.training.flags import dated_folder, parse, picked, settings_to_run
@@ -62,7 +62,7 @@ def test(
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    arguments = parser(__doc__, Settings, "imagenet.transfer_imagenet", CHOICES)
+    arguments = parser(__doc__, Settings, "imagenet.transfer_imagenet", CHOICES, HELPS)
     args = parse(arguments, argv, REMOVED)
     if args.test and not (args.model_path and args.transfer):
         arguments.error("--test needs the --model-path of a saved network, and --transfer")
@@ -85,6 +85,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
                 f"reaches {settings.late}"
             )
         expected = cost(settings, len(data.train_y), data.features, data.classes)
+        if settings.dataset == "imagenet32":
+            print(
+                f"{len(data.train_y):,} images of {data.classes} classes; the paper's 250 are "
+                "--imagenet-classes paper, all 1,000 --imagenet-classes all"
+            )
         print(describe_cost(expected), flush=True)
         how = picked(args, OUTPUT)
         records = cifar10mlp.train(settings, save_dir, **how, data=data, at_epoch=transfers)

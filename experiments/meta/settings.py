@@ -112,6 +112,8 @@ class Settings:
     num_test_batches: int = 100
     no_train_shuffle: bool = False
     test_dataset_split: str = "val"
+    unrotated_test: bool = False
+    sum_tasks: bool = False
     num_workers: int = 1
     use_cuda: bool = False
     dtype: str = "float64"
@@ -211,7 +213,12 @@ HELPS = {
     "Gproj_inner": "project inner gradients of the finite π-network; nothing for any other",
     "Gproj_outer": "project meta-gradients of the finite π-network; nothing for any other",
     "hidden_size": "width of a finite network; -1: infinite (default 64)",
-    "depth": "hidden layers of ReLU units: InfMLP's L plus 1 (default 2)",
+    "depth": "stages of ReLU units, as the paper's code counts: hidden π-layers (InfMLP's L, and "
+    "--depth of cifar10mlp) plus 1. The paper's network is --depth 2 (default 2)",
+    "unrotated_test": "characters of the test split are classes as they are, as in the paper; "
+    "default: each turned by 90, 180 and 270 degrees too, as in training and validation",
+    "sum_tasks": "the meta-gradient is the sum over the tasks of a batch, as in the paper's code, "
+    "instead of their mean",
     "memory": "of the infinite network; moments for second order through all layers (default rows)",
     "normalize": "LN: layer norm; learners in the space of a kernel see directions only (default "
     "None)",

@@ -217,7 +217,10 @@ def train(
         trainer.net.load_state_dict(load(settings.load_model_path))
     if verbose:
         print(trainer.net)
-    with RunFolder(output_folder, settings.as_dict(), resume, overwrite, NAMES) as folder:
+    before = Settings().as_dict()
+    with RunFolder(
+        output_folder, settings.as_dict(), resume, overwrite, NAMES, defaults=before
+    ) as folder:
         if resume:
             loop.resume_from(trainer, folder)
         if validate_only:
