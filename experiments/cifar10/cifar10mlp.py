@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from experiments.cifar10.mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
 from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
@@ -71,6 +72,7 @@ class Trainer(loop.Trainer):
         self.teacher = None
         if settings.teacher_path:
             self.teacher = InfMLP.from_state_dict(load(settings.teacher_path), device=device)
+        self.average = None if settings.average_from is None else AveragedModel(net)
 
     @property
     def clip(self) -> float:
@@ -95,7 +97,7 @@ class Trainer(loop.Trainer):
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_output = self.teacher(x)
-        loss = loss_of(s, output, y, teacher_output)
+        loss = loss_of(s, output, y, teacher_output, s.label_smoothing)
         (loss / min(s.accum_steps, total - group_start)).backward()
         if self.may_stop or position == total:
             if self.clip:
@@ -120,6 +122,15 @@ class Trainer(loop.Trainer):
     def about(self) -> str:
         return f"{super().about()}; {self.data.describe()}"
 
+    def extras(self) -> dict[str, Any]:
+        average = None if self.average is None else self.average.state_dict()
+        return super().extras() | {"average": average}
+
+    def load_extras(self, extras: dict[str, Any]) -> None:
+        super().load_extras(extras)
+        if self.average is not None:
+            self.average.load_state_dict(extras["average"])
+
     def record(self) -> dict[str, Any]:
         s, net = self.settings, self.net
         test_loss, test_acc = evaluate(net, self.data.test_x, self.data.test_y, s)
@@ -129,13 +140,35 @@ class Trainer(loop.Trainer):
             "epoch": self.epoch,
             "train_loss": self.sums["loss"] / self.sums["seen"],
             "train_acc": self.sums["correct"] / self.sums["seen"],
+            **self.held_out(net),
             "test_loss": test_loss,
             "test_acc": test_acc,
+            **self.averaged(),
             "lr": self.optimizer.param_groups[0]["lr"] / (s.first_layer_lr_mult or 1),
             "rows": sum(net.rows) if infinite else 0,
             "bytes": net.row_bytes if infinite else finite_bytes,
             "seconds": round(self.sums["seconds"], 3),
         }
+
+    def held_out(self, net: nn.Module) -> dict[str, float]:
+        """Loss and accuracy on the images that are held out, where there are any."""
+        data = self.data
+        if data.held_out_x is None:
+            return {}
+        loss, accuracy = evaluate(net, data.held_out_x, data.held_out_y, self.settings)
+        return {"held_out_loss": loss, "held_out_acc": accuracy}
+
+    def averaged(self) -> dict[str, float]:
+        """Accuracy of the mean of the networks at the ends of the epochs from `average_from` on."""
+        s, data = self.settings, self.data
+        if self.average is None or self.epoch < s.average_from:
+            return {}
+        self.average.update_parameters(self.net)
+        found = {"average_test_acc": evaluate(self.average.module, data.test_x, data.test_y, s)[1]}
+        if data.held_out_x is not None:
+            held_out = self.held_out(self.average.module)
+            found["average_held_out_acc"] = held_out["held_out_acc"]
+        return found
 
     def row(self, record: dict[str, Any]) -> str:
         rows = f"{record['rows'] / 1000:.1f}k" if self.human else record["rows"]
@@ -170,10 +203,10 @@ def train(
     """
     settings.check()
     device = pick_device(settings.cuda)
-    data = images_of(settings) if data is None else data
-    before = begun_with(Path(save_dir) / settings.names.settings) if resume else None
+    data = (images_of(settings) if data is None else data).hold_out(settings.held_out)
+    begun = begun_with(Path(save_dir) / settings.names.settings) if resume else None
     asked, kinds = settings.implementation, settings.sums
-    found = decided(asked, kinds, settings.not_native, before, quiet)
+    found = decided(asked, kinds, settings.not_native, begun, quiet)
     settings = replace(settings, implementation=found)
     trainer = Trainer(settings, data.to(device), device)
     trainer.human = human
@@ -181,7 +214,10 @@ def train(
         trainer.net.load_state_dict(load(model_path))
     if verbose:
         print(trainer.net)
-    with RunFolder(save_dir, asdict(settings), resume, overwrite, settings.names) as folder:
+    if settings.note_on_depth() and not quiet:
+        print(settings.note_on_depth(), flush=True)
+    before, names = settings.before(), settings.names
+    with RunFolder(save_dir, asdict(settings), resume, overwrite, names, defaults=before) as folder:
         if resume:
             loop.resume_from(trainer, folder)
         told = logs(log, asdict(settings), at_epoch)

@@ -92,6 +92,7 @@ class Settings:
     data: str = "./dataset"
     train_subset_size: int | None = None
     test_subset_size: int | None = None
+    held_out: int = 0
     loss: str = "xent"
     batch_size: int = 64
     test_batch_size: int = 512
@@ -133,6 +134,13 @@ class Settings:
                 f"--width must be at least 1, got {self.width}; leave it out for the infinite "
                 "network"
             )
+        if self.held_out and self.load_model_path and not self.test_kernel:
+            problems.append(
+                "--held-out leaves training images for choosing a ridge: it needs --gp, --ntk or "
+                "--test-kernel"
+            )
+        if self.held_out < 0:
+            problems.append(f"--held-out must not be negative, got {self.held_out}")
         if self.kernel_reg < 0:
             problems.append(f"--kernel-reg must not be negative, got {self.kernel_reg}")
         require_none(problems)
@@ -180,6 +188,7 @@ def images_for(settings: Settings, net: nn.Module | None) -> ImageSet:
             )
         name = "cifar10" if net is None else fitting[0]
     data = load_images(name, settings.data, settings.train_subset_size, settings.test_subset_size)
+    data = data.hold_out(settings.held_out)
     if net is not None and data.features != net.d_in:
         raise ValueError(
             f"the network takes {net.d_in} numbers, images of {name} have {data.features}"
@@ -225,14 +234,20 @@ def test_kernel(
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """Accuracy of regression with the kernel on the test images, for each ridge."""
+    judged = {"test": (data.test_x, data.test_y)}
+    if data.held_out_x is not None:
+        judged["held_out"] = (data.held_out_x, data.held_out_y)
     if net is None:
-        kernel, x, x_test = kernel_of(settings), data.train_x.flatten(1), data.test_x.flatten(1)
+        kernel = kernel_of(settings)
     else:
         kernel = features_of(net)
-        x, x_test = (
-            embed(net, part, settings.batch_size, shows_bars(quiet))
-            for part in (data.train_x, data.test_x)
-        )
+
+    def inputs(images: Tensor) -> Tensor:
+        if net is None:
+            return images.flatten(1)
+        return embed(net, images, settings.batch_size, shows_bars(quiet))
+
+    x = inputs(data.train_x)
     dtype = torch.float32 if settings.float else torch.float64
     needed = memory_needed(len(x), dtype, settings.method, len(settings.regs))
     print(
@@ -268,33 +283,32 @@ def test_kernel(
             records += [
                 {"what": describe(settings, net), "reg": reg, "failed": str(error)} for reg in group
             ]
-    if coefficients:
-        outputs = iter(
-            kernel_product(
-                kernel,
-                x_test,
-                x,
-                torch.stack(coefficients),
-                device=device,
-                progress=shows_bars(quiet),
-            )
+    if not coefficients:
+        return records
+    solved = [record for record in records if "failed" not in record]
+    for side, (images, labels) in judged.items():
+        outputs = kernel_product(
+            kernel,
+            inputs(images),
+            x,
+            torch.stack(coefficients),
+            device=device,
+            progress=shows_bars(quiet),
         )
-        for record in records:
-            if "failed" not in record:
-                record |= {
-                    **scores(next(outputs), data.test_y),
-                    "kernel_seconds": round(built, 1),
-                    "seconds": round(time.perf_counter() - started, 1),
-                }
+        for record, output in zip(solved, outputs):
+            record |= scores(output, labels, side)
+    for record in solved:
+        record["kernel_seconds"] = round(built, 1)
+        record["seconds"] = round(time.perf_counter() - started, 1)
     return records
 
 
-def scores(outputs: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy, and mean squared error to centred one-hot labels."""
+def scores(outputs: Tensor, labels: Tensor, side: str = "test") -> dict[str, float]:
+    """Accuracy, and mean squared error to centred one-hot labels, of the images that are judged."""
     targets = nn.functional.one_hot(labels, outputs.shape[1]).double() - 1 / outputs.shape[1]
     return {
-        "test_loss": float((outputs - targets).square().mean()),
-        "test_acc": float((outputs.argmax(1) == labels).double().mean()),
+        f"{side}_loss": float((outputs - targets).square().mean()),
+        f"{side}_acc": float((outputs.argmax(1) == labels).double().mean()),
     }
 
 
@@ -324,7 +338,7 @@ def run(
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with only_process(folder):
-        prepare(folder, asdict(settings), overwrite)
+        prepare(folder, asdict(settings), overwrite, asdict(Settings()))
         if verbose:
             print(net if net is not None else kernel_of(settings))
         if net is not None and not settings.test_kernel:
@@ -416,10 +430,15 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
                 print(f"{record['what']}{reg}: {record['failed']}")
             else:
                 digits = 1 if args.human else 2
+                held_out = (
+                    f", {100 * record['held_out_acc']:.{digits}f} % of held-out images"
+                    if "held_out_acc" in record
+                    else ""
+                )
                 print(
                     f"{record['what']}{reg}: {100 * record['test_acc']:.{digits}f} % of "
                     f"{record['test']} test images ({record['dataset']}), loss "
-                    f"{record['test_loss']:.4f}"
+                    f"{record['test_loss']:.4f}{held_out}"
                 )
         print(f"results in {save_dir}")
     return records

@@ -78,12 +78,16 @@ def scheduler_of(
 
 
 def loss_of(
-    settings: Settings, output: Tensor, y: Tensor, teacher_output: Tensor | None = None
+    settings: Settings,
+    output: Tensor,
+    y: Tensor,
+    teacher_output: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross entropy, or mean squared error to centred one-hot labels; mixed with the teacher's soft
     labels where there is one."""
     if settings.loss == "xent":
-        loss = F.cross_entropy(output, y)
+        loss = F.cross_entropy(output, y, label_smoothing=label_smoothing)
     else:
         classes = output.shape[1]
         loss = F.mse_loss(output, F.one_hot(y, classes).to(output) - 1 / classes)

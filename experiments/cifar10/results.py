@@ -12,10 +12,13 @@ from experiments.training.flags import read_settings
 from pilimit_lib.core import write_text
 
 
-def prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Write the settings of a test; a folder that holds one with other settings is refused."""
+def prepare(
+    folder: Path, settings: dict[str, Any], overwrite: bool, defaults: dict[str, Any]
+) -> None:
+    """Write the settings of a test; a folder that holds one with other settings is refused.
+    `defaults` are what a test had whose file is older than a setting."""
     known = folder / "settings.json"
-    if known.exists() and not overwrite and read_settings(known) != settings:
+    if known.exists() and not overwrite and defaults | read_settings(known) != settings:
         raise FileExistsError(
             f"{folder} holds a test with other settings; choose another --save-dir, or --overwrite"
         )

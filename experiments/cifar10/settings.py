@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from experiments.training.flags import (
     CommandLine,
@@ -38,6 +39,7 @@ class Settings:
     data: str = "./dataset"
     train_subset_size: int | None = None
     test_subset_size: int | None = None
+    held_out: int = 0
     data_augment: bool = False
     augment_shift: int | None = None
     width: int = 0
@@ -57,6 +59,7 @@ class Settings:
     bias_alpha: float = 0.5
     last_bias_alpha: float | None = None
     loss: str = "xent"
+    label_smoothing: float = 0.0
     lr: float = 1.0
     momentum: float = 0.0
     wd: float = 1e-5
@@ -75,6 +78,7 @@ class Settings:
     accum_steps: int = 1
     test_batch_size: int = 512
     epochs: int = 8
+    average_from: int | None = None
     seed: int = 1
     implementation: str = "auto"
     cuda: bool = False
@@ -83,11 +87,16 @@ class Settings:
     teacher_alpha: float = 0.5
     teacher_temp: float = 1.0
 
+    @classmethod
+    def before(cls) -> dict[str, Any]:
+        """What a run had whose settings.json is older than a setting."""
+        return asdict(cls())
+
     def check(self) -> None:
         """Raise on settings that contradict each other or can't be meant."""
         ones = ("r", "batch_size", "accum_steps", "test_batch_size", "epochs")
         problems = too_small(self, ones, 1)
-        problems += too_small(self, ("width", "depth", "wd", "gclip", "momentum"), 0)
+        problems += too_small(self, ("width", "depth", "wd", "gclip", "momentum", "held_out"), 0)
         if self.gaussian_init and not self.width:
             problems.append("--gaussian-init makes a finite μ-network: give its --width")
         if self.optimizer != "sgd":
@@ -111,6 +120,22 @@ class Settings:
                 "needs) moves an image, "
                 "0 or more"
             )
+        if not 0 <= self.label_smoothing < 1 or self.label_smoothing and self.loss != "xent":
+            problems.append(
+                f"--label-smoothing {self.label_smoothing} must be at least 0 and below 1, and "
+                "belongs to --loss xent"
+            )
+        if self.average_from is not None:
+            if not 0 < self.average_from <= self.epochs:
+                problems.append(
+                    f"--average-from {self.average_from} is the first epoch whose end is averaged: "
+                    f"from 1 to --epochs {self.epochs}"
+                )
+            if not self.width and (self.memory == "rows" or self.row_budget is not None):
+                problems.append(
+                    "--average-from needs parameters that keep their sizes: --memory moments "
+                    "without --row-budget, or a --width"
+                )
         if not self.teacher_path and (self.teacher_alpha, self.teacher_temp) != (0.5, 1.0):
             problems.append("--teacher-alpha and --teacher-temp need a --teacher-path")
         require_none(problems)
@@ -137,6 +162,20 @@ class Settings:
         finite = f"{'μ' if self.gaussian_init else 'π'}-network, width {self.width}"
         kind = finite if self.width else "infinite π-network"
         return f"{kind}, r={self.r}, depth {self.depth}, seed {self.seed}"
+
+    def note_on_depth(self) -> str:
+        """What to say before training where the network on CIFAR-10 isn't the paper's, else
+        nothing."""
+        if self.dataset != "cifar10" or self.depth == 1:
+            return ""
+        count = {0: "no hidden π-layer", 2: "two hidden π-layers"}.get(
+            self.depth, f"{self.depth} hidden π-layers"
+        )
+        return (
+            f"--depth {self.depth} is {count} between input layer and readout; the paper's network "
+            "on CIFAR-10 has one: --depth 1 (the paper's code, which counts ReLU stages, calls it "
+            "depth 2)"
+        )
 
 
 CHOICES = {

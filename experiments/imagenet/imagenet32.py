@@ -68,6 +68,10 @@ class ByteImages:
     def __getitem__(self, which: Any) -> Tensor:
         return (self.bytes[which].float() - self.mean) / self.deviation
 
+    def index_select(self, dim: int, ids: Tensor) -> ByteImages:
+        """These images only, as bytes still."""
+        return ByteImages(self.bytes.index_select(dim, ids), self.mean, self.deviation)
+
     def split(self, size: int):
         for begin in range(0, len(self), size):
             yield self[begin : begin + size]
@@ -81,9 +85,11 @@ def load_imagenet32(
     train_size: int | None = None,
     test_size: int | None = None,
     quiet: bool = False,
+    classes: Sequence[int] | None = None,
 ) -> ImageSet:
     """All training batches under `root` and the validation images as test images; labels from 0.
 
+    `classes`: keep only images with these labels, which become 0, 1, ... in this order.
     `train_size`, `test_size`: keep that many, the first of the published order. Every file is
     looked for before one is read. Raises FileNotFoundError where files are missing, ValueError
     where one does not hold what it should.
@@ -98,12 +104,14 @@ def load_imagenet32(
     hidden = not shows_bars(quiet)
     for path in tqdm(train_files, desc="reading ImageNet32", disable=hidden, leave=False):
         if train_size is None or count < train_size:
-            parts.append(read_file(path))
+            parts.append(_of_classes(*read_file(path), classes))
             count += len(parts[-1][1])
     train_x, train_y = (torch.cat(side)[:train_size] for side in zip(*parts))
-    test_x, test_y = read_file(files[-1])
+    test_x, test_y = _of_classes(*read_file(files[-1]), classes)
+    if classes is not None:
+        _require_images(root, classes, train_y, test_y)
     # of the validation images too: the first training images may lack some
-    classes = int(torch.cat([train_y, test_y]).max()) + 1
+    count_classes = int(torch.cat([train_y, test_y]).max()) + 1 if classes is None else len(classes)
     test_x, test_y = test_x[:test_size], test_y[:test_size]
     for kind, size, have in (("train", train_size, len(train_y)), ("test", test_size, len(test_y))):
         if size is not None and not 0 < size <= have:
@@ -117,8 +125,29 @@ def load_imagenet32(
         train_y,
         ByteImages(test_x, mean, deviation),
         test_y,
-        classes,
+        count_classes,
     )
+
+
+def _of_classes(
+    images: Tensor, labels: Tensor, classes: Sequence[int] | None
+) -> tuple[Tensor, Tensor]:
+    """The images whose labels are among `classes`, with their places there as labels."""
+    if classes is None:
+        return images, labels
+    place = torch.full((CLASSES,), -1)
+    place[torch.tensor(classes)] = torch.arange(len(classes))
+    found = place[labels]
+    return images[found >= 0], found[found >= 0]
+
+
+def _require_images(root: Path, classes: Sequence[int], train_y: Tensor, test_y: Tensor) -> None:
+    for side, labels in (("training", train_y), ("validation", test_y)):
+        if not len(labels):
+            raise ValueError(
+                f"the {side} images in {root.resolve()} are of none of the {len(classes)} classes "
+                "that were asked for; --imagenet-classes all takes those that are there"
+            )
 
 
 def read_file(path: Path) -> tuple[Tensor, Tensor]:

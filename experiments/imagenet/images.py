@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from experiments.imagenet.classes import CLASSES
 from experiments.imagenet.imagenet32 import load_imagenet32
 from experiments.imagenet.settings import Settings
 from experiments.training.images import ImageSet, load_images
@@ -17,7 +18,8 @@ def pretraining_data(settings: Settings, quiet: bool = False) -> ImageSet:
     """What to pretrain on."""
     s = settings
     if s.dataset == "imagenet32":
-        return load_imagenet32(s.imagenet_data, s.train_subset_size, s.test_subset_size, quiet)
+        sizes = s.train_subset_size, s.test_subset_size
+        return load_imagenet32(s.imagenet_data, *sizes, quiet, CLASSES[s.imagenet_classes])
     return _classes(_cifar(s), range(HALF), s.train_subset_size, s.test_subset_size)
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.cifar10.cifar10test import REGS
 from experiments.cifar10.settings import Settings as TrainSettings
+from experiments.imagenet.classes import CLASSES
 from experiments.training.flags import milestones, require_none
 from experiments.training.run_folder import Names
 
 SOURCES = ("imagenet32", "cifar10-half")
-CHOICES = {"dataset": SOURCES, "save_epochs": ("none", "best", "all")}
+CHOICES = {
+    "dataset": SOURCES,
+    "imagenet_classes": tuple(CLASSES),
+    "save_epochs": ("none", "best", "all"),
+}
 TEXTS = {
     "data": {
         "dataset": "what to pretrain on; cifar10-half needs no ImageNet",
@@ -57,6 +63,7 @@ class Settings(TrainSettings):
     )
     dataset: str = "imagenet32"
     imagenet_data: str = "experiments/imagenet/data"
+    imagenet_classes: str = "paper"
     cifar_data: str = "./dataset"
     r: int = 400
     lr: float = 2.0
@@ -90,6 +97,10 @@ class Settings(TrainSettings):
         if self.kernel_reg < 0:
             problems.append(f"--kernel-reg must not be negative, got {self.kernel_reg}")
         require_none(problems)
+
+    @classmethod
+    def before(cls) -> dict[str, Any]:
+        return super().before() | {"imagenet_classes": "all"}
 
     @property
     def when(self) -> list[int]:

@@ -86,6 +86,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
                 f"reaches {settings.late}"
             )
         expected = cost(settings, len(data.train_y), data.features, data.classes)
+        if settings.dataset == "imagenet32":
+            print(
+                f"{len(data.train_y):,} images of {data.classes} classes; the paper's 250 are "
+                "--imagenet-classes paper, all 1,000 --imagenet-classes all"
+            )
         print(describe_cost(expected), flush=True)
         how = picked(args, OUTPUT)
         records = cifar10mlp.train(settings, save_dir, **how, data=data, at_epoch=transfers)

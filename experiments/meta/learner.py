@@ -41,7 +41,8 @@ def tasks(
     s, size = settings, batch_size or settings.batch_size
     if s.dataset == "sinusoid":
         return Sinusoids(s.num_shots, s.num_shots_test, size, seed, DTYPES[s.dtype])
-    classes = Classes(load_omniglot(s.folder, split, quiet))
+    rotations = not (s.unrotated_test and split == "test")
+    classes = Classes(load_omniglot(s.folder, split, quiet), rotations)
     return Episodes(
         classes, s.num_ways, s.num_shots, s.num_shots_test, size, seed, s.ink, DTYPES[s.dtype]
     )
@@ -205,13 +206,14 @@ def placed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
 def meta_step(
     settings: Settings, net: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
 ) -> dict[str, float]:
-    """One step of the meta-optimiser on the mean query loss of a batch; that loss and the accuracy
-    before the step."""
+    """One step of the meta-optimiser on the query loss of a batch; the mean of that loss and the
+    accuracy before the step."""
     outputs = adapted_to(settings, net, batch, learn=True)(batch["test"][0])
-    loss = losses_of(settings)[1](outputs, batch["test"][1]).mean()
+    losses = losses_of(settings)[1](outputs, batch["test"][1])
+    loss = losses.mean()
     if loss.requires_grad:  # a kernel learner whose readout is fixed has nothing to learn
         optimizer.zero_grad()
-        loss.backward()
+        (losses.sum() if settings.sum_tasks else loss).backward()
         if settings.grad_clip > 0:
             clip_grad_norm_(net, settings.grad_clip, settings.gclip_per_param)
         optimizer.step()

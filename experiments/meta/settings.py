@@ -114,6 +114,8 @@ class Settings:
     num_test_batches: int = 100
     no_train_shuffle: bool = False
     test_dataset_split: str = "val"
+    unrotated_test: bool = False
+    sum_tasks: bool = False
     num_workers: int = 1
     use_cuda: bool = False
     implementation: str = "auto"

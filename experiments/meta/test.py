@@ -58,15 +58,18 @@ def test(
     steps: int | None = None,
     batches: int | None = None,
     without_steps: bool = False,
+    unrotated: bool = False,
     seed: int | None = None,
     cuda: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> dict[str, Any]:
     """The record of one test, also added to test.jsonl beside the config. `seed` draws other
-    tasks."""
+    tasks; `unrotated`: of characters of the test split as they are, whatever the config says."""
     config = Path(config)
     settings = settings_from(config, folder)
+    if unrotated:
+        settings = replace(settings, unrotated_test=True)
     settings.check()
     has_cox = (config.parent / "cox").is_dir()
     if has_cox:
@@ -99,6 +102,7 @@ def test(
         "split": split,
         "num_steps": 0 if without_steps else taken,
         "nilmax": without_steps,
+        "unrotated": split == "test" and settings.unrotated_test,
         "seed": seed,
         **found,
     }
@@ -131,6 +135,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     data.add_argument("--seed", type=int, help="draw other test tasks")
     data.add_argument(
+        "--unrotated",
+        action="store_true",
+        help="test characters as they are, as in the paper, not turned too",
+    )
+    data.add_argument(
         "--num-workers",
         type=int,
         default=1,
@@ -156,6 +165,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             steps=None if args.num_steps < 0 else args.num_steps,
             batches=None if args.num_batches < 1 else args.num_batches,
             without_steps=args.nilmax,
+            unrotated=args.unrotated,
             seed=args.seed,
             cuda=args.use_cuda,
             quiet=args.quiet,

@@ -230,7 +230,9 @@ def train(
         trainer.net.load_state_dict(load(settings.load_model_path))
     if verbose:
         print(trainer.net)
-    run = RunFolder(output_folder, settings.as_dict(), resume, overwrite, NAMES)
+    run = RunFolder(
+        output_folder, settings.as_dict(), resume, overwrite, NAMES, defaults=Settings().as_dict()
+    )
     with run as folder, sums(found, kinds):
         if resume:
             loop.resume_from(trainer, folder)

@@ -4,7 +4,7 @@ of an epoch."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 DATASETS = ("digits", "cifar10", "fashion_mnist")
 # pixels that augmentation moves an image at most
 SHIFT = {"digits": 1, "cifar10": 4, "fashion_mnist": 2, "imagenet32": 4}
+HELD_OUT_SEED = 20_211  # which training images are held out; the same in all runs
 # a mirrored digit is another sign
 FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True, "imagenet32": True}
 
@@ -22,7 +23,8 @@ FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True, "imagenet32": 
 @dataclass(frozen=True)
 class ImageSet:
     """Images [n c h w], normalised per channel by the training images' mean and deviation, and
-    labels [n] below `classes`."""
+    labels [n] below `classes`. Held-out images are no part of the training images: settings and
+    epochs can be chosen by them."""
 
     name: str
     train_x: Tensor
@@ -30,6 +32,8 @@ class ImageSet:
     test_x: Tensor
     test_y: Tensor
     classes: int
+    held_out_x: Tensor | None = None
+    held_out_y: Tensor | None = None
 
     @property
     def features(self) -> int:
@@ -41,10 +45,43 @@ class ImageSet:
         return f"{len(self.train_y):,} training and {len(self.test_y):,} test images of {shape}"
 
     def to(self, device: torch.device | str) -> ImageSet:
-        return ImageSet(
-            self.name,
-            *(t.to(device) for t in (self.train_x, self.train_y, self.test_x, self.test_y)),
-            self.classes,
+        sides = [field.name for field in fields(self) if field.name not in ("name", "classes")]
+        present = [name for name in sides if getattr(self, name) is not None]
+        return replace(self, **{name: getattr(self, name).to(device) for name in present})
+
+    def hold_out(self, count: int) -> ImageSet:
+        """Without `count` of the training images, which are held out: as many of each class as
+        of the others, or in proportion where the classes differ in size.
+
+        Which ones depends on the labels and the count only, on no seed of a run: what is chosen
+        by them for one seed has not been seen by another, nor by an ensemble of both.
+        """
+        if not count:
+            return self
+        if not 0 < count < len(self.train_y):
+            raise ValueError(
+                f"{count} images were to be held out of {len(self.train_y)} training images of "
+                f"{self.name}; some must be left to train on"
+            )
+        generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+        order = torch.randperm(len(self.train_y), generator=generator)
+        labels = self.train_y.cpu()[order]
+        # The place of each image among those of its class, from 0 to 1: the first ones of all
+        # classes are in proportion to the classes' sizes.
+        place = torch.empty(len(labels), dtype=torch.float64)
+        for label in labels.unique():
+            of_class = (labels == label).nonzero().squeeze(1)
+            place[of_class] = (torch.arange(len(of_class)) + 0.5).double() / len(of_class)
+        held = order[place.argsort(stable=True)[:count]].sort().values
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        kept[held] = False
+        kept, held = (ids.to(self.train_y.device) for ids in (kept.nonzero().squeeze(1), held))
+        return replace(
+            self,
+            train_x=self.train_x.index_select(0, kept),
+            train_y=self.train_y.index_select(0, kept),
+            held_out_x=self.train_x.index_select(0, held),
+            held_out_y=self.train_y.index_select(0, held),
         )
 
 

@@ -9,7 +9,10 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LOSS_AND_ACCURACY = {"loss": ("train_loss", "test_loss"), "accuracy": ("train_acc", "test_acc")}
+LOSS_AND_ACCURACY = {
+    "loss": ("train_loss", "held_out_loss", "test_loss"),
+    "accuracy": ("train_acc", "held_out_acc", "test_acc"),
+}
 
 
 def curves(frame: pd.DataFrame, panels: dict[str, tuple[str, ...]], title: str) -> Figure:

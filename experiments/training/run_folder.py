@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ class RunFolder:
 
     A folder that already holds a run is only written to again when the run is resumed, or
     overwritten on request. One that a run was stopped in before it had saved anything holds none.
-    `given`: the folder that the command was given, where this one lies in it.
+    `given`: the folder that the command was given, where this one lies in it. `defaults` are what a
+    run had whose settings.json is older than a setting.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class RunFolder:
         overwrite: bool = False,
         names: Names | None = None,
         given: Path | None = None,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.path, self.settings, self.names = Path(path), settings, names or Names()
+        self.defaults = dict(defaults or {})
         self.resume, self.overwrite = resume, overwrite
         self.given = given or self.path
         self.checkpoint = self.path / "checkpoint.pt"
@@ -133,7 +137,8 @@ class RunFolder:
             else:
                 stale.unlink()
 
-    def _check_same(self, known: dict[str, Any]) -> None:
+    def _check_same(self, found: dict[str, Any]) -> None:
+        known = self.defaults | found
         differing = [
             f"{key}: {known.get(key)!r} then, {value!r} now"
             for key, value in self.settings.items()

@@ -225,6 +225,8 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
 
 
 SMALL = [
+    "--imagenet-classes",
+    "all",
     "--r",
     "12",
     "--depth",
