@@ -19,8 +19,11 @@ from torch import Tensor
 def relu_expectation(c: Tensor) -> Tensor:
     """E[φ(u) φ(v)] of ReLU for unit Gaussians with correlation c = cos θ: (sin θ + (π − θ) cos θ) /
     2π."""
-    angle = torch.acos(c.clamp(-1, 1))
-    return (torch.sin(angle) + (math.pi - angle) * torch.cos(angle)) / (2 * math.pi)
+    # At ±1, where rounding may lead, acos has no derivative, and the kernel is max(c, 0) / 2.
+    inside = c.abs() < 1
+    angle = torch.acos(torch.where(inside, c, 0))
+    found = (torch.sin(angle) + (math.pi - angle) * torch.cos(angle)) / (2 * math.pi)
+    return torch.where(inside, found, c.clamp(min=0) / 2)
 
 
 def monte_carlo(

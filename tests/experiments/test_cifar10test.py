@@ -13,7 +13,7 @@ import torch
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10test import main
 from experiments.training.images import load_images
-from pilimit_lib.core import save
+from pilimit_lib.core import load, save
 from pilimit_lib.inf import InfMLP
 from pilimit_lib.inf.checkpoints.original import to_pilimit_orig
 from tests.pilimit_orig import originals, small
@@ -49,7 +49,7 @@ def test_a_saved_network_scores_as_after_training(trained, tmp_path, capsys):
 
 
 def test_a_network_of_the_papers_code_scores_the_same(trained, tmp_path):
-    net = InfMLP.from_state_dict(torch.load(trained / "model.th"))
+    net = InfMLP.from_state_dict(load(trained / "model.th"))
     save(to_pilimit_orig(net), tmp_path / "orig.th")
     (here,) = run(tmp_path, "--load-model-path", trained / "model.th")
     (there,) = run(
@@ -115,7 +115,7 @@ def test_the_feature_kernel_is_that_of_the_embedding(trained, tmp_path):
         tmp_path, "--load-model-path", trained / "model.th", "--test-kernel", "--kernel-reg", "1e-4"
     )
     data = load_images("digits", train_size=300, test_size=120)
-    net = InfMLP.from_state_dict(torch.load(trained / "model.th"))
+    net = InfMLP.from_state_dict(load(trained / "model.th"))
     with torch.no_grad():
         f, g = (net.embedding(x.flatten(1)).double() for x in (data.train_x, data.test_x))
 

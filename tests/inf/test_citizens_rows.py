@@ -2,6 +2,7 @@
 to do; never another network than was meant."""
 
 import copy
+import inspect
 import math
 
 import pytest
@@ -29,6 +30,7 @@ from pilimit_lib.core import batch
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.gp.learner import KernelMLP
 from pilimit_lib.inf.gp.relu import ReLUKernel
+from pilimit_lib.inf.rows.sums.uncompiled import SAID
 from tests.inf.nets import data, network
 from tests.inf.test_rows_shard import started
 
@@ -154,6 +156,11 @@ def test_a_graph_that_is_kept_gives_its_rows_at_every_backward_pass():
 
 def test_backward_of_some_parameters_gives_rows_to_the_layers_among_them():
     net, (x, y) = network(), data()
+    F.cross_entropy(net(x), y).backward(inputs=[net.layers[1].A, net.layers[0].A])
+    assert pending(net) == [1, 0] and net.layers[0].A.grad is not None
+    if "has_torch_function" not in inspect.getsource(torch.autograd.backward):
+        pytest.skip("this torch does not ask B about backward(inputs=[B]); A is to be named")
+    net.zero_grad()
     F.cross_entropy(net(x), y).backward(inputs=[net.layers[1].B, net.layers[0].A])
     assert pending(net) == [1, 0] and net.layers[0].A.grad is not None
 
@@ -427,7 +434,7 @@ def test_norms_of_one_of_three_parameters_are_refused():
             lambda g: g.norm(),
             torch.linalg.vector_norm,
             torch.linalg.norm,
-            lambda g: torch.nn.utils.get_total_norm([g]),
+            lambda g: getattr(torch.nn.utils, "get_total_norm", torch._foreach_norm)([g]),
             lambda g: torch._foreach_norm([g]),
         ):
             with pytest.raises(RuntimeError, match="one gradient together.*clip_grad_norm_"):
@@ -501,10 +508,15 @@ def test_a_network_that_is_compiled_trains_as_one_that_is_not():
             optimizer.step()
     assert_same(other, net)
     torch._dynamo.reset()
-    with pytest.raises(Exception, match="a layer of rows grows with every step.*moments"):
+    said = "a layer of rows grows with every step.*moments" if SAID else "disable.*eagerly"
+    with pytest.raises(Exception, match=said):
         torch.compile(net, backend="eager", fullgraph=True)(x)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"),
+    reason="this torch exports through its compiler, which leaves rows alone",
+)
 def test_an_exported_network_computes_what_it_computed():
     net, (x, y) = network(), data()
     step(net, PiSGD(net.parameters(), lr=0.1), x, y)

@@ -12,6 +12,7 @@ import torch
 from pilimit_lib.inf import InfPiConv2d
 from pilimit_lib.inf.conv.geometry import Geometry
 from pilimit_lib.inf.implementation import triton_kernels
+from tests.inf.interpreter import needs_interpreter
 
 SCRIPT = """
 import functools
@@ -56,7 +57,7 @@ print("compared")
 
 
 def test_without_gpu_and_interpreter_the_kernels_refuse_and_plain_torch_runs():
-    pytest.importorskip("triton", reason="triton is not installed here")
+    needs_interpreter()
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("the interpreter is switched on for this whole process")
     from pilimit_lib.inf.conv import triton_kernels as conv_triton
@@ -69,7 +70,7 @@ def test_without_gpu_and_interpreter_the_kernels_refuse_and_plain_torch_runs():
 
 
 def test_they_agree_with_the_plain_operator_under_the_interpreter():
-    pytest.importorskip("triton", reason="triton is not installed here")
+    needs_interpreter()
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -11,6 +11,7 @@ import torch
 
 from pilimit_lib.inf import InfPiLinear
 from pilimit_lib.inf.implementation import triton_kernels
+from tests.inf.interpreter import needs_interpreter
 
 SCRIPT = """
 import torch
@@ -66,7 +67,7 @@ print("compared")
 
 
 def test_without_gpu_and_interpreter_the_kernels_refuse_and_plain_torch_runs():
-    pytest.importorskip("triton", reason="triton is not installed here")
+    needs_interpreter()
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("Triton's interpreter is on")
     layer = InfPiLinear(4, dtype=torch.float32)
@@ -77,7 +78,7 @@ def test_without_gpu_and_interpreter_the_kernels_refuse_and_plain_torch_runs():
 
 
 def test_kernels_agree_with_plain_torch_under_the_interpreter():
-    pytest.importorskip("triton", reason="triton is not installed here")
+    needs_interpreter()
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.inf.interpreter import needs_interpreter
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import torch
@@ -101,7 +103,7 @@ print("compared")
 
 
 def test_kernels_agree_with_float64_under_the_interpreter():
-    pytest.importorskip("triton", reason="triton is not installed here")
+    needs_interpreter()
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
@@ -123,7 +125,7 @@ def test_kernels_agree_with_float64_under_the_interpreter():
     ],
 )
 def test_polynomials_are_the_interpolation_at_chebyshev_points(name, function, bound):
-    pytest.importorskip("triton", reason="triton is not installed here")
+    needs_interpreter()
     from pilimit_lib.inf.rows.sums import triton_kernels as triton_rows
 
     series = getattr(triton_rows, name)

@@ -191,7 +191,12 @@ def _of_tensors(layer: RowLayer, g: Tensor, A: Tensor, Amult: Tensor, B: Tensor)
 
 
 def _is_own(layer: RowLayer, parameter: Tensor) -> bool:
-    return isinstance(parameter, InfPiParameter) and parameter.pending is layer.pending
+    # To torch 2.4 any wrapped subclass is an instance of every kind of parameter.
+    return issubclass(type(parameter), InfPiParameter) and parameter.pending is layer.pending
+
+
+def _exporting() -> bool:
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 def _of_handed_in(layer: RowLayer, g: Tensor, held: list[Tensor]) -> Tensor:
@@ -203,7 +208,7 @@ def _of_handed_in(layer: RowLayer, g: Tensor, held: list[Tensor]) -> Tensor:
     lengths = {len(value) for value in rows}
     lost = 0 in lengths and len(layer.origin_blocks)
     wrapped = any(isinstance(value, nn.Parameter) for value in others)
-    if lost or len(lengths) > 1 or (wrapped and not torch.compiler.is_exporting()):
+    if lost or len(lengths) > 1 or (wrapped and not _exporting()):
         raise RuntimeError(
             f"A, Amult and B of {type(layer).__name__} were replaced by "
             f"{[type(value).__name__ for value in held]} of {[len(value) for value in held]} rows, "
