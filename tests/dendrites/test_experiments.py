@@ -3,10 +3,18 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from experiments.dendrites import does_it_help, growing_networks, images, sequences, starts
+from experiments.dendrites import (
+    does_it_help,
+    growing_networks,
+    help_figure,
+    images,
+    sequences,
+    starts,
+)
 from experiments.dendrites.data import digits, fashion
 from pilimit_lib.dendrites import GPA, DendriteConfig, dendritic, dendritic_layers
 
@@ -128,3 +136,24 @@ def test_the_look_at_starts_tells_them_apart(tmp_path):
         gained += fits[0] - fits[1]
     total = float((e.double() - e.double().mean(0)).square().sum())
     assert starts.explained(x, e, a) == pytest.approx(gained / total, rel=1e-6)
+
+
+def test_the_table_pairs_seeds_and_leaves_out_what_is_unfinished(tmp_path):
+    rows = [
+        {"hidden": 4, "seed": seed, "arm": arm, "val": 0.0, "test": 10.0 * i + seed}
+        | {"parameters": 100, "epochs": 5}
+        for seed in range(3)
+        for i, arm in enumerate(does_it_help.ARMS)
+    ]
+    file = tmp_path / "help_fashion.csv"
+    pd.DataFrame(rows[:-1]).to_csv(file, index=False)  # the last arm of seed 2 is missing
+    help_figure.main([str(file), "--out", str(tmp_path)])
+    text = (tmp_path / "help.md").read_text()
+    assert (
+        "| fashion, 4 | dendrites | 0.5 ± 0.7 | -30.0 ± 0.0 | 0/2 | -40.0 ± 0.0 | 0/2 | 100 |"
+        in (text)
+    )
+    assert (
+        "| fashion, 4 | wide | 50.5 ± 0.7 | +20.0 ± 0.0 | 2/2 | +10.0 ± 0.0 | 2/2 | 100 |" in text
+    )
+    assert (tmp_path / "help.png").stat().st_size > 0
