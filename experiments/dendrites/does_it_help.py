@@ -138,6 +138,7 @@ def main(argv=None):
     parser.add_argument("--data", default="dataset", help="folder of the Fashion-MNIST files")
     parser.add_argument("--train", type=int, default=2500, help="images; digits have 1000")
     parser.add_argument("--val", type=int, default=1500, help="images; digits have 400")
+    parser.add_argument("--test", type=int, default=3000, help="images; digits have 397")
     parser.add_argument("--hidden", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
@@ -148,7 +149,9 @@ def main(argv=None):
     parser.add_argument("--max-dendrites", type=int, default=3)
     parser.add_argument("--max-epochs", type=int, default=120)
     args = parser.parse_args(argv)
-    sets = digits() if args.set == "digits" else fashion(args.data, args.train, args.val)
+    sets = digits()
+    if args.set != "digits":
+        sets = fashion(args.data, args.train, args.val, args.test)
     kind, file = KINDS[args.set], Path(args.out) / "results.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     done = {}
