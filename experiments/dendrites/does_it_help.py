@@ -150,6 +150,9 @@ def main(argv=None):
         "--val", type=int, default=1500, help="validation images of Fashion-MNIST (default 1500)"
     )
     parser.add_argument(
+        "--test", type=int, default=3000, help="test images of Fashion-MNIST (default 3000)"
+    )
+    parser.add_argument(
         "--seeds",
         type=int,
         nargs="+",
@@ -191,7 +194,9 @@ def main(argv=None):
     )
     parser.add_argument("--max-epochs", type=int, default=120, help="epochs at most (default 120)")
     args = parser.parse_args(argv)
-    sets = digits() if args.set == "digits" else fashion(args.data, args.train, args.val)
+    sets = digits()
+    if args.set != "digits":
+        sets = fashion(args.data, args.train, args.val, args.test)
     kind, file = KINDS[args.set], args.out / "results.csv"
     if args.overwrite:
         file.unlink(missing_ok=True)

@@ -7,8 +7,8 @@ Three seeds of 20 epochs with flips and shifts. An interrupted command goes on w
 is given again. Each epoch is a line of OUT/METHOD-SEED.csv: the accuracy as trained, that after the
 batch norms were measured anew, and that of a ridge regression on the last hidden layer, which asks
 for the features alone. The layers' targets are one row per class, partners are told by the label,
-similarities are cosines, and every learning rate falls to zero: at a rate that does not fall,
-running statistics and output layer stay behind hidden layers that move.
+similarities are cosines, and every learning rate falls to zero. The norm was chosen on held-out
+training images by `choose`; `lag` asks what is behind at a rate that does not fall.
 """
 
 from __future__ import annotations

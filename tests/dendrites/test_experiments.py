@@ -2,12 +2,21 @@
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from experiments.dendrites import does_it_help, images, sequences
+from experiments.dendrites import (
+    does_it_help,
+    growing_networks,
+    help_figure,
+    images,
+    sequences,
+    starts,
+)
 from experiments.dendrites.data import digits, fashion
-from pilimit_lib.dendrites import GPA
+from pilimit_lib.dendrites import GPA, DendriteConfig, dendritic, dendritic_layers
 
 
 def test_an_interrupted_arm_ends_like_an_uninterrupted_one(tmp_path):
@@ -72,13 +81,28 @@ def test_a_missing_data_folder_is_named(tmp_path):
         fashion(str(tmp_path), 10, 10)
 
 
-def test_width_grows_without_changing_the_function_and_by_as_much_as_dendrites():
-    net = does_it_help.network(4)
-    x = torch.randn(9, 1, 8, 8)
-    wider = does_it_help.widened(net, does_it_help.size_of_a_generation(4))
-    torch.testing.assert_close(wider(x), net(x))
-    grown = does_it_help.parameters(net) * 2 + 4 + 10  # w of both layers
-    assert abs(does_it_help.parameters(wider) - grown) <= 75 / 2
+SHAPES = {"digits": (9, 1, 8, 8), "fashion": (9, 1, 28, 28), "resnet": (9, 1, 28, 28)}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_width_grows_without_changing_the_function_and_by_as_much_as_dendrites(kind):
+    torch.manual_seed(0)
+    given = does_it_help.KINDS[kind]
+    net, x = given.network(4), torch.randn(SHAPES[kind])
+    net(x)  # running statistics of their own
+    wider = given.widened(net, growing_networks.size_of_a_generation(given, 4))
+    for training in (True, False):
+        torch.testing.assert_close(wider.train(training)(x), net.train(training)(x))
+    config = DendriteConfig(convert=[f".{name}" for name in given.grows])
+    dendritic(net, config)
+    net(x)
+    for _, layer in dendritic_layers(net):
+        layer.grow(torch.Generator().manual_seed(0))
+    unit = growing_networks.unit_cost(given)
+    count = growing_networks.parameters(net)
+    assert abs(growing_networks.parameters(wider) - count) <= unit / 2
+    nearest = growing_networks.units_for(given, count)
+    assert abs(growing_networks.parameters(given.network(nearest)) - count) <= unit / 2
 
 
 def test_the_comparison_of_all_arms_is_resumed_and_repeats_nothing(tmp_path):
@@ -90,3 +114,46 @@ def test_the_comparison_of_all_arms_is_resumed_and_repeats_nothing(tmp_path):
     assert rows.startswith(begun) and rows.count("\n") == 1 + len(does_it_help.ARMS)
     does_it_help.main([*arguments, "--seeds", "0"])
     assert (tmp_path / "results.csv").read_text() == rows
+
+
+def test_the_look_at_starts_tells_them_apart(tmp_path):
+    arguments = ["--hidden", "3", "--seeds", "0", "--epochs", "6", "--more", "1"]
+    frame = starts.main([*arguments, "--out", str(tmp_path)]).set_index("way")
+    assert tuple(frame.index) == starts.WAYS
+    best, drawn = frame.loc["gradient"], frame.loc["standardised"]
+    assert best["explained, hidden"] > 3 * drawn["explained, hidden"] >= 0
+    assert frame.loc["none", ["explained, hidden"]].isna().all()
+    # the share that a second least squares explains, by numpy
+    g = torch.Generator().manual_seed(0)
+    x, e, a = (torch.randn(40, k, generator=g) for k in (3, 2, 2))
+    gained = 0.0
+    for i in range(2):
+        fits = []
+        for columns in ([x], [x, a[:, i : i + 1]]):
+            design = torch.cat([*columns, torch.ones(40, 1)], 1).double().numpy()
+            error = e[:, i].double().numpy()
+            fits.append(((error - design @ np.linalg.lstsq(design, error)[0]) ** 2).sum())
+        gained += fits[0] - fits[1]
+    total = float((e.double() - e.double().mean(0)).square().sum())
+    assert starts.explained(x, e, a) == pytest.approx(gained / total, rel=1e-6)
+
+
+def test_the_table_pairs_seeds_and_leaves_out_what_is_unfinished(tmp_path):
+    rows = [
+        {"hidden": 4, "seed": seed, "arm": arm, "val": 0.0, "test": 10.0 * i + seed}
+        | {"parameters": 100, "epochs": 5}
+        for seed in range(3)
+        for i, arm in enumerate(does_it_help.ARMS)
+    ]
+    file = tmp_path / "help_fashion.csv"
+    pd.DataFrame(rows[:-1]).to_csv(file, index=False)  # the last arm of seed 2 is missing
+    help_figure.main([str(file), "--out", str(tmp_path)])
+    text = (tmp_path / "help.md").read_text()
+    assert (
+        "| fashion, 4 | dendrites | 0.5 ± 0.7 | -30.0 ± 0.0 | 0/2 | -40.0 ± 0.0 | 0/2 | 100 |"
+        in (text)
+    )
+    assert (
+        "| fashion, 4 | wide | 50.5 ± 0.7 | +20.0 ± 0.0 | 2/2 | +10.0 ± 0.0 | 2/2 | 100 |" in text
+    )
+    assert (tmp_path / "help.png").stat().st_size > 0
