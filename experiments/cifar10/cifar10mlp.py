@@ -17,6 +17,7 @@ Ctrl-C stops after the current step; --resume goes on from there, bit for bit.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -264,7 +265,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, f
         if not (args.resume or args.quiet or "dataset" in typed(arguments, argv, Settings)):
             print(
                 f"No --dataset was given: THIS TRAINS ON {settings.dataset.upper()}. For the "
-                "paper's images add --dataset cifar10."
+                "paper's images add --dataset cifar10.",
+                file=sys.stderr,
             )
         save_dir = args.save_dir or dated_folder("cifar10mlp")
         records = train(settings, save_dir, **picked(args, OUTPUT))
