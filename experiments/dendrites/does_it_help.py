@@ -57,7 +57,7 @@ def widened(net: nn.Sequential, more: int) -> nn.Sequential:
 
 
 def optimisers(net: nn.Module, args):
-    optimizer = torch.optim.Adam(net.parameters(), args.lr)
+    optimizer = torch.optim.Adam(net.parameters(), args.lr, fused=True)
     return optimizer, ReduceLROnPlateau(optimizer, "max", patience=args.scheduler_patience)
 
 
@@ -98,7 +98,7 @@ def grown(args, hidden: int, seed: int, sets, arm: str, epochs: int) -> dict:
     growth = Growth(
         dendritic(network(hidden), config),
         config,
-        optimizer=lambda ps: torch.optim.Adam(ps, args.lr),
+        optimizer=lambda ps: torch.optim.Adam(ps, args.lr, fused=True),
         scheduler=lambda o: ReduceLROnPlateau(o, "max", patience=args.scheduler_patience),
         select=None if grows else lambda net: [],
     )

@@ -28,6 +28,8 @@ class PiSGD(torch.optim.SGD):
     torch's SGD.
 
     Args:
+        fused: ordinary parameters are stepped by torch's fused kernel: one pass over them, nothing
+            allocated.
         on_nonfinite: what to do with a step any of whose gradients or pending rows holds NaN or
             Inf: "raise" before anything changes, or "skip" the whole of it, counted in
             `nonfinite_skipped`; pending rows are then dropped.
@@ -45,11 +47,15 @@ class PiSGD(torch.optim.SGD):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        fused: bool | None = None,
         on_nonfinite: str = "raise",
     ) -> None:
         if on_nonfinite not in ("raise", "skip"):
             raise ValueError(f"on_nonfinite is {on_nonfinite!r}; 'raise' or 'skip' was expected")
-        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
+        how = {"maximize": maximize, "fused": fused}
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **how)
+        # gradients that are not tensors have to be unscaled before the step
+        self._step_supports_amp_scaling = False
         self.defaults["on_nonfinite"] = on_nonfinite
         for group in self.param_groups:
             group.setdefault("on_nonfinite", on_nonfinite)
