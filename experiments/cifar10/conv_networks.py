@@ -125,9 +125,8 @@ def optimizer_of(settings: Settings, net: nn.Module) -> torch.optim.Optimizer:
     parts = groups(net, settings)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(parts, settings.lr, momentum=settings.momentum)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](
-        parts, settings.lr
-    )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    return kind(parts, settings.lr, fused=True)
 
 
 def scheduler_of(

@@ -28,7 +28,7 @@ def measure(width: float, epochs: int, **settings) -> dict:
     config = DendriteConfig(switch=Patience(patience=5), max_dendrites=3, seed=0, **settings)
     growth = Growth(
         dendritic(ConvNet(width, 8), config),
-        optimizer=lambda ps: torch.optim.Adam(ps, 3e-3),
+        optimizer=lambda ps: torch.optim.Adam(ps, 3e-3, fused=True),
         scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=2),
     )
     training, keeping = [], []

@@ -51,7 +51,7 @@ LOOK = 500  # images in a batch of errors that a start by gradient looks at
 
 
 def optimisers(net: nn.Module, args):
-    optimizer = torch.optim.Adam(net.parameters(), args.lr)
+    optimizer = torch.optim.Adam(net.parameters(), args.lr, fused=True)
     return optimizer, ReduceLROnPlateau(optimizer, "max", patience=args.scheduler_patience)
 
 
@@ -94,7 +94,7 @@ def grown(args, hidden: int, seed: int, sets, arm: str, epochs: int) -> dict:
     growth = Growth(
         dendritic(KINDS[args.set].network(hidden), config),
         config,
-        optimizer=lambda ps: torch.optim.Adam(ps, args.lr),
+        optimizer=lambda ps: torch.optim.Adam(ps, args.lr, fused=True),
         scheduler=lambda o: ReduceLROnPlateau(o, "max", patience=args.scheduler_patience),
         select=None if grows else lambda net: [],
         losses=lambda net: (nn.functional.cross_entropy(net(x), y) for x, y in batches),

@@ -106,7 +106,7 @@ def fit(
     growth = Growth(
         dendritic(ConvNet(width, side), config),
         config,
-        optimizer=lambda ps: torch.optim.Adam(ps, settings.lr),
+        optimizer=lambda ps: torch.optim.Adam(ps, settings.lr, fused=True),
         scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=settings.scheduler_patience),
         select=None if grows else lambda net: [],
     )

@@ -34,7 +34,7 @@ class Digits(pl.LightningModule):
         )
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), 3e-3)
+        return torch.optim.Adam(self.parameters(), 3e-3, fused=True)
 
 
 def main(argv=None):

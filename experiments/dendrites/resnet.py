@@ -45,7 +45,9 @@ def main(argv=None):
     model = UPA.initialize_pai(network, save_name=os.fspath(out))
     tracker = GPA.pai_tracker
     tracker.set_optimizer(torch.optim.Adam)
-    optimizer = tracker.setup_optimizer(model, {"params": model.parameters(), "lr": 1e-3})
+    optimizer = tracker.setup_optimizer(
+        model, {"params": model.parameters(), "lr": 1e-3, "fused": True}
+    )
     x, y = sets["train"]
     for _ in tqdm(range(args.epochs), mininterval=2):
         train_epoch(model, optimizer, x, y)
@@ -55,7 +57,9 @@ def main(argv=None):
         if complete:
             break
         if restructured:
-            optimizer = tracker.setup_optimizer(model, {"params": model.parameters(), "lr": 1e-3})
+            optimizer = tracker.setup_optimizer(
+                model, {"params": model.parameters(), "lr": 1e-3, "fused": True}
+            )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def main(argv=None):
 
     def setup():
         return tracker.setup_optimizer(
-            model, {"params": model.parameters(), "lr": 1e-2}, {"mode": "max", "patience": 3}
+            model,
+            {"params": model.parameters(), "lr": 1e-2, "fused": True},
+            {"mode": "max", "patience": 3},
         )
 
     optimizer, _ = setup()

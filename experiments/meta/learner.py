@@ -137,7 +137,7 @@ def optimizer_of(settings: Settings, net: nn.Module) -> torch.optim.Optimizer:
         net, s.meta_lr, 0, s.first_layer_lr_mult, s.last_layer_lr_mult, s.bias_lr_mult
     )
     if s.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=s.meta_lr)
+        return torch.optim.Adam(groups, lr=s.meta_lr, fused=True)
     return PiSGD(groups, lr=s.meta_lr, momentum=s.meta_momentum)
 
 

@@ -75,7 +75,7 @@ def make(
     )
     if method == "backprop":
         model = nn.Sequential(first, *blocks, output)
-        return model, torch.optim.Adam(model.parameters(), settings.lr)
+        return model, torch.optim.Adam(model.parameters(), settings.lr, fused=True)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; there are {METHODS}")
     signal = sigprop.signals.project_labels(
@@ -90,12 +90,12 @@ def make(
         # no weight moves.
         if method == "frozen":
             return None
-        return torch.optim.Adam(module.parameters(), settings.lr)
+        return torch.optim.Adam(module.parameters(), settings.lr, fused=True)
 
     model = sigprop.wrap(
         [*blocks, output], signal=signal, loss=loss_of(settings), optimizer=builder, **watch
     )
-    return model, torch.optim.Adam(model.parameters(), settings.output_lr)
+    return model, torch.optim.Adam(model.parameters(), settings.output_lr, fused=True)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:

@@ -36,7 +36,15 @@ def clip_grad_norm_(
     if not gradients:
         return torch.tensor(0.0)
     norms = [gradient.norm() for gradient in gradients]
-    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
+    stacked = torch.stack([norm.to(norms[0]) for norm in norms])
+    total = torch.linalg.vector_norm(stacked)
+    if stacked.device.type == "cpu" and len({norm.dtype for norm in norms}) == 1:
+        compared = stacked if per_param else total.expand_as(stacked)
+        factors = (max_norm / (compared + 1e-6)).clamp(max=1)
+        for number, factor in enumerate(factors.tolist()):
+            if factor != 1:  # times 1 a gradient stays what it is
+                gradients[number].scale_(factors[number])
+        return total
     for gradient, norm in zip(gradients, norms):
         factor = max_norm / ((norm if per_param else total) + 1e-6)
         gradient.scale_(factor.clamp(max=1))

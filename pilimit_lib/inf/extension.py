@@ -28,6 +28,7 @@ FLAGS = (
     "-std=c++17",
     "-shared",
     "-fPIC",
+    "-pthread",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",

@@ -14,7 +14,7 @@ from .checkpoints.architecture import ALPHAS, architecture_of, built
 from .checkpoints.entries import number_misfit, refused
 from .checkpoints.network import SavedNetwork
 from .checkpoints.original import build, load
-from .finite.mlp import FinPiMLPSample, hidden
+from .finite.mlp import FinPiMLPSample, hidden, scaled
 from .layers import InfPiInputLinearReLU, InfPiLinearReLU
 from .moments.layer import InfPiLinear
 from .numerics import direction
@@ -119,7 +119,7 @@ class InfMLP(SavedNetwork):
         g = hidden(self, x)
         if save_kernel_output:
             self.kernel_output = direction(g)[0]
-        return self.last_layer_alpha * self.layers[-1](g)
+        return scaled(self.last_layer_alpha, self.layers[-1](g))
 
     def embedding(self, x: Tensor) -> Tensor:
         """Directions ĝ [b r] of the pre-activations that feed the readout: what the feature kernel

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import Node, get_gradient_edge
 
 from ..numerics import transformed
 
@@ -24,11 +24,12 @@ def followed(grad: Tensor) -> bool:
     return torch.is_grad_enabled() or batched or transformed()
 
 
-def accumulates(leaf: Tensor) -> bool:
+def accumulates(leaf: Tensor, node: Node | None = None) -> bool:
     """Whether the backward pass under way will add to `leaf.grad`, as `backward()` does;
-    `torch.autograd.grad` only hands gradients back."""
+    `torch.autograd.grad` only hands gradients back. `node`: that of the tape which adds, where it
+    is at hand."""
     try:
-        return torch._C._will_engine_execute_node(get_gradient_edge(leaf).node)
+        return torch._C._will_engine_execute_node(node or get_gradient_edge(leaf).node)
     except RuntimeError:
         return False  # the gradient of this very leaf was asked for
 

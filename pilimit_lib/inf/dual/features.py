@@ -110,6 +110,8 @@ class PolynomialFeatures:
             self.starts[degree] = start
             start += comb(r + degree - 1, degree)
         self.P = start
+        # √κ of degrees 0, 1 and 2, which is all that the native sums know
+        self.roots = tuple(math.sqrt(value) for value in (*self.kappa, 0.0, 0.0)[:3])
         self._weights: dict[tuple, Tensor] = {}
 
     def kernel(self, c: Tensor) -> Tensor:

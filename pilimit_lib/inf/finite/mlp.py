@@ -22,10 +22,15 @@ from .projection import projection_misfits, projections, set_projections
 def hidden(net: nn.Module, x: Tensor) -> Tensor:
     """Pre-activations that feed the readout of a multilayer perceptron: [b r] of an infinite one,
     [b n] of a finite one."""
-    g = net.first_layer_alpha * net.layers[0](x)
+    g = scaled(net.first_layer_alpha, net.layers[0](x))
     for layer in net.layers[1:-1]:
         g = layer(g)
     return g
+
+
+def scaled(alpha: float, values: Tensor) -> Tensor:
+    """alpha · values; those themselves where alpha is 1, as it mostly is."""
+    return values if alpha == 1 else alpha * values
 
 
 class FinPiMLPSample(SavedNetwork):

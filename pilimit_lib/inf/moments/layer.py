@@ -172,10 +172,11 @@ class InfPiLinear(MomentsLayer):
             raise ValueError(
                 f"InfPiLinear expects pre-activations [..., {self.r}], got {list(g.shape)}"
             )
-        out = moments_output(self.features, g.reshape(-1, self.r), self.V, self.layernorm).reshape(
-            *g.shape[:-1], self.r_out
+        rows = g if g.dim() == 2 else g.reshape(-1, self.r)
+        out = moments_output(
+            self.features, rows, self.V, self.layernorm, self.bias, self.bias_alpha
         )
-        return out if self.bias is None else out + self.bias_alpha * self.bias
+        return out if g.dim() == 2 else out.reshape(*g.shape[:-1], self.r_out)
 
     def sample(
         self, n_in: int, n_out: int | None = None, prev_omega: Tensor | None = None

@@ -6,7 +6,10 @@
 // Φ is made for BLOCK monomials at a time, [BLOCK B], and stays in the first level of cache. Whatever is summed stays in registers
 // meanwhile: as many sums as there are registers for, 32 with AVX-512 and 16 without.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <system_error>
+#include <thread>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -201,14 +204,32 @@ inline void adjoint_rows(const float* V, int o, const float* grad, int B, int co
 
 inline int padded(int b) { const int w = b <= 8 ? 8 : L; return (b + w - 1) / w * w; }
 
-}  // namespace
+// body(number, first, last) for a stretch of P monomials per thread, this one among them.
+template <class F>
+void stretches(int threads, long P, F body) {
+    std::vector<std::thread> others;
+    const auto part = [&body, threads, P](int n) { body(n, P * n / threads, P * (n + 1) / threads); };
+    for (int n = 1; n < threads; ++n) {
+        try { others.emplace_back(part, n); }
+        catch (const std::system_error&) { part(n); }  // no more threads to be had
+    }
+    part(0);
+    for (std::thread& other : others) other.join();
+}
+
+// Like stretches, where every body adds to a sum of its own; added to `out` [size] in the order of the monomials.
+template <class F>
+void summed(int threads, long P, float* out, long size, F body) {
+    std::vector<float> more(size * (threads - 1));
+    stretches(threads, P, [&](int n, long first, long last) { body(first, last, n ? more.data() + size * (n - 1) : out); });
+    for (int n = 1; n < threads; ++n)
+        for (long k = 0; k < size; ++k) out[k] += more[size * (n - 1) + k];
+}
 
 // out [b o] += Φ(u) V over the monomials [begin, end). u [b r], V [P o].
-extern "C" void pi_moments_forward(int r, int o, int b, float k0, float k1, float k2, long begin, long end, const float* u,
-                                   const float* V, float* out) {
+void forward(const Monomials& monomials, int o, int b, long begin, long end, const float* u, const float* V, float* out) {
     const int B = (padded(b) + SIDE - 1) / SIDE * SIDE;
-    const Directions directions(u, r, b, B);
-    const Monomials monomials{r, {k0, k1, k2}};
+    const Directions directions(u, monomials.r, b, B);
     std::vector<float> phi(long(BLOCK) * B);
     for (long p = begin; p < end; p += BLOCK) {
         const int count = int(std::min<long>(BLOCK, end - p));
@@ -221,31 +242,28 @@ extern "C" void pi_moments_forward(int r, int o, int b, float k0, float k1, floa
     }
 }
 
-// V ← decay V + scale Φ(u)ᵀ δ over the monomials [begin, end), δ [b o]; where decay is 0 V is written only.
-extern "C" void pi_moments_update(int r, int o, int b, float k0, float k1, float k2, long begin, long end, const float* u, float* V,
-                                  const float* delta, float scale, float decay) {
+// V ← decay V + Φ(u)ᵀ δ over the monomials [begin, end), δ [b o]; where decay is 0 V is written only.
+void update(const Monomials& monomials, int o, int b, long begin, long end, const float* u, float* V, const float* delta,
+            float decay) {
     const int B = padded(b);
-    const Directions directions(u, r, b, B);
-    const Monomials monomials{r, {k0 * 1.f, k1, k2}};
-    std::vector<float> phi(long(BLOCK + SIDE) * B), scaled(delta, delta + long(b) * o);
-    for (float& x : scaled) x *= scale;
+    const Directions directions(u, monomials.r, b, B);
+    std::vector<float> phi(long(BLOCK + SIDE) * B);
     for (long p = begin; p < end; p += BLOCK) {
         const int count = int(std::min<long>(BLOCK, end - p));
         monomials.fill(directions, p, p + count, phi.data());
         columns(o, [&](int j, int vectors, int some) {
             for (int m = 0; m < count; m += SIDE)
                 BY_COLUMNS(updated, vectors, some, phi.data() + long(m) * B, B, V + (p + m) * o + j, o, std::min(SIDE, count - m),
-                           scaled.data() + j, b, decay);
+                           delta + j, b, decay);
         });
     }
 }
 
 // du [b r] += ∂L/∂u for ∂out `grad` [b o], over the monomials [begin, end).
-extern "C" void pi_moments_backward(int r, int o, int b, float k0, float k1, float k2, long begin, long end, const float* u,
-                                    const float* V, const float* grad, float* du) {
-    const int B = padded(b);
+void adjoint(const Monomials& monomials, int o, int b, long begin, long end, const float* u, const float* V, const float* grad,
+             float* du) {
+    const int r = monomials.r, B = padded(b);
     const Directions directions(u, r, b, B);
-    const Monomials monomials{r, {k0, k1, k2}};
     std::vector<float> transposed(long(o) * B), dphi(long(BLOCK) * B), twice(long(2) * r * B);
     for (int s = 0; s < b; ++s)
         for (int j = 0; j < o; ++j) transposed[long(j) * B + s] = grad[long(s) * o + j];
@@ -274,4 +292,97 @@ extern "C" void pi_moments_backward(int r, int o, int b, float k0, float k1, flo
     }
     for (int s = 0; s < b; ++s)
         for (int i = 0; i < r; ++i) du[long(s) * r + i] += twice[long(i) * B + s] + twice[long(i + r) * B + s];
+}
+
+}  // namespace
+
+// out [b o] += Φ(u) V. u [b r], V [P o].
+extern "C" void pi_moments_forward(int threads, int r, int o, int b, float k0, float k1, float k2, long P, const float* u,
+                                   const float* V, float* out) {
+    const Monomials monomials{r, {k0, k1, k2}};
+    summed(threads, P, out, long(b) * o,
+           [&](long first, long last, float* part) { forward(monomials, o, b, first, last, u, V, part); });
+}
+
+// du [b r] += ∂L/∂u for ∂out `grad` [b o].
+extern "C" void pi_moments_backward(int threads, int r, int o, int b, float k0, float k1, float k2, long P, const float* u,
+                                    const float* V, const float* grad, float* du) {
+    const Monomials monomials{r, {k0, k1, k2}};
+    summed(threads, P, du, long(b) * r,
+           [&](long first, long last, float* part) { adjoint(monomials, o, b, first, last, u, V, grad, part); });
+}
+
+// V ← decay V + scale Φ(u)ᵀ δ; where decay is 0 V is written only.
+extern "C" void pi_moments_update(int threads, int r, int o, int b, float k0, float k1, float k2, long P, const float* u, float* V,
+                                  const float* delta, float scale, float decay) {
+    const Monomials monomials{r, {k0, k1, k2}};
+    std::vector<float> scaled(delta, delta + long(b) * o);
+    for (float& x : scaled) x *= scale;
+    stretches(threads, P,
+              [&](int, long first, long last) { update(monomials, o, b, first, last, u, V, scaled.data(), decay); });
+}
+
+// A layer of moments: out = a Φ(ĝ) V + bias with a = s = ‖g‖, or under layer norm 1 (0 where s is 0). g [b r], bias [o] or null,
+// already times its multiplier. Kept for the way back: ĝ in u [b r], s [b], and Φ(ĝ) V in sum [b o], which is 0 at first.
+extern "C" void pi_moments_layer(int threads, int r, int o, int b, float k0, float k1, float k2, long P, const float* g,
+                                 const float* V, const float* bias, float alpha, int layernorm, float* u, float* s, float* sum,
+                                 float* out) {
+    for (int n = 0; n < b; ++n) {
+        const float* from = g + long(n) * r;
+        float square = 0;
+        for (int i = 0; i < r; ++i) square += from[i] * from[i];
+        s[n] = std::sqrt(square);
+        const float by = s[n] > 0 ? s[n] : 1.f;
+        for (int i = 0; i < r; ++i) u[long(n) * r + i] = from[i] / by;
+    }
+    pi_moments_forward(threads, r, o, b, k0, k1, k2, P, u, V, sum);
+    for (int n = 0; n < b; ++n) {
+        const float a = layernorm ? float(s[n] > 0) : s[n];
+        for (int j = 0; j < o; ++j) {
+            const float value = a * sum[long(n) * o + j];
+            out[long(n) * o + j] = bias ? value + alpha * bias[j] : value;
+        }
+    }
+}
+
+// The way back through a layer for ∂out `grad` [b o]: the factor of V's gradient in delta [b o], ∂Φ(ĝ)V; dg [b r], 0 at first, or
+// null; and dbias [o] or null.
+extern "C" void pi_moments_layer_backward(int threads, int r, int o, int b, float k0, float k1, float k2, long P, const float* u,
+                                          const float* V, const float* s, const float* sum, const float* grad, float alpha,
+                                          int layernorm, float* delta, float* dg, float* dbias) {
+    for (int n = 0; n < b; ++n) {
+        const float a = layernorm ? float(s[n] > 0) : s[n];
+        for (int j = 0; j < o; ++j) delta[long(n) * o + j] = a * grad[long(n) * o + j];
+    }
+    if (dbias)
+        for (int j = 0; j < o; ++j) {
+            float total = 0;
+            for (int n = 0; n < b; ++n) total += grad[long(n) * o + j];
+            dbias[j] = alpha * total;
+        }
+    if (!dg) return;
+    pi_moments_backward(threads, r, o, b, k0, k1, k2, P, u, V, delta, dg);
+    for (int n = 0; n < b; ++n) {
+        float along = 0, ds = 0;
+        const float* unit = u + long(n) * r;
+        float* du = dg + long(n) * r;
+        for (int i = 0; i < r; ++i) along += du[i] * unit[i];
+        if (!layernorm)
+            for (int j = 0; j < o; ++j) ds += grad[long(n) * o + j] * sum[long(n) * o + j];
+        const float by = s[n] > 0 ? s[n] : 1.f;
+        for (int i = 0; i < r; ++i) du[i] = (du[i] - along * unit[i]) / by + ds * unit[i];
+    }
+}
+
+// The Frobenius norm of Φ(u)ᵀ δ, from the kernel: (Σ_nm δ_n·δ_m k(u_n·u_m))^½. δ [b o].
+extern "C" float pi_moments_norm(int r, int o, int b, float k0, float k1, float k2, const float* u, const float* delta) {
+    double total = 0;
+    for (int n = 0; n < b; ++n)
+        for (int m = 0; m <= n; ++m) {
+            float c = 0, inner = 0;
+            for (int i = 0; i < r; ++i) c += u[long(n) * r + i] * u[long(m) * r + i];
+            for (int j = 0; j < o; ++j) inner += delta[long(n) * o + j] * delta[long(m) * o + j];
+            total += (m < n ? 2.0 : 1.0) * inner * (k0 * k0 + c * (k1 * k1 + c * k2 * k2));
+        }
+    return float(std::sqrt(std::max(total, 0.0)));
 }

@@ -8,11 +8,10 @@ operations and in reading what others wrote.
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,11 +22,31 @@ from ..extension import FLAGS, library
 SOURCE = Path(__file__).with_name("native.cpp")
 # monomials of one thread: fewer are not worth starting it
 A_THREAD = 4096
+# samples whose inner products are summed here, and not by BLAS
+FEW = 16
+
+
+_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_long, ctypes.c_float, ctypes.c_void_p
+_SIZES = [_INT] * 4 + [_FLOAT] * 3 + [_LONG]
+ARGUMENTS = {
+    "pi_moments_forward": [*_SIZES, *[_POINTER] * 3],
+    "pi_moments_backward": [*_SIZES, *[_POINTER] * 4],
+    "pi_moments_update": [*_SIZES, *[_POINTER] * 3, _FLOAT, _FLOAT],
+    "pi_moments_layer": [*_SIZES, *[_POINTER] * 3, _FLOAT, _INT, *[_POINTER] * 4],
+    "pi_moments_layer_backward": [*_SIZES, *[_POINTER] * 5, _FLOAT, _INT, *[_POINTER] * 3],
+    "pi_moments_norm": [*[_INT] * 3, *[_FLOAT] * 3, *[_POINTER] * 2],
+}
 
 
 @cache
 def _library() -> ctypes.CDLL | str:
-    return library(SOURCE, FLAGS)
+    found = library(SOURCE, FLAGS)
+    if not isinstance(found, str):
+        for name, types in ARGUMENTS.items():
+            function = getattr(found, name)
+            function.argtypes = types
+            function.restype = _FLOAT if name == "pi_moments_norm" else None
+    return found
 
 
 def unavailable() -> str | None:
@@ -48,16 +67,17 @@ def refuses(features: PolynomialFeatures, u: Tensor, V: Tensor) -> str | None:
         return "V is not contiguous"
     if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in (u, V)):
         return "torch.func transforms see only torch's own operations"
-    if not len(u) or not V.shape[1]:
+    if not u.shape[0] or not V.shape[1]:
         return "there is nothing to sum"
     return unavailable()
 
 
 def forward(features: PolynomialFeatures, u: Tensor, V: Tensor) -> Tensor:
     """Φ(u) V: [b o]."""
-    u = u.contiguous()
-    outs = _run("pi_moments_forward", features, u, V, lambda: u.new_zeros(len(u), V.shape[1]))
-    return _total(outs)
+    u, out = u.contiguous(), u.new_zeros(u.shape[0], V.shape[1])
+    pointers = u.data_ptr(), V.data_ptr(), out.data_ptr()
+    _library().pi_moments_forward(*_sizes(features, u, V), *pointers)
+    return out
 
 
 def backward(
@@ -70,7 +90,9 @@ def backward(
         dV = torch.empty_like(V, requires_grad=False)
         update_(features, dV, u, grad, 1.0, 0.0)
     if need_u:
-        du = _total(_run("pi_moments_backward", features, u, V, lambda: torch.zeros_like(u), grad))
+        du = torch.zeros_like(u)
+        pointers = u.data_ptr(), V.data_ptr(), grad.data_ptr(), du.data_ptr()
+        _library().pi_moments_backward(*_sizes(features, u, V), *pointers)
     return du, dV
 
 
@@ -85,42 +107,69 @@ def update_(
     """V ← decay·V + scale·Φ(u)ᵀ delta in place, for u [b r], delta [b o]. Where decay is 0, what V
     held does not matter, NaN neither."""
     u, delta = u.contiguous(), delta.contiguous()
-    scalars = ctypes.c_float(scale), ctypes.c_float(decay)
-    _run("pi_moments_update", features, u, V, lambda: None, delta, *scalars)
+    pointers = u.data_ptr(), V.data_ptr(), delta.data_ptr()
+    _library().pi_moments_update(*_sizes(features, u, V), *pointers, scale, decay)
+    if not V.is_inference():
+        torch.autograd.graph.increment_version(V)  # as torch does where it writes in place
 
 
-def _run(
-    name: str,
-    features: PolynomialFeatures,
-    u: Tensor,
-    V: Tensor,
-    result: Callable[[], Tensor | None],
-    *given: Tensor | ctypes.c_float,
-) -> list[Tensor | None]:
-    """Call a function for all monomials, a stretch of them per thread; the results, in order."""
-    function, (b, r), o = getattr(_library(), name), u.shape, V.shape[1]
-    kappa = (*features.kappa, 0.0, 0.0)[:3]
-    roots = [ctypes.c_float(math.sqrt(value)) for value in kappa]
+@dataclass(frozen=True)
+class Layer:
+    """What a layer of moments is besides V: its kernel, and the multiplier of its bias."""
+
+    features: PolynomialFeatures
+    layernorm: bool
+    alpha: float
+
+
+class Outputs(NamedTuple):
+    """The outputs [b o] of a layer, and what its backward pass needs: directions u [b r], lengths s
+    [b 1] and Φ(u) V in `total` [b o]."""
+
+    out: Tensor
+    u: Tensor
+    s: Tensor
+    total: Tensor
+
+
+def layer(how: Layer, g: Tensor, V: Tensor, bias: Tensor | None) -> Outputs:
+    """scale(s) · Φ(u) V + alpha · bias for pre-activations g = s u [b r], see `autograd`."""
+    b, o = g.shape[0], V.shape[1]
+    g, u, s = g.contiguous(), torch.empty_like(g, requires_grad=False), g.new_empty(b, 1)
+    total, out = g.new_zeros(b, o), g.new_empty(b, o)
+    given = g.data_ptr(), V.data_ptr(), None if bias is None else bias.data_ptr()
+    results = u.data_ptr(), s.data_ptr(), total.data_ptr(), out.data_ptr()
+    sizes = _sizes(how.features, g, V)
+    _library().pi_moments_layer(*sizes, *given, how.alpha, how.layernorm, *results)
+    return Outputs(out, u, s, total)
+
+
+def layer_backward(
+    how: Layer, kept: Outputs, V: Tensor, grad: Tensor, need_g: bool, need_bias: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(delta [b o], dg [b r], dbias [o]) for ∂out `grad` [b o]: V's gradient is Φ(u)ᵀ delta."""
+    grad = grad.contiguous()
+    delta = torch.empty_like(grad)
+    dg = torch.zeros_like(kept.u) if need_g else None
+    dbias = grad.new_empty(grad.shape[1]) if need_bias else None
+    given = (tensor.data_ptr() for tensor in (kept.u, V, kept.s, kept.total, grad))
+    results = (None if tensor is None else tensor.data_ptr() for tensor in (delta, dg, dbias))
+    sizes = _sizes(how.features, kept.u, V)
+    _library().pi_moments_layer_backward(*sizes, *given, how.alpha, how.layernorm, *results)
+    return delta, dg, dbias
+
+
+def factored_norm(features: PolynomialFeatures, u: Tensor, delta: Tensor) -> Tensor | None:
+    """Frobenius norm of Φ(u)ᵀ delta from the kernel alone, for few samples; None where torch is
+    faster."""
+    if len(u) > FEW or u.dtype != torch.float32 or unavailable() is not None:
+        return None
+    u, delta = u.contiguous(), delta.contiguous()
+    sizes = features.r, delta.shape[1], u.shape[0], *features.roots
+    return torch.tensor(_library().pi_moments_norm(*sizes, u.data_ptr(), delta.data_ptr()))
+
+
+def _sizes(features: PolynomialFeatures, u: Tensor, V: Tensor) -> tuple[int | float, ...]:
+    """What every function is given first."""
     threads = max(1, min(torch.get_num_threads(), features.P // A_THREAD))
-    edges = [features.P * number // threads for number in range(threads + 1)]
-
-    def stretch(number: int) -> Tensor | None:
-        out = result()
-        tensors = [u, V, *given, *([] if out is None else [out])]
-        function(
-            *map(ctypes.c_int, (r, o, b)),
-            *roots,
-            ctypes.c_long(edges[number]),
-            ctypes.c_long(edges[number + 1]),
-            *(ctypes.c_void_p(t.data_ptr()) if isinstance(t, Tensor) else t for t in tensors),
-        )
-        return out
-
-    if threads == 1:
-        return [stretch(0)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(stretch, range(threads)))
-
-
-def _total(parts: list[Tensor]) -> Tensor:
-    return sum(parts[1:], start=parts[0])
+    return threads, features.r, V.shape[1], u.shape[0], *features.roots, features.P

@@ -132,6 +132,10 @@ def update_(
 
 def factored_norm(features: PolynomialFeatures, u: Tensor, delta: Tensor) -> Tensor:
     """Frobenius norm of Φ(u)ᵀ delta, from the kernel alone: sqrt(Σ_ij δ_i·δ_j k(u_i·u_j))."""
+    if chosen().moments == "native" and features.degree <= 2 and u.device.type == "cpu":
+        norm = native.factored_norm(features, u, delta)
+        if norm is not None:
+            return norm
     return (features.kernel(u @ u.T) * (delta @ delta.T)).sum().clamp_min(0).sqrt()
 
 

@@ -4,6 +4,7 @@ finite."""
 from __future__ import annotations
 
 import inspect
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -27,6 +28,8 @@ class PiSGD(torch.optim.SGD):
     torch's SGD.
 
     Args:
+        fused: ordinary parameters are stepped by torch's fused kernel: one pass over them, nothing
+            allocated.
         on_nonfinite: what to do with a step any of whose gradients or pending rows holds NaN or
             Inf: "raise" before anything changes, or "skip" the whole of it, counted in
             `nonfinite_skipped`; pending rows are then dropped.
@@ -44,11 +47,15 @@ class PiSGD(torch.optim.SGD):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        fused: bool | None = None,
         on_nonfinite: str = "raise",
     ) -> None:
         if on_nonfinite not in ("raise", "skip"):
             raise ValueError(f"on_nonfinite is {on_nonfinite!r}; 'raise' or 'skip' was expected")
-        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
+        how = {"maximize": maximize, "fused": fused}
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, **how)
+        # gradients that are not tensors have to be unscaled before the step
+        self._step_supports_amp_scaling = False
         self.defaults["on_nonfinite"] = on_nonfinite
         for group in self.param_groups:
             group.setdefault("on_nonfinite", on_nonfinite)
@@ -58,7 +65,7 @@ class PiSGD(torch.optim.SGD):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Append the pending rows of every π-layer, then step the other parameters as torch's SGD
         does."""
-        self._check_complete()
+        held = self._check_complete()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -68,7 +75,8 @@ class PiSGD(torch.optim.SGD):
             for group in self.param_groups
             for pending in pending_of(group["params"])
         ]
-        self._check_unspent()
+        if held:
+            self._check_unspent(held)
         for group, pending in ready:
             buffer = self.state.get(pending.parameter, {}).get("momentum_buffer")
             pending.check(group["momentum"], buffer)
@@ -81,15 +89,17 @@ class PiSGD(torch.optim.SGD):
             lr, decay = sign * float(group["lr"]), sign * group["weight_decay"]
             velocity = partial(self._velocity, pending.parameter, group, decay)
             pending.apply(lr, decay, velocity if group["momentum"] else None)
-        spent = weakref.ref(self), self._ordinary_gradients()
-        for _, pending in ready:
-            pending.spent = spent
+        if held:
+            spent = weakref.ref(self), self._ordinary_gradients()
+            for _, pending in ready:
+                pending.spent = spent
         # Rows are no longer pending, so torch's SGD finds no gradient on π-layers and passes them
         # over. Unwrapped, because its wrapper would run the hooks of this optimiser a second time.
         inspect.unwrap(torch.optim.SGD.step)(self)
         return loss
 
-    def _check_complete(self) -> None:
+    def _check_complete(self) -> list[InfPiParameter]:
+        """The parameters of π-layers that are rows; raises where a layer is not held as a whole."""
         held = [
             p
             for group in self.param_groups
@@ -105,15 +115,15 @@ class PiSGD(torch.optim.SGD):
                     "learning rate applies; list layer.A, layer.Amult and layer.B, or use "
                     "param_groups(net, lr)"
                 )
+        return held
 
-    def _check_unspent(self) -> None:
+    def _check_unspent(self, held: list[InfPiParameter]) -> None:
         """Raise where rows were appended by a step with the same gradients as this one: ordinary
         parameters would be stepped a second time, and these not."""
         mine = self._ordinary_gradients()
-        held = (p for group in self.param_groups for p in group["params"])
         for parameter in held:
-            pending = parameter.pending if isinstance(parameter, InfPiParameter) else None
-            if pending is None or pending or pending.spent is None:
+            pending = parameter.pending
+            if pending or pending.spent is None:
                 continue
             stepper, theirs = pending.spent
             same = any(g() is h() and version == v for g, version in theirs for h, v in mine)
@@ -134,7 +144,10 @@ class PiSGD(torch.optim.SGD):
     def _finite(self) -> bool:
         """Whether the step may be made; NaN or Inf in any group raises, or is counted as a step to
         be skipped."""
-        bad = [group for group in self.param_groups if not _all_finite(group["params"])]
+        groups = self.param_groups
+        if _all_finite([p for group in groups for p in group["params"]]):
+            return True
+        bad = [group for group in groups if not _all_finite(group["params"])]
         if any(group.get("on_nonfinite", "raise") == "raise" for group in bad):
             raise FloatingPointError(
                 "NaN or Inf in a gradient or in rows to be appended (for rows in float16: more "
@@ -166,6 +179,9 @@ class PiSGD(torch.optim.SGD):
         return gradient.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
 
 
+SMALL = 4096  # entries
+
+
 def _all_finite(parameters: Iterable[Tensor]) -> bool:
     """Whether no gradient, nor pending row, of `parameters` holds NaN or Inf; what several share
     counts with the one that leads."""
@@ -176,12 +192,19 @@ def _all_finite(parameters: Iterable[Tensor]) -> bool:
         and getattr(gradient, "parameter", parameter) is parameter
         for tensor in gradient.tensors()
     ]
-    if not tensors:
-        return True
     # A sum takes one pass and no memory, and isn't finite where an entry isn't; of large numbers it
-    # may overflow by itself.
-    sums = torch.stack([tensor.sum().isfinite().to(tensors[0].device) for tensor in tensors])
-    return bool(sums.all()) or all(bool(tensor.isfinite().all()) for tensor in tensors)
+    # may overflow by itself. Small tensors are summed together: what they take is calls.
+    devices = {tensor.device for tensor in tensors}
+    small = [tensor.reshape(-1) for tensor in tensors if tensor.numel() <= SMALL]
+    joined = [torch.cat(small)] if len(small) > 1 and len(devices) == 1 else small
+    large = [tensor for tensor in tensors if tensor.numel() > SMALL]
+    sums = [tensor.sum() for tensor in joined + large]
+    if all(device.type == "cpu" for device in devices):
+        finite = all(math.isfinite(total.item()) for total in sums)
+    else:
+        there = tensors[0].device
+        finite = bool(torch.stack([total.isfinite().to(there) for total in sums]).all())
+    return finite or all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 InfSGD = PiSGD  # the name in the original's experiments
