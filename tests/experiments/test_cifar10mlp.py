@@ -382,12 +382,14 @@ def _settings(flags):
 
 
 def _without_times(records):
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    times = Trainer.clocks
+    return [{key: value for key, value in record.items() if key not in times} for record in records]
 
 
 def _same_state(one, two):
     for state in (one, two):
-        state["extras"]["sums"].pop("seconds")
+        for clock in Trainer.clocks:
+            state["extras"]["sums"].pop(clock)
         state["extras"]["records"] = _without_times(state["extras"]["records"])
     _same(one, two, "checkpoint")
 
