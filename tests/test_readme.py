@@ -15,6 +15,7 @@ PAGES = [
     "pilimit_orig/README.md",
     "experiments/bench/RESULTS.md",
     *(f"experiments/cifar10/{page}.md" for page in ("MOMENTS", "KERNELS")),
+    *(f"experiments/{room}/README.md" for room in ("cifar10", "imagenet", "meta", "paper")),
     *(f"pilimit_lib/{room}README.md" for room in ("", "inf/", "dendrites/", "lab/", "sigprop/")),
 ]
 
