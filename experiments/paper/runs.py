@@ -36,7 +36,7 @@ META = (
 TRANSFER = (
     "--imagenet-classes paper --r 200 --depth 1 --lr .01 --gclip 0 --wd 1e-4 --batch-size 16 "
     "--epochs 26 --bias-alpha .5 --first-layer-lr-mult 1 --last-layer-lr-mult 1 --transfer "
-    "--transfer-milestones 0,5,10,15,20,26 --float"
+    "--transfer-milestones 0,5,10,15,20,26 --float --kernel-reg 2e-4"
 )
 RIDGES = "Ridges"
 SCRIPTS = "the authors' scripts"
