@@ -217,6 +217,8 @@ def train(
         trainer.net.load_state_dict(load(settings.load_model_path))
     if verbose:
         print(trainer.net)
+    if settings.note_on_depth() and not quiet:
+        print(settings.note_on_depth(), flush=True)
     before = Settings().as_dict()
     with RunFolder(
         output_folder, settings.as_dict(), resume, overwrite, NAMES, defaults=before

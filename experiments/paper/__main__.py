@@ -20,7 +20,7 @@ from pathlib import Path
 
 from experiments.paper.commands import COMMANDS, settings_of_run
 from experiments.paper.cost import cost_of
-from experiments.paper.logs import LOGS, collect, command_line_of, folder_of
+from experiments.paper.logs import LOGS, collect, command_line_of, folder_of, log_of_folder
 from experiments.paper.runs import RUNS, Run
 from experiments.paper.table import PAGE, write_page
 from experiments.training.errors import errors_of
@@ -50,6 +50,10 @@ def start(run: Run, seed: int, data: str, output: Path, only_cost: bool = False)
     command, folder = COMMANDS[run.command], folder_of(output, run, seed)
     print(f"{run.name}: {run.section}, {run.what}; settings from {run.source}")
     print(command_line_of(run, seed))
+    log = log_of_folder(output, run, seed)
+    if log is not None and log.finished and not only_cost:
+        print(f"{folder} holds it: {log.state}")
+        return
     with implementation(moments="native"):
         cost = cost_of(run, seed, data)
         print(f"cost: {cost or 'said by the command, which reads its data first'}", flush=True)

@@ -44,7 +44,8 @@ class Log:
 
     @property
     def finished(self) -> bool:
-        return self.last_epoch >= self.epochs
+        """All epochs are there, and what was learned has been tested."""
+        return self.last_epoch >= self.epochs and "test_acc" in self.frame
 
     @property
     def state(self) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10mlp import Settings, Trainer, loss_of, main, parser, train
+from experiments.imagenet.settings import Settings as TransferSettings
 from experiments.training.flags import milestones
 from experiments.training.images import Batches, load_images
 from experiments.training.process import human_bytes
@@ -432,6 +433,7 @@ def test_what_is_not_the_papers_network_on_cifar10_is_said():
     assert "--depth 2 is two hidden π-layers" in Settings(dataset="cifar10").note_on_depth()
     assert "one: --depth 1" in Settings(dataset="cifar10", depth=0).note_on_depth()
     assert not Settings(dataset="cifar10", depth=1).note_on_depth()
+    assert "on ImageNet32 has one" in TransferSettings().note_on_depth()
     assert not Settings(depth=3).note_on_depth()
     assert "The paper's network" in " ".join(parser().format_help().split())
 

@@ -697,6 +697,13 @@ def test_summed_task_gradients_are_as_many_times_the_mean_as_there_are_tasks(kin
     torch.testing.assert_close(outputs[0][1], outputs[1][1], rtol=1e-9, atol=1e-12)
 
 
+def test_what_is_not_the_papers_network_on_omniglot_is_said():
+    assert "--depth 1 is one stage of ReLU units" in Settings(depth=1).note_on_depth()
+    assert "3 stages" in Settings(depth=3).note_on_depth()
+    for same in (Settings(), Settings(depth=1, gp=True), Settings(depth=1, dataset="sinusoid")):
+        assert not same.note_on_depth()
+
+
 def test_layer_norm_of_a_kernel_learner_forgets_lengths():
     x = torch.randn(4, 784)
     plain, directions = (
