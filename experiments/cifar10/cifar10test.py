@@ -275,7 +275,14 @@ def test_kernel(
     ):
         try:
             coefficients += list(
-                kernel_ridge(K, targets, group, method=settings.method, progress=shows_bars(quiet))
+                kernel_ridge(
+                    K,
+                    targets,
+                    group,
+                    method=settings.method,
+                    progress=shows_bars(quiet),
+                    keep=folder / "factor" if save_kernel else None,
+                )
             )
             records += [{"what": describe(settings, net), "reg": reg} for reg in group]
         except ValueError as error:
@@ -381,7 +388,7 @@ def parser() -> argparse.ArgumentParser:
         "--save-dir", default="", help="output folder; default output/cifar10test/<date and time>"
     )
     switches = {
-        "save-kernel": "keep the kernel matrix in --save-dir",
+        "save-kernel": "keep the kernel matrix in --save-dir, and its factor while that is made",
         "overwrite": "replace the test in --save-dir",
         "verbose": "print the network or kernel",
         "quiet": "no progress bars",

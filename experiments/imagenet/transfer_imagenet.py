@@ -20,6 +20,7 @@ command and says what it costs; the command says so too before it starts.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,13 @@ def test(
         return transfers.measure(net, 0, [], save_dir)
 
 
+def command_parser() -> argparse.ArgumentParser:
+    """The command line: that of `cifar10mlp`, and what to transfer when."""
+    return parser(__doc__, Settings, "imagenet.transfer_imagenet", CHOICES, HELPS)
+
+
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    arguments = parser(__doc__, Settings, "imagenet.transfer_imagenet", CHOICES, HELPS)
+    arguments = command_parser()
     args = parse(arguments, argv, REMOVED)
     if args.test and not (args.model_path and args.transfer):
         arguments.error("--test needs the --model-path of a saved network, and --transfer")

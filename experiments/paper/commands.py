@@ -13,9 +13,6 @@ from typing import Any
 from experiments.cifar10 import cifar10mlp, cifar10test
 from experiments.cifar10.settings import parser as mlp_parser
 from experiments.imagenet import transfer_imagenet
-from experiments.imagenet.settings import CHOICES as TRANSFER_CHOICES
-from experiments.imagenet.settings import HELPS as TRANSFER_HELPS
-from experiments.imagenet.settings import Settings as TransferSettings
 from experiments.meta import test as meta_test
 from experiments.meta import train as meta_train
 from experiments.meta.settings import Settings as MetaSettings
@@ -84,10 +81,9 @@ def _kernel_settings(argv: list[str]) -> cifar10test.Settings:
     return settings_of(cifar10test.parser().parse_args(argv), cifar10test.Settings)
 
 
-def _transfer_settings(argv: list[str]) -> TransferSettings:
-    command = "imagenet.transfer_imagenet"
-    parser = mlp_parser(None, TransferSettings, command, TRANSFER_CHOICES, TRANSFER_HELPS)
-    return settings_of(parse(parser, argv, {}), TransferSettings)
+def _transfer_settings(argv: list[str]) -> transfer_imagenet.Settings:
+    parser = transfer_imagenet.command_parser()
+    return settings_of(parse(parser, argv, {}), transfer_imagenet.Settings)
 
 
 def _meta_settings(argv: list[str]) -> MetaSettings:
