@@ -4,7 +4,9 @@
 
 OUT is IN with _converted.th for its ending where it is left out. IN is a whole pickled network, a
 pickled dictionary, or a dictionary that was converted before. Nothing in it is executed and the
-original code is not needed. Layers keep their numbers; the library counts one hidden layer less.
+original code is not needed. Layers keep their numbers. L of the original counts stages of ReLU
+units, the library's L and --depth hidden π-layers, one less: the paper's network is L = 2 there and
+L = 1 here.
 """
 
 import os

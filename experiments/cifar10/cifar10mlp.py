@@ -18,6 +18,7 @@ Ctrl-C stops after the current step; --resume goes on from there, bit for bit.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -51,6 +52,7 @@ from pilimit_lib.inf import InfMLP, clip_grad_norm_
 class Trainer(loop.Trainer):
     """A network learns from batches of images."""
 
+    clocks = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
     header = (
         f"{'epoch':>5} {'train loss':>10} {'train %':>9} {'test loss':>10} {'test %':>8} "
         f"{'rows':>9} {'memory':>12} {'seconds':>8}"
@@ -148,7 +150,7 @@ class Trainer(loop.Trainer):
             "lr": self.optimizer.param_groups[0]["lr"] / (s.first_layer_lr_mult or 1),
             "rows": sum(net.rows) if infinite else 0,
             "bytes": net.row_bytes if infinite else finite_bytes,
-            "seconds": round(self.sums["seconds"], 3),
+            **{name: round(self.sums[name], 3) for name in self.clocks},
         }
 
     def held_out(self, net: nn.Module) -> dict[str, float]:

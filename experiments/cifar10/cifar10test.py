@@ -257,7 +257,7 @@ def test_kernel(
         flush=True,
     )
     require_memory(needed)
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), time.process_time()
     K = kernel_matrix(
         kernel,
         x,
@@ -276,7 +276,14 @@ def test_kernel(
     ):
         try:
             coefficients += list(
-                kernel_ridge(K, targets, group, method=settings.method, progress=shows_bars(quiet))
+                kernel_ridge(
+                    K,
+                    targets,
+                    group,
+                    method=settings.method,
+                    progress=shows_bars(quiet),
+                    keep=folder / "factor" if save_kernel else None,
+                )
             )
             records += [{"what": describe(settings, net), "reg": reg} for reg in group]
         except ValueError as error:
@@ -300,6 +307,7 @@ def test_kernel(
     for record in solved:
         record["kernel_seconds"] = round(built, 1)
         record["seconds"] = round(time.perf_counter() - started, 1)
+        record["cpu_seconds"] = round(time.process_time() - spent, 1)
     return records
 
 
@@ -405,7 +413,7 @@ def parser() -> CommandLine:
     result = command_line("cifar10.cifar10test", Settings, __doc__, choices=CHOICES, texts=TEXTS)
     add_save_dir(result, "cifar10test")
     switches = {
-        "save-kernel": "keep the kernel matrix in --save-dir",
+        "save-kernel": "keep the kernel matrix in --save-dir, and its factor while that is made",
         "overwrite": "replace the test in --save-dir",
         "verbose": "print the network or kernel",
         "quiet": "no progress bars",

@@ -20,6 +20,7 @@ from experiments.training.images import DATASETS
 from experiments.training.run_folder import Names
 from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
 
+PAPERS_SETS = {"cifar10": "CIFAR-10", "imagenet32": "ImageNet32"}
 REMOVED = {  # flags that did nothing in the original's library, or named what it never had
     "--last-layer-grad-no-alpha": "it had no effect in the original library",
     "--init-from-data": "it had no effect in the original library",
@@ -164,17 +165,17 @@ class Settings:
         return f"{kind}, r={self.r}, depth {self.depth}, seed {self.seed}"
 
     def note_on_depth(self) -> str:
-        """What to say before training where the network on CIFAR-10 isn't the paper's, else
-        nothing."""
-        if self.dataset != "cifar10" or self.depth == 1:
+        """What to say before training where the network on a set of the paper's isn't the paper's,
+        else nothing."""
+        if self.dataset not in PAPERS_SETS or self.depth == 1:
             return ""
         count = {0: "no hidden π-layer", 2: "two hidden π-layers"}.get(
             self.depth, f"{self.depth} hidden π-layers"
         )
         return (
             f"--depth {self.depth} is {count} between input layer and readout; the paper's network "
-            "on CIFAR-10 has one: --depth 1 (the paper's code, which counts ReLU stages, calls it "
-            "depth 2)"
+            f"on {PAPERS_SETS[self.dataset]} has one: --depth 1 (the paper's code, which counts "
+            "stages of ReLU units, calls it depth 2)"
         )
 
 

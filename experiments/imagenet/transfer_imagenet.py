@@ -31,7 +31,7 @@ from experiments.imagenet.images import pretraining_data
 from experiments.imagenet.settings import ALIASES, CHOICES, PAPER, TEXTS, Settings
 from experiments.imagenet.transfers import Transfers
 from experiments.training.errors import errors_of
-from experiments.training.flags import dated_folder, parse, picked, settings_to_run
+from experiments.training.flags import CommandLine, dated_folder, parse, picked, settings_to_run
 from experiments.training.lock import only_process
 from experiments.training.process import pick_device
 
@@ -61,9 +61,14 @@ def test(
         return transfers.measure(net, 0, [], save_dir)
 
 
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+def command_parser() -> CommandLine:
+    """The command line: that of `cifar10mlp`, and what to transfer when."""
     command = "imagenet.transfer_imagenet"
-    arguments = parser(__doc__, Settings, command, CHOICES, TEXTS, PAPER, ALIASES)
+    return parser(__doc__, Settings, command, CHOICES, TEXTS, PAPER, ALIASES)
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    arguments = command_parser()
     args = parse(arguments, argv, REMOVED)
     if args.test and not (args.model_path and args.transfer):
         arguments.error("--test needs the --model-path of a saved network, and --transfer")

@@ -166,6 +166,17 @@ class Settings:
         )
         return f"{tasks}: {what}, depth {self.hidden_layers}, seed {self.seed}"
 
+    def note_on_depth(self) -> str:
+        """What to say before training where the network on Omniglot isn't the paper's, else
+        nothing."""
+        if self.dataset != "omniglot" or self.kernel or self.depth == 2:
+            return ""
+        stages = "one stage" if self.depth == 1 else f"{self.depth} stages"
+        return (
+            f"--depth {self.depth} is {stages} of ReLU units; the paper's network on Omniglot has "
+            "two, an input layer and one hidden π-layer: --depth 2"
+        )
+
     def check(self) -> None:
         """Raise on settings that contradict each other or can't be meant."""
         problems = too_small(self, AT_LEAST_ONE, 1) + too_small(self, NOT_NEGATIVE, 0)

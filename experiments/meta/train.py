@@ -230,6 +230,8 @@ def train(
         trainer.net.load_state_dict(load(settings.load_model_path))
     if verbose:
         print(trainer.net)
+    if settings.note_on_depth() and not quiet:
+        print(settings.note_on_depth(), flush=True)
     run = RunFolder(
         output_folder, settings.as_dict(), resume, overwrite, NAMES, defaults=Settings().as_dict()
     )

@@ -175,7 +175,8 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         extras = restore(self.net, state, self.optimizer)
-        self.epoch, self.sums = extras["epoch"], extras["sums"]
+        # a checkpoint may be older than one of the sums
+        self.epoch, self.sums = extras["epoch"], self.zeros() | extras["sums"]
         self.load_extras(extras)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(extras["scheduler"])

@@ -32,7 +32,8 @@ class InfMLP(SavedNetwork):
         y = last_layer_alpha · readout(g)
 
     `layers` holds the input layer, `L` hidden π-layers and the readout, so there are L + 1 stages
-    of ReLU units. (The paper's own code counts those stages: its depth is L + 1.)
+    of ReLU units. (The paper's own code counts those stages: its depth is L + 1. Its network on
+    CIFAR-10, depth 2 there, is L = 1.)
 
     Args:
         d_in, d_out: sizes of data and output; r: rank of the pre-activations; L: number of hidden

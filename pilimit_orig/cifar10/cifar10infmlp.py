@@ -1,14 +1,15 @@
 """Train the paper's π-MLP, infinite or finite, on CIFAR-10 with hand-written gradients: the slow,
 plain way.
 
-    python -m pilimit_orig.cifar10.cifar10infmlp --data DIR --r 400 --depth 3 --lr 1.0 --gclip 0.4
+    python -m pilimit_orig.cifar10.cifar10infmlp --data DIR --r 400 --depth 2 --lr 1.0 --gclip 0.4
         --gclip-per-param \\ --wd 0.00001 --no-apply-lr-mult-to-wd --bias-alpha 0.5
         --last-layer-alpha 0.5 --first-layer-lr-mult 0.1 \\ --last-layer-lr-mult 4 --batch-size 8
         --epochs 50 --scheduler multistep --lr-drop-milestones 40 --lr-drop-ratio 0.15
 
---depth counts hidden layers, as in the paper's code; experiments.cifar10.cifar10mlp counts one
-less. With --save-dir every epoch writes settings.json, metrics.csv and last.pt, from which --resume
-goes on bit for bit. Left out, because they led nowhere: --init-from-data, --cycarr.
+--depth counts stages of ReLU units, as in the paper's code, whose network on CIFAR-10 is --depth 2;
+experiments.cifar10.cifar10mlp counts hidden π-layers, one less. With --save-dir every epoch writes
+settings.json, metrics.csv and last.pt, from which --resume goes on bit for bit. Left out, because
+they led nowhere: --init-from-data, --cycarr.
 """
 
 import argparse
@@ -88,7 +89,8 @@ MEANINGS = {  # by group
         "last-layer-alpha": "multiplier of the readout's output; the paper: 0.5",
         "last-bias-alpha": "multiplier of the readout's bias; None: that of --bias-alpha",
         "last-layer-grad-no-alpha": "leave --last-layer-alpha out of the readout's gradient",
-        "depth": "hidden layers of ReLU units; the paper: 2",
+        "depth": "stages of ReLU units, one more than the hidden π-layers that cifar10mlp "
+        "counts; the paper: 2",
         "loss": "cross entropy or squared error",
         "r": "rank; the paper: 200 and 400",
         "gaussian-init": "the finite μ-network, not the π-network",

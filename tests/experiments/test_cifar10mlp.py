@@ -12,6 +12,7 @@ import torch
 
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.cifar10mlp import Settings, Trainer, loss_of, main, parser, train
+from experiments.imagenet.settings import Settings as TransferSettings
 from experiments.training.flags import milestones
 from experiments.training.images import Batches, load_images
 from experiments.training.process import human_bytes
@@ -178,6 +179,11 @@ def test_resuming_a_finished_epoch_equals_never_having_stopped(tmp_path):
         (["--gclip", "0", "--gclip-drop-milestones", "3"], "no clipping"),
         (["--teacher-temp", "2"], "need a --teacher-path"),
         (["--epochs", "0"], "at least 1"),
+        (["--held-out", "-1"], "must not be negative"),
+        (["--label-smoothing", "1"], "at least 0 and below 1"),
+        (["--label-smoothing", ".1", "--loss", "mse"], "belongs to --loss xent"),
+        (["--average-from", "9", "--memory", "moments"], "from 1 to --epochs 8"),
+        (["--average-from", "2"], "parameters that keep their sizes"),
         (["--lr-drop-milestones", "x"], "separated by commas"),
         (["--dataset", "mnist"], "invalid choice"),
         (["--wd", "-1"], "must not be negative"),
@@ -377,18 +383,100 @@ def test_small_helpers():
     assert train.__doc__ and parser().prog.endswith("cifar10mlp")
 
 
+def test_held_out_images_are_tested_and_not_trained_on(tmp_path):
+    records = run(tmp_path, "--held-out", "40")
+    assert records[-1]["rows"] == 3 * (12 + 2 * 80)  # rows of 80 images, not of 120
+    trainer = trainer_of(["--held-out", "40", *SMALL])
+    data = trainer.data
+    assert len(data.held_out_y) == 40
+    trainer.run_epoch([])
+    with torch.no_grad():
+        right = (trainer.net(data.held_out_x.flatten(1)).argmax(1) == data.held_out_y).double()
+    assert trainer.records[0]["held_out_acc"] == pytest.approx(right.mean().item())
+
+
+def trainer_of(flags):
+    settings = _settings(flags)
+    data = cifar10mlp.images_of(settings).hold_out(settings.held_out)
+    return Trainer(settings, data, torch.device("cpu"))
+
+
+def test_the_average_is_that_of_the_networks_at_the_ends_of_epochs(tmp_path):
+    flags = [*SMALL, "--memory", "moments", "--epochs", "3", "--average-from", "2", "--lr", "0.3"]
+    trainer, states = trainer_of(flags), []
+    for _ in range(3):
+        trainer.run_epoch([])
+        states.append({name: p.detach().clone() for name, p in trainer.net.named_parameters()})
+    for name, parameter in trainer.average.module.named_parameters():
+        torch.testing.assert_close(parameter, (states[1][name] + states[2][name]) / 2)
+    assert "average_test_acc" not in trainer.records[0]
+    with torch.no_grad():
+        outputs = trainer.average.module(trainer.data.test_x.flatten(1))
+    right = (outputs.argmax(1) == trainer.data.test_y).double().mean().item()
+    assert trainer.records[2]["average_test_acc"] == pytest.approx(right)
+    # it is part of the checkpoint
+    again = trainer_of(flags)
+    again.load_state(trainer.state())
+    for one, two in zip(again.average.parameters(), trainer.average.parameters()):
+        assert torch.equal(one, two)
+
+
+def test_label_smoothing_is_that_of_training_alone():
+    output, y = torch.randn(7, 10, generator=torch.Generator().manual_seed(0)), torch.arange(7)
+    logs = output.log_softmax(1)
+    smoothed = -(0.9 * logs[torch.arange(7), y] + 0.1 * logs.mean(1)).mean()
+    settings = Settings(label_smoothing=0.1)
+    torch.testing.assert_close(loss_of(settings, output, y, label_smoothing=0.1), smoothed)
+    torch.testing.assert_close(loss_of(settings, output, y), -logs[torch.arange(7), y].mean())
+
+
+def test_what_is_not_the_papers_network_on_cifar10_is_said():
+    assert "--depth 2 is two hidden π-layers" in Settings(dataset="cifar10").note_on_depth()
+    assert "one: --depth 1" in Settings(dataset="cifar10", depth=0).note_on_depth()
+    assert not Settings(dataset="cifar10", depth=1).note_on_depth()
+    assert "on ImageNet32 has one" in TransferSettings().note_on_depth()
+    assert not Settings(depth=3).note_on_depth()
+    assert "The paper's network" in " ".join(parser().format_help().split())
+
+
+def test_that_is_said_before_training(tmp_path, capsys, monkeypatch):
+    digits = load_images("digits", train_size=20, test_size=10)
+    monkeypatch.setattr(cifar10mlp, "images_of", lambda settings: digits)
+    flags = ["--dataset", "cifar10", "--r", "6", "--epochs", "1", "--overwrite"]
+    for depth, said in (("2", True), ("1", False)):
+        main([*flags, "--depth", depth, "--save-dir", str(tmp_path / "run")])
+        out = capsys.readouterr().out
+        assert ("two hidden π-layers" in out) is said
+        assert not said or out.index("two hidden") < out.index("train loss")
+
+
+def test_a_run_older_than_a_setting_had_its_default(tmp_path):
+    run(tmp_path, "--epochs", "1")
+    path = tmp_path / "run" / "settings.json"
+    known = json.loads(path.read_text())
+    del known["held_out"]
+    path.write_text(json.dumps(known))
+    assert len(run(tmp_path, "--resume")) == 2
+    known.pop("held_out", None)
+    path.write_text(json.dumps(known))
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--resume", "--epochs", "3", "--held-out", "20")
+
+
 def _settings(flags):
     known = parser().parse_args(flags)
     return Settings(**{name: getattr(known, name) for name in Settings.__dataclass_fields__})
 
 
 def _without_times(records):
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    times = Trainer.clocks
+    return [{key: value for key, value in record.items() if key not in times} for record in records]
 
 
 def _same_state(one, two):
     for state in (one, two):
-        state["extras"]["sums"].pop("seconds")
+        for clock in Trainer.clocks:
+            state["extras"]["sums"].pop(clock)
         state["extras"]["records"] = _without_times(state["extras"]["records"])
     _same(one, two, "checkpoint")
 

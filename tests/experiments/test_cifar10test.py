@@ -16,6 +16,7 @@ from experiments.training.images import load_images
 from pilimit_lib.core import load, save
 from pilimit_lib.inf import InfMLP
 from pilimit_lib.inf.checkpoints.original import to_pilimit_orig
+from pilimit_lib.inf.gp import ReLUKernel
 from tests.pilimit_orig import originals, small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,6 +150,22 @@ def test_kernels_of_random_networks(kind, tmp_path, capsys):
     assert "of memory" in capsys.readouterr().out
 
 
+def test_held_out_images_judge_a_ridge_as_test_images_would(tmp_path):
+    (record,) = run(
+        tmp_path, "--gp", "--dataset", "digits", "--held-out", "80", "--kernel-reg", 0.1
+    )
+    assert (record["train"], record["test"]) == (220, 120)
+    data = load_images("digits", train_size=300, test_size=120).hold_out(80)
+    K = ReLUKernel(2)(data.train_x, data.train_x)
+    targets = torch.nn.functional.one_hot(data.train_y, 10).double() - 0.1
+    K.diagonal().add_(0.1 * K.diagonal().mean())
+    solution = torch.linalg.solve(K, targets)
+    for side in ("held_out", "test"):
+        x, y = getattr(data, f"{side}_x"), getattr(data, f"{side}_y")
+        right = (ReLUKernel(2)(x, data.train_x) @ solution).argmax(1) == y
+        assert record[f"{side}_acc"] == pytest.approx(right.double().mean().item())
+
+
 def test_several_ridges_are_drawn_and_one_that_fails_leaves_the_others(tmp_path):
     records = run(
         tmp_path,
@@ -203,6 +220,8 @@ def test_several_ridges_are_drawn_and_one_that_fails_leaves_the_others(tmp_path)
         (["--gp", "--test-kernel"], "--test-kernel belongs to a network"),
         (["--gp", "--last-layer-lr-mult", "2"], "it needs --ntk"),
         (["--gp", "--kernel-reg", "-1"], "must not be negative"),
+        (["--gp", "--held-out", "-1"], "--held-out must not be negative"),
+        (["--load-model-path", "x", "--held-out", "9"], "for choosing a ridge"),
         (["--ntk", "--dataset", "digits", "--depth", "0"], "depth counts hidden layers"),
         (
             ["--gp", "--dataset", "digits", "--train-subset-size", "99999"],

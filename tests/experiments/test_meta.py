@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.meta import learner
 from experiments.meta import test as meta_test
 from experiments.meta import train as meta_train
 from experiments.meta.episodes import Classes, Episodes, Sinusoids
@@ -662,6 +663,45 @@ def test_every_learner_adapts_better_than_chance_and_those_with_features_learn(d
         assert after == before
     else:
         assert after["loss"] < before["loss"] - 0.02
+
+
+def test_classes_of_the_test_split_can_stay_unrotated(monkeypatch):
+    drawings = np.zeros((7, 20, 28, 28), np.uint8)
+    monkeypatch.setattr(learner, "load_omniglot", lambda folder, split, quiet: drawings)
+    for split, unrotated, count in (
+        ("train", True, 28),
+        ("val", True, 28),
+        ("test", True, 7),
+        ("test", False, 28),
+    ):
+        stream = learner.tasks(Settings(unrotated_test=unrotated), split, 0, quiet=True)
+        assert len(stream.images) == count
+
+
+@pytest.mark.parametrize("kind", ["rows", "moments", "finite"])
+def test_summed_task_gradients_are_as_many_times_the_mean_as_there_are_tasks(kind):
+    """A step of SGD with the sum is one with that many times the rate."""
+    how = dict(dataset="sinusoid", num_shots=5, infnet_r=8, adapt_readout_only=True, batch_size=4)
+    how |= dict(hidden_size=24 if kind == "finite" else -1, last_layer_lr_mult=0.0)
+    how |= dict(memory="rows" if kind == "finite" else kind)
+    outputs = []
+    for more in (dict(sum_tasks=True, meta_lr=0.01), dict(meta_lr=0.04)):
+        settings = Settings(**how, **more)
+        net = build(settings, torch.device("cpu"))
+        hold_fixed(settings, net)
+        batch = learner.tasks(settings, "train", 3).draw()
+        found = meta_step(settings, net, optimizer_of(settings, net), batch)
+        adapted = learner.adapted_to(settings, net, batch, learn=False)
+        outputs.append((found["loss"], adapted(batch["test"][0])))
+    assert outputs[0][0] == outputs[1][0]
+    torch.testing.assert_close(outputs[0][1], outputs[1][1], rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_not_the_papers_network_on_omniglot_is_said():
+    assert "--depth 1 is one stage of ReLU units" in Settings(depth=1).note_on_depth()
+    assert "3 stages" in Settings(depth=3).note_on_depth()
+    for same in (Settings(), Settings(depth=1, gp=True), Settings(depth=1, dataset="sinusoid")):
+        assert not same.note_on_depth()
 
 
 def test_layer_norm_of_a_kernel_learner_forgets_lengths():

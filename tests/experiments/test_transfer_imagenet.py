@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from experiments.imagenet import transfer_imagenet, transfers
+from experiments.imagenet.classes import PAPER
 from experiments.imagenet.cost import cost
 from experiments.imagenet.imagenet32 import BATCHES, load_imagenet32, read_file
 from experiments.imagenet.images import pretraining_data, transfer_data
@@ -104,6 +105,29 @@ def test_the_published_format_is_read(imagenet):
         picked, (raw - data.train_x.mean) / data.train_x.deviation
     ) and torch.equal(picked, whole[[3, 1]])
     assert len(load_imagenet32(imagenet, 30, 5, quiet=True).train_y) == 30
+
+
+def test_some_classes_are_kept_in_the_order_that_is_asked_for(imagenet, tmp_path):
+    whole = load_imagenet32(imagenet, quiet=True)
+    few = load_imagenet32(imagenet, quiet=True, classes=(7, 2))
+    for place, label in enumerate((7, 2)):
+        of_class = whole.train_x.bytes[whole.train_y == label]
+        assert torch.equal(few.train_x.bytes[few.train_y == place], of_class)
+        assert (few.test_y == place).sum() == (whole.test_y == label).sum()
+    assert few.classes == 2 and set(few.train_y.tolist()) == {0, 1}
+    assert len(load_imagenet32(imagenet, 3, quiet=True, classes=(7, 2)).train_y) == 3
+    with pytest.raises(ValueError, match="of none of the 2 classes .* --imagenet-classes all"):
+        load_imagenet32(imagenet, quiet=True, classes=(500, 501))
+    held = few.hold_out(4)
+    assert held.held_out_x.bytes.dtype == torch.uint8 and len(held.held_out_y) == 4
+
+
+def test_the_250_classes_are_those_of_the_paper():
+    assert len(set(PAPER)) == len(PAPER) == 250 and 0 <= min(PAPER) <= max(PAPER) < 1000
+    assert PAPER[:3] == (294, 828, 241) and PAPER[-1] == 390 and sum(PAPER) == 124_491
+    assert Settings().imagenet_classes == "paper"
+    # a run older than the flag had all
+    assert Settings.before()["imagenet_classes"] == "all"
 
 
 def test_what_is_missing_or_wrong_is_named_before_anything_is_read(imagenet, tmp_path):

@@ -20,7 +20,9 @@ from pilimit_lib.inf.gp import (
     kernel_ridge,
     memory_needed,
     require_memory,
+    solve,
 )
+from pilimit_lib.inf.gp.panels import Panels
 from pilimit_orig.inf.kernel import relu_gp_fn, relu_ntk_fn
 from tests.pilimit_orig.test_kernel import finite, pair
 
@@ -236,6 +238,46 @@ def test_regression_is_a_plain_solve(count, dtype, method):
             exact + ridge * exact.diagonal().mean() * torch.eye(count), targets.double()
         )
         assert (got - expected).norm() < 1e-7 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_an_interrupted_factorisation_goes_on_bit_for_bit(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(solve, "CHOLESKY_PANEL", 50)
+    x, targets = torch.randn(220, 6), torch.randn(220, 3)
+    K = kernel_matrix(ReLUKernel(2), x, dtype=dtype, progress=False)
+    whole = kernel_ridge(K, targets, [1e-3, 1e-1], progress=False)
+    made, keep = [], tmp_path / "factor"
+    panel = solve._Cholesky._panel
+
+    def interrupted(self, begin, end, shift):
+        made.append(begin)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return panel(self, begin, end, shift)
+
+    monkeypatch.setattr(solve._Cholesky, "_panel", interrupted)
+    before = K.clone()
+    with pytest.raises(KeyboardInterrupt):
+        kernel_ridge(K, targets, [1e-3, 1e-1], progress=False, keep=keep)
+    assert torch.equal(K, before) and len(list(keep.glob("panel_*"))) == 2
+    damaged = keep / "panel_000000050.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    again = kernel_ridge(K, targets, [1e-3, 1e-1], progress=False, keep=keep)
+    assert torch.equal(again, whole) and torch.equal(K, before)
+    # the first was there, the second was damaged; then the other ridge, from the beginning
+    assert made == [0, 50, 100, *(50, 100, 150, 200), *(0, 50, 100, 150, 200)]
+    assert not keep.exists()
+
+
+def test_panels_of_another_matrix_are_not_used(tmp_path):
+    K = torch.eye(7, dtype=torch.float64) * 4
+    panels = Panels(tmp_path / "factor", K, 0.5, 3)
+    panels.put(0, torch.eye(3), torch.zeros(4, 3))
+    assert Panels(tmp_path / "factor", K, 0.5, 3).get(0) is not None
+    for other in ((K + 1e-9, 0.5, 3), (K, 0.25, 3), (K, 0.5, 2)):
+        panels = Panels(tmp_path / "factor", K, 0.5, 3)
+        panels.put(0, torch.eye(3), torch.zeros(4, 3))
+        assert Panels(tmp_path / "factor", *other).get(0) is None
 
 
 def test_a_ridge_below_the_precision_is_an_error_that_leaves_the_matrix(tmp_path):

@@ -9,6 +9,7 @@ of ridges. That is why "auto" factorises anew for each of a few ridges.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...core import free_memory
+from .panels import Panels
 
 CHOLESKY_PANEL = 512
 EIGEN_FROM = 40  # ridges from which one eigendecomposition is cheaper than a factor for each
@@ -66,6 +68,7 @@ def kernel_ridge(
     *,
     method: str = "auto",
     progress: bool = True,
+    keep: str | os.PathLike | None = None,
 ) -> Tensor:
     """Coefficients C [len(ridges), a, o] in float64 for K [a a] and targets [a o]; each ridge is
     relative to K's mean diagonal.
@@ -73,6 +76,9 @@ def kernel_ridge(
     A float32 matrix is factorised in float32 and the solution refined against it in float64. Raises
     ValueError where a ridge is too small for the matrix to be positive definite in its precision,
     or for the refinement to converge. K is left as it was.
+
+    `keep` is a folder for the panels of a Cholesky factor while it is made, half as large as K: an
+    interrupted factorisation goes on from them, and they are removed once there is a solution.
     """
     _check(K, targets, ridges)
     diagonal = K.diagonal().double()
@@ -90,8 +96,11 @@ def kernel_ridge(
     try:
         for ridge, shift in zip(ridges, absolute):
             try:
-                factor = _Cholesky(K, shift, f"ridge {ridge:g}", progress)
+                panels = None if keep is None else Panels(keep, K, shift, CHOLESKY_PANEL)
+                factor = _Cholesky(K, shift, f"ridge {ridge:g}", progress, panels)
                 solutions.append(_refined(K, shift, factor, targets))
+                if panels is not None:
+                    panels.remove()
             except (torch.linalg.LinAlgError, ArithmeticError) as error:
                 raise ValueError(_too_small(ridge, K.dtype)) from error
     finally:
@@ -123,24 +132,33 @@ class _Cholesky:
     """L Lᵀ = K + shift·I. Off-diagonal blocks of L lie in the lower block triangle of K, diagonal
     ones here."""
 
-    def __init__(self, K: Tensor, shift: float, name: str, progress: bool) -> None:
+    def __init__(
+        self, K: Tensor, shift: float, name: str, progress: bool, panels: Panels | None = None
+    ) -> None:
         self.K, self.diagonals = K, []
         count = len(K)
         bar = tqdm(total=count, desc=f"factorising, {name}", disable=not progress)
         with bar:
             for j in range(0, count, CHOLESKY_PANEL):
                 end = min(j + CHOLESKY_PANEL, count)
-                panel = K[j:end, j:].T.clone()  # the upper triangle is K itself
-                panel[: end - j].diagonal().add_(shift)
-                if j:
-                    panel.addmm_(K[j:, :j], K[j:end, :j].T, alpha=-1)
-                L = torch.linalg.cholesky(panel[: end - j].double())
+                found = None if panels is None else panels.get(j)
+                L, below = self._panel(j, end, shift) if found is None else found
+                if panels is not None and found is None:
+                    panels.put(j, L, below)
                 self.diagonals.append(L)
-                if end < count:
-                    K[end:, j:end] = torch.linalg.solve_triangular(
-                        L.to(K).T, panel[end - j :], upper=True, left=False
-                    )
+                K[end:, j:end] = below
                 bar.update(end - j)
+
+    def _panel(self, begin: int, end: int, shift: float) -> tuple[Tensor, Tensor]:
+        """Columns begin to end of L, from those before: the diagonal block, and what lies below."""
+        K = self.K
+        panel = K[begin:end, begin:].T.clone()  # the upper triangle is K itself
+        panel[: end - begin].diagonal().add_(shift)
+        if begin:
+            panel.addmm_(K[begin:, :begin], K[begin:end, :begin].T, alpha=-1)
+        L = torch.linalg.cholesky(panel[: end - begin].double())
+        below = panel[end - begin :]
+        return L, torch.linalg.solve_triangular(L.to(K).T, below, upper=True, left=False)
 
     def solve(self, right: Tensor) -> Tensor:
         """(L Lᵀ)^-1 right [a o], in float64."""
