@@ -2,7 +2,9 @@
 
 from .features import FiniteFeatures, InfiniteFeatures, embed, features_of
 from .learner import KernelMLP, KernelReadout
+from .linear import LinearPosterior, linear_posterior
 from .matrix import kernel_matrix, kernel_product
+from .readout import readout_features, readout_posterior, set_readout
 from .regression import kernel_regression
 from .relu import ReLUKernel
 from .solve import kernel_ridge, memory_needed, require_memory
@@ -12,6 +14,7 @@ __all__ = [
     "InfiniteFeatures",
     "KernelMLP",
     "KernelReadout",
+    "LinearPosterior",
     "ReLUKernel",
     "embed",
     "features_of",
@@ -19,6 +22,10 @@ __all__ = [
     "kernel_product",
     "kernel_regression",
     "kernel_ridge",
+    "linear_posterior",
     "memory_needed",
+    "readout_features",
+    "readout_posterior",
     "require_memory",
+    "set_readout",
 ]
