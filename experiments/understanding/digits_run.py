@@ -25,7 +25,7 @@ class Run:
     r: int = 16
     depth: int = 1
     memory: str = "rows"
-    lr: float = 0.5
+    lr: float = 1.0
     gclip: float = 0.4
     batch_size: int = 10
     epochs: int = 5

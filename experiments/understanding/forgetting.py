@@ -31,7 +31,6 @@ def rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-@torch.no_grad()
 def measure(run: Run, seed: int, count: int, folder: Path) -> dict[str, float]:
     """How far outputs move, and how far each way ends from retraining."""
     found = trained(run, seed, folder)
@@ -42,7 +41,8 @@ def measure(run: Run, seed: int, count: int, folder: Path) -> dict[str, float]:
     removed = copy.deepcopy(found.net)
     Provenance(removed).remove(gone)
     retrained = replay(found.record, found.net, found.x, found.y, without=gone)
-    full, without_rows, true = (net(x) for net in (found.net, removed, retrained))
+    with torch.no_grad():
+        full, without_rows, true = (net(x) for net in (found.net, removed, retrained))
     return {
         "seed": seed,
         "moved by removing rows": rms(without_rows - full),

@@ -6,40 +6,27 @@ a function of them, and its derivative at w = 1 predicts what training without i
     query(trained without i) - query(trained)  ≈  -∂ query / ∂ w_i
 
 The derivative is taken in reverse, from the last step to the first. For rows the states in between
-lie in the network itself, as a step only appends: what must be carried back is one number for each
-number of the rows, of the ordinary parameters and of their momentum. The row a step appends depends
-on all rows before it,
+lie in the network itself, as a step only appends; see `tape`. Index legend: q queries, n samples,
+o rank out.
 
-    A_new = s ∂L/∂out ,  B_new = ĝ ,
-
-so the derivatives of every step are those of a gradient. Multipliers of rows depend on rates
-only.
-Index legend: q queries, n samples, b batch, m rows, r rank in, o rank out.
 Sources: Hara et al. 2019; Bae et al. 2024 (unrolled differentiation); Ilyas & Engstrom 2025.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vjp, vmap
 from tqdm import tqdm
 
-from ..numerics import direction, output_scale
-from ..optim.sgd import PiSGD
 from ..rows.layer import row_layers
-from ..rows.sums.differentiable import row_kernel
-from .record import RunRecord, ordinary_parameters
-from .retrain import Loss, batch_loss, cross_entropy_each, states
+from .record import RunRecord
+from .retrain import Loss, cross_entropy_each, hidden, states
+from .tape import Tape, state_of
 
-QUERY_CHUNK = 16  # queries whose first derivatives are taken together
-Tensors = dict[str, Tensor]
-Query = Callable[[Tensor, Tensor], Tensor]
+SAME = 0.01  # relative difference of the parameters of a run and its replay
 
 
 @dataclass(frozen=True)
@@ -55,26 +42,6 @@ class Influence:
         return self.values[torch.isin(self.ids, samples)].sum(0)
 
 
-@dataclass(frozen=True)
-class _State:
-    """A network before a step: ordinary parameters, their velocities (where there is momentum), and
-    Amult [m] of each layer of rows, whose A and B are the first m of those at the end."""
-
-    ordinary: Tensors
-    velocity: Tensors
-    Amult: Tensors
-
-
-@dataclass(frozen=True)
-class _Adjoint:
-    """∂ query / ∂ (state), for each query: as in `_State`, and of A [q m o] and B [q m r]."""
-
-    ordinary: Tensors
-    velocity: Tensors
-    A: Tensors
-    B: Tensors
-
-
 def influence(
     record: RunRecord,
     net: nn.Module,
@@ -83,7 +50,7 @@ def influence(
     queries: Tensor,
     targets: Tensor,
     *,
-    query: Query = cross_entropy_each,
+    query: Loss = cross_entropy_each,
     loss: Loss = cross_entropy_each,
     average: str = "kept",
     progress: bool | None = None,
@@ -95,29 +62,47 @@ def influence(
         net, x, y, loss, average: as in `replay`.
         query: (outputs [q o], targets) to what is asked about each query [q].
 
+    Raises ValueError where the replay is not `net`: the record, data, loss, clipping or average are
+    not those of its training.
+
     The run is replayed once, with a copy of all ordinary parameters in memory for each step (of
     rows: the input layer and biases; of moments and finite networks everything), and walked back
     once at about `q` times the cost of training. Rows must not have been merged, folded or sharded.
     """
     work = copy.deepcopy(net)
     _check(work)
-    path: list[_State] = []
-    for trained, optimizer in states(record, work, x, y, loss, average, progress):
-        path.append(_state(trained, optimizer))
-    tape = _Tape(work, record, _groups(work, optimizer), loss, average)
+    path = [
+        state_of(trained, optimizer)
+        for trained, optimizer in states(record, work, x, y, loss, average, progress)
+    ]
+    _require_same(work, net)
+    tape = Tape(work, record, loss, average)
     adjoint = tape.of_queries(path[-1], queries, targets, query)
     ids = record.samples()
     place = torch.full((int(ids.max()) + 1,), -1)
     place[ids] = torch.arange(len(ids))
     values = torch.zeros(len(ids), len(queries), dtype=torch.float64)
     steps = range(len(record) - 1, -1, -1)
-    for step in tqdm(
-        steps, desc="influence", disable=None if progress is None else not progress, leave=False
-    ):
+    for step in tqdm(steps, desc="influence", disable=hidden(progress), leave=False):
         batch = record.ids[step]
         adjoint, weights = tape.back(path[step], adjoint, step, x[batch], y[batch])
         values.index_add_(0, place[batch], -weights.T.double().cpu())
     return Influence(ids, values)
+
+
+def _require_same(replayed: nn.Module, net: nn.Module) -> None:
+    """Raise where the replay of a whole run did not lead to its network, but for rounding."""
+    found, expected = replayed.state_dict(), net.state_dict()
+    for name, value in expected.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        size, same = torch.linalg.vector_norm(value), found[name].shape == value.shape
+        if not same or torch.linalg.vector_norm(found[name] - value) > SAME * size:
+            raise ValueError(
+                f"the replay is not the network: {name} differs. The record, x, y, loss, average "
+                "and the clipping that the Recorder was told must be those of its training (and "
+                "nothing random, such as dropout, in it)"
+            )
 
 
 def _check(net: nn.Module) -> None:
@@ -131,219 +116,3 @@ def _check(net: nn.Module) -> None:
             raise ValueError(
                 f"{name} has no features to differentiate through: its kernel is fixed"
             )
-
-
-def _state(net: nn.Module, optimizer: PiSGD) -> _State:
-    ordinary = ordinary_parameters(net)
-    parameters = dict(net.named_parameters())
-    buffers = {name: optimizer.state.get(parameters[name], {}) for name in ordinary}
-    velocity = {
-        name: found["momentum_buffer"].detach().clone()
-        for name, found in buffers.items()
-        if found.get("momentum_buffer") is not None
-    }
-    rows = {name: layer.Amult.blocks.dense() for name, layer in row_layers(net)}
-    return _State(ordinary, velocity, rows)
-
-
-def _groups(net: nn.Module, optimizer: PiSGD) -> dict[str, int]:
-    """The parameter group of each parameter, by name."""
-    names = {id(parameter): name for name, parameter in net.named_parameters()}
-    return {
-        names[id(parameter)]: number
-        for number, group in enumerate(optimizer.param_groups)
-        for parameter in group["params"]
-    }
-
-
-class _Tape:
-    """Steps of a run as functions of tensors, and their derivatives in reverse."""
-
-    def __init__(
-        self,
-        net: nn.Module,
-        record: RunRecord,
-        groups: dict[str, int],
-        loss: Loss,
-        average: str,
-    ) -> None:
-        self.net, self.record, self.groups = net, record, groups
-        self.loss, self.average = loss, average
-        self.frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
-        self.layers = {n: layer for n, layer in row_layers(net) if layer.A.requires_grad}
-        self.A = {name: layer.A.blocks.dense() for name, layer in self.layers.items()}
-        self.B = {name: layer.B.blocks.dense() for name, layer in self.layers.items()}
-
-    def of_queries(self, last: _State, queries: Tensor, targets: Tensor, query: Query) -> _Adjoint:
-        """That of the state after the last step."""
-
-        def asked(ordinary: Tensors, A: Tensors, B: Tensors, x: Tensor, y: Tensor) -> Tensor:
-            out, _ = self._run(ordinary, self._rows(last, A, B), {}, x[None])
-            return query(out, y[None])[0]
-
-        each = vmap(grad(asked, argnums=(0, 1, 2)), in_dims=(None, None, None, 0, 0))
-        parts = [
-            each(last.ordinary, self.A, self.B, x, y)
-            for x, y in zip(queries.split(QUERY_CHUNK), targets.split(QUERY_CHUNK))
-        ]
-        ordinary, A, B = (_joined([part[i] for part in parts]) for i in range(3))
-        velocity = {
-            name: value.new_zeros(len(queries), *value.shape)
-            for name, value in last.velocity.items()
-        }
-        return _Adjoint(ordinary, velocity, A, B)
-
-    def back(
-        self, state: _State, after: _Adjoint, step: int, x: Tensor, y: Tensor
-    ) -> tuple[_Adjoint, Tensor]:
-        """That of the state before a step from that after it, and ∂ query / ∂ weights [q b]."""
-        count = {name: len(state.Amult[name]) for name in self.layers}
-        A = {name: self.A[name][:m] for name, m in count.items()}
-        B = {name: self.B[name][:m] for name, m in count.items()}
-        weights = torch.ones(len(x), dtype=x.dtype, device=x.device)
-
-        def function(*variables: Any) -> tuple[Tensors, ...]:
-            return self._step(state, step, x, y, *variables)
-
-        _, pull = vjp(function, state.ordinary, state.velocity, A, B, weights)
-        new_A = {name: after.A[name][:, m:] for name, m in count.items()}
-        new_B = {name: after.B[name][:, m:] for name, m in count.items()}
-        ordinary, velocity, A, B, weight = vmap(pull)(
-            (after.ordinary, after.velocity, new_A, new_B)
-        )
-        A = {name: after.A[name][:, :m] + A[name] for name, m in count.items()}
-        B = {name: after.B[name][:, :m] + B[name] for name, m in count.items()}
-        return _Adjoint(ordinary, velocity, A, B), weight
-
-    def _step(
-        self,
-        state: _State,
-        step: int,
-        x: Tensor,
-        y: Tensor,
-        ordinary: Tensors,
-        velocity: Tensors,
-        A: Tensors,
-        B: Tensors,
-        weights: Tensor,
-    ) -> tuple[Tensors, Tensors, Tensors, Tensors]:
-        """Ordinary parameters and velocities after a step, and A and B of the rows that it
-        appends."""
-        rows = self._rows(state, A, B)
-        probes = {
-            name: A[name].new_zeros(len(x), layer.r_out) for name, layer in self.layers.items()
-        }
-
-        def objective(ordinary: Tensors, probes: Tensors) -> tuple[Tensor, Tensors]:
-            out, received = self._run(ordinary, rows, probes, x)
-            return batch_loss(self.loss(out, y), weights, len(x), self.average), received
-
-        (gradient, at_outputs), received = grad(objective, argnums=(0, 1), has_aux=True)(
-            ordinary, probes
-        )
-        new_A, new_B = {}, {}
-        for name, layer in self.layers.items():
-            new_B[name], s = direction(received[name])
-            new_A[name] = at_outputs[name] * output_scale(s, layer.layernorm)
-        gradient, new_A = self._clipped(gradient, new_A, new_B)
-        moved, velocities = dict(ordinary), {}
-        for name in ordinary:
-            if name not in self.frozen:
-                rate = self.record.rates_at(step)[self.groups[name]]
-                moved[name], buffer = _sgd(ordinary[name], gradient[name], velocity.get(name), rate)
-                if buffer is not None:
-                    velocities[name] = buffer
-        return moved, velocities, new_A, new_B
-
-    def _clipped(self, gradient: Tensors, A: Tensors, B: Tensors) -> tuple[Tensors, Tensors]:
-        """What `clip_grad_norm_` does, as a function that can be differentiated."""
-        record = self.record
-        if record.clip is None:
-            return gradient, A
-        norms = {
-            ("ordinary", name): _length(value)
-            for name, value in gradient.items()
-            if name not in self.frozen
-        }
-        for name in A:
-            inner = (row_kernel(B[name] @ B[name].mT) * (A[name] @ A[name].mT)).sum()
-            norms["rows", name] = _root(inner)
-        total = _length(torch.stack(list(norms.values())))
-
-        def factor(kind: str, name: str) -> Tensor:
-            norm = norms[kind, name] if record.per_param else total
-            return (record.clip / (norm + 1e-6)).clamp(max=1)
-
-        gradient = {
-            name: value if name in self.frozen else value * factor("ordinary", name)
-            for name, value in gradient.items()
-        }
-        return gradient, {name: value * factor("rows", name) for name, value in A.items()}
-
-    def _rows(self, state: _State, A: Tensors, B: Tensors) -> Tensors:
-        """The rows of all layers that append some, under the names of their parameters."""
-        found = {}
-        for name in self.layers:
-            found |= {
-                f"{name}.A": A[name],
-                f"{name}.Amult": state.Amult[name],
-                f"{name}.B": B[name],
-            }
-        return found
-
-    def _run(
-        self, ordinary: Tensors, rows: Tensors, probes: Tensors, x: Tensor
-    ) -> tuple[Tensor, Tensors]:
-        """Outputs [b o] with `probes` added to those of layers of rows, and what these received."""
-        received: Tensors = {}
-
-        def hook_of(name: str) -> Callable[..., Tensor]:
-            def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-                if name in received or args[0].ndim != 2:
-                    raise ValueError(
-                        f"{name} runs more than once, or on more than [b r]; influence "
-                        "differentiates through networks in which each layer of rows runs once"
-                    )
-                received[name] = args[0]
-                return out + probes[name] if name in probes else out
-
-            return hook
-
-        handles = [
-            layer.register_forward_hook(hook_of(name)) for name, layer in self.layers.items()
-        ]
-        try:
-            out = functional_call(self.net, ordinary | rows, (x,))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return out, received
-
-
-def _sgd(
-    value: Tensor, gradient: Tensor, buffer: Tensor | None, rate: dict[str, Any]
-) -> tuple[Tensor, Tensor | None]:
-    """A parameter after a step of SGD, and its velocity where there is momentum."""
-    change = gradient + rate["weight_decay"] * value
-    if not rate["momentum"]:
-        return value - rate["lr"] * change, None
-    if buffer is None:
-        buffer = change
-    else:
-        buffer = rate["momentum"] * buffer + (1 - rate["dampening"]) * change
-    change = change + rate["momentum"] * buffer if rate["nesterov"] else buffer
-    return value - rate["lr"] * change, buffer
-
-
-def _length(value: Tensor) -> Tensor:
-    return _root(value.square().sum())
-
-
-def _root(value: Tensor) -> Tensor:
-    """The square root, with derivative 0 at 0."""
-    positive = value > 0
-    return torch.where(positive, torch.where(positive, value, 1).sqrt(), 0)
-
-
-def _joined(parts: list[Tensors]) -> Tensors:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -7,8 +7,7 @@ start, where batches began and ended, and the rates of each step. A `RunRecord` 
     at the start     a snapshot of the network and its optimiser (rows: the initial ones only)
     at each step     8 bytes for each sample of the batch; rates where they change
 
-With `trajectory=True` also the ordinary parameters before every step (of rows: the input layer and
-biases, of moments and finite networks everything), which `influence` otherwise replays for.
+The states in between need not be kept: rows hold their own, and the others follow from a replay.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class RunRecord:
 
     `start` is a snapshot, `ids` the samples of each step in the order of the batch, `rates` those
     of each parameter group (by the step from which they hold), `clip` and `per_param` what
-    `clip_grad_norm_` was called with before each step (None: it was not), `states` the trajectory.
+    `clip_grad_norm_` was called with before each step (None: it was not).
     """
 
     start: dict[str, Any]
@@ -43,7 +42,6 @@ class RunRecord:
     per_param: bool = False
     ids: list[Tensor] = field(default_factory=list)
     rates: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    states: list[dict[str, Tensor]] | None = None
 
     def __len__(self) -> int:
         """The number of steps."""
@@ -71,7 +69,6 @@ class RunRecord:
             "ids": torch.cat(self.ids) if self.ids else torch.empty(0, dtype=torch.long),
             "sizes": [len(ids) for ids in self.ids],
             "rates": self.rates,
-            "states": self.states,
         }
 
     def save(self, path: str | os.PathLike) -> None:
@@ -90,7 +87,6 @@ class RunRecord:
             state["per_param"],
             list(state["ids"].split(state["sizes"])),
             state["rates"],
-            state["states"],
         )
 
 
@@ -104,7 +100,6 @@ class Recorder:
     Args:
         clip, per_param: what `clip_grad_norm_(net, clip, per_param)` is called with before each
             step, if it is.
-        trajectory: keep the ordinary parameters before every step, too.
     """
 
     def __init__(
@@ -113,7 +108,6 @@ class Recorder:
         optimizer: Optimizer,
         clip: float | None = None,
         per_param: bool = False,
-        trajectory: bool = False,
     ) -> None:
         if not isinstance(optimizer, torch.optim.SGD):
             raise TypeError(
@@ -121,9 +115,7 @@ class Recorder:
                 "torch.optim.SGD was expected"
             )
         self.net, self.optimizer = net, optimizer
-        self.record = RunRecord(
-            snapshot(net, optimizer), clip, per_param, states=[] if trajectory else None
-        )
+        self.record = RunRecord(snapshot(net, optimizer), clip, per_param)
         self._batch: list[Tensor] = []
         self._handles = [
             net.register_forward_pre_hook(self._see),
@@ -157,8 +149,6 @@ class Recorder:
         record = self.record
         if not record.rates or record.rates_at(len(record)) != rates:
             record.rates[len(record)] = rates
-        if record.states is not None:
-            record.states.append(ordinary_parameters(self.net))
         record.ids.append(self._batch.pop())
 
 

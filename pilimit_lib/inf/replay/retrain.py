@@ -69,7 +69,7 @@ def replay(
     weights = torch.ones(int(record.samples().max()) + 1 if len(record) else 0)
     weights[gone] = 0
     bar = tqdm(
-        total=len(record), initial=first, desc="replay", disable=_hidden(progress), leave=False
+        total=len(record), initial=first, desc="replay", disable=hidden(progress), leave=False
     )
     with bar:
         for step in range(first, len(record)):
@@ -158,14 +158,14 @@ def states(
     is trained."""
     optimizer = started(record, net)
     weights = torch.ones(int(record.samples().max()) + 1)
-    steps = tqdm(range(len(record)), desc="replay", disable=_hidden(progress), leave=False)
+    steps = tqdm(range(len(record)), desc="replay", disable=hidden(progress), leave=False)
     for step in steps:
         yield net, optimizer
         retrain_step(record, step, net, optimizer, x, y, weights, loss, average)
     yield net, optimizer
 
 
-def _hidden(progress: bool | None) -> bool | None:
+def hidden(progress: bool | None) -> bool | None:
     """What tqdm calls `disable`; its None means: unless on a terminal."""
     return None if progress is None else not progress
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,6 +54,7 @@ def train(
     per_param: bool = False,
     halve_at: int | None = None,
     without: tuple[int, ...] = (),
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> None:
     """The loop that a user would write; samples `without` are left out of their batches."""
     gone = torch.tensor(without, dtype=torch.long)
@@ -65,19 +68,17 @@ def train(
         optimizer.zero_grad()
         with batch(ids):
             out = net(x[ids])
-        F.cross_entropy(out, y[ids]).backward()
+        loss(out, y[ids]).backward()
         if clip is not None:
             clip_grad_norm_(net, clip, per_param)
         optimizer.step()
 
 
-def recorded(
-    kind: str, batches: list[Tensor] | None = None, trajectory: bool = False, **how
-) -> tuple[nn.Module, RunRecord]:
+def recorded(kind: str, batches: list[Tensor] | None = None, **how) -> tuple[nn.Module, RunRecord]:
     """A trained network and the record of its run."""
     net = fresh(kind)
     optimizer = optimizer_of(net, how.pop("momentum", 0.0), how.pop("decay", 0.0))
     clip, per_param = how.get("clip"), how.get("per_param", False)
-    with Recorder(net, optimizer, clip, per_param, trajectory) as recorder:
+    with Recorder(net, optimizer, clip, per_param) as recorder:
         train(net, optimizer, order() if batches is None else batches, *data(), **how)
     return net, recorder.record

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pilimit_lib.inf import InfMLP
 from pilimit_lib.inf.gp import KernelMLP, ReLUKernel
 from pilimit_lib.inf.replay import Recorder, influence, replay
 from pilimit_lib.inf.replay.retrain import cross_entropy_each, retrain_step, started
 
-from .runs import KINDS, SAMPLES, data, optimizer_of, order, recorded
+from .runs import KINDS, SAMPLES, data, fresh, optimizer_of, order, recorded, train
 
 RUNS = [
     {},
@@ -76,35 +75,36 @@ def test_it_predicts_what_leaving_one_out_does():
     )
 
 
-def test_other_queries_and_losses():
-    net, record = recorded("moments", SHORT)
-    q, _ = questions()
-    goal = torch.zeros(SAMPLES, 3, dtype=torch.float64)
+def test_other_queries_and_losses_and_only_those_of_the_run():
+    net = fresh("moments")
+    optimizer, (x, y), (q, t) = optimizer_of(net), data(), questions()
+    goal = F.one_hot(y, 3).double()
 
     def squares(out, target):
         return (out - target).square().sum(1)
 
-    found = influence(
-        record, net, data()[0], goal, q, goal[:3], query=lambda out, t: out[:, 0], loss=squares
-    )
-    assert found.values.shape == (SAMPLES, 3) and found.values.abs().min() > 0
+    with Recorder(net, optimizer) as recorder:
+        train(net, optimizer, SHORT, x, goal, loss=lambda out, target: squares(out, target).mean())
+    record = recorder.record
+    found = influence(record, net, x, goal, q, t, query=lambda out, t: out[:, 0], loss=squares)
+    gone = replay(record, net, x, goal, without=[4], loss=squares)
+    with torch.no_grad():
+        true = (gone(q) - net(q))[:, 0]
+    assert torch.corrcoef(torch.stack([found.values[4], true]))[0, 1] > 0.9
+    with pytest.raises(ValueError, match="the replay is not the network"):
+        influence(record, net, x, y, q, t)  # of the cross entropy, which the run did not lower
+    with pytest.raises(ValueError, match="the replay is not the network"):
+        influence(record, net, x + 0.1, goal, q, t, loss=squares)
 
 
 def test_frozen_layers_carry_no_influence():
-    torch.manual_seed(0)
-    net = InfMLP(5, 3, r=4, L=1, bias_alpha=0.5, dtype=torch.float64)
+    net = fresh("rows")
     for layer in net.layers[:-1]:
         layer.requires_grad_(False)
     x, y = data()
     optimizer = optimizer_of(net)
-    from pilimit_lib.core import batch
-
     with Recorder(net, optimizer) as recorder:
-        for ids in SHORT:
-            optimizer.zero_grad()
-            with batch(ids):
-                F.cross_entropy(net(x[ids]), y[ids]).backward()
-            optimizer.step()
+        train(net, optimizer, SHORT, x, y)
     q, t = questions()
     found = influence(recorder.record, net, x, y, q, t)
     weights = torch.ones(SAMPLES, dtype=torch.float64)
