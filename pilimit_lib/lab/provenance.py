@@ -141,7 +141,13 @@ class Provenance:
 
     def remove(self, samples: Iterable[int] | Tensor) -> Change:
         """Remove every row that these samples made, in all layers; hand the change to
-        `core.follow(optimizer, change)`."""
+        `core.follow(optimizer, change)`.
+
+        That takes away what they contributed. It is not the network that never learned from them:
+        later steps saw what they had taught, and the input layer and biases keep it. Outputs move
+        several times as far as training without the samples moves them; the lab's page has the
+        table, and `pilimit_lib.inf.replay` trains again without them, exactly.
+        """
         gone = self.known(samples)
         change = Change()
         for layer in self.layers.values():

@@ -150,7 +150,7 @@ class Lab(Session):
 
     def forget(self, samples: Iterable[int] | Tensor) -> None:
         """Deny training samples and remove every row that they made; the optimiser follows. `undo`
-        brings the rows back."""
+        brings the rows back. No unlearning: see `Provenance.remove`."""
         provenance = self.provenance()
         chosen, before = provenance.known(samples), Rollback(self)
         if self.loader is not None:

@@ -60,6 +60,11 @@ class _Kernel(torch.autograd.Function):
         return tangent * _Slope.apply(*ctx.saved_tensors)
 
 
+def row_kernel(c: Tensor) -> Tensor:
+    """k(c) of cosines `c` of any shape, with a derivative at ±1 too."""
+    return _Kernel.apply(c)
+
+
 def _curvature(c: Tensor) -> Tensor:
     rest = 1 - c * c
     return torch.where(rest > 0, 1 / (TWO_PI * torch.where(rest > 0, rest, 1).sqrt()), 0)
