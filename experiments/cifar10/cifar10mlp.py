@@ -28,6 +28,7 @@ from torch import Tensor
 from experiments.cifar10.mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
 from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
 from experiments.training import loop
+from experiments.training.distributed import ALONE, Ranks, processes, require_alone
 from experiments.training.errors import errors_of
 from experiments.training.flags import (
     dated_folder,
@@ -41,6 +42,7 @@ from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import batch, load, save
 from pilimit_lib.inf import InfMLP, clip_grad_norm_
+from pilimit_lib.inf.rows.shard import rows_elsewhere
 
 
 class Trainer(loop.Trainer):
@@ -80,33 +82,52 @@ class Trainer(loop.Trainer):
         """Between two steps of the optimiser."""
         return self.batches.position % self.settings.accum_steps == 0
 
+    @property
+    def whole_batches(self) -> bool:
+        """The newest rows are those of the last batches, whichever process saw them."""
+        return self.settings.accum_steps > 1 and self.settings.row_budget is not None
+
     def step(self, ids: Tensor, x: Tensor, y: Tensor) -> None:
         """One batch; the optimiser steps after every `accum_steps` batches and at the end of an
         epoch."""
-        s, x = self.settings, x.flatten(1)
+        s = self.settings
         position, total = self.batches.position, len(self.batches)
         group_start = (position - 1) // s.accum_steps * s.accum_steps
+        here = self.ranks.share(len(y))
+        if len(y[here]):
+            share = len(y[here]) / len(y)
+            parts = min(s.accum_steps, total - group_start)
+            self.learn(ids[here], x[here].flatten(1), y[here], share, parts)
+        if self.may_stop or position == total:
+            self.ranks.sum_gradients(self.net)
+            if self.clip:
+                clip_grad_norm_(self.net, self.clip, s.gclip_per_param)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def learn(self, ids: Tensor, x: Tensor, y: Tensor, share: float, parts: int) -> None:
+        """Gradients of samples x [b d], which are this share of one of the `parts` of a batch."""
         with batch(ids):
             output = self.net(x)
         teacher_output = None
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_output = self.teacher(x)
-        loss = loss_of(s, output, y, teacher_output)
-        (loss / min(s.accum_steps, total - group_start)).backward()
-        if self.may_stop or position == total:
-            if self.clip:
-                clip_grad_norm_(self.net, self.clip, s.gclip_per_param)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        loss = loss_of(self.settings, output, y, teacher_output)
+        (loss * share / parts).backward()
         self.sums["loss"] += loss.item() * len(y)
         self.sums["correct"] += (output.argmax(1) == y).sum().item()
         self.sums["seen"] += len(y)
 
+    @property
+    def rows(self) -> int:
+        """Of the infinite network, in all processes."""
+        return sum(self.net.rows) + rows_elsewhere(self.net)
+
     def progress(self) -> str:
         if not isinstance(self.net, InfMLP):
             return super().progress()
-        rows, used = sum(self.net.rows), human_bytes(self.net.row_bytes)
+        rows, used = self.rows, human_bytes(self.net.row_bytes)
         return f"{super().progress()}, {rows} rows, {used}"
 
     def end_epoch(self) -> None:
@@ -116,7 +137,7 @@ class Trainer(loop.Trainer):
 
     def record(self) -> dict[str, Any]:
         s, net = self.settings, self.net
-        test_loss, test_acc = evaluate(net, self.data.test_x, self.data.test_y, s)
+        test_loss, test_acc = evaluate(net, self.data.test_x, self.data.test_y, s, self.ranks)
         infinite = isinstance(net, InfMLP)
         finite_bytes = sum(p.numel() * p.element_size() for p in net.parameters())
         return {
@@ -126,8 +147,8 @@ class Trainer(loop.Trainer):
             "test_loss": test_loss,
             "test_acc": test_acc,
             "lr": self.optimizer.param_groups[0]["lr"] / (s.first_layer_lr_mult or 1),
-            "rows": sum(net.rows) if infinite else 0,
-            "bytes": net.row_bytes if infinite else finite_bytes,
+            "rows": self.rows if infinite else 0,
+            "bytes": self.ranks.held(net.row_bytes) if infinite else finite_bytes,
             "seconds": round(self.sums["seconds"], 3),
         }
 
@@ -154,27 +175,34 @@ def train(
     verbose: bool = False,
     data: ImageSet | None = None,
     at_epoch: Callable[[Trainer, Path], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Run the training that `settings` describe; returns one record per epoch (accuracies are
     fractions, times seconds).
 
     `data` takes the place of the data set that the settings name; `at_epoch` as in `loop.fit`.
+    `ranks`: the processes that train together, see `training.distributed`.
     """
     settings.check()
     device = pick_device(settings.cuda)
-    data = images_of(settings) if data is None else data
+    with ranks.one_by_one():
+        data = images_of(settings) if data is None else data
     trainer = Trainer(settings, data.to(device), device)
     trainer.human = human
     if model_path:
         trainer.net.load_state_dict(load(model_path))
-    if verbose:
+    if verbose and ranks.first:
         print(trainer.net)
-    with RunFolder(save_dir, asdict(settings), resume, overwrite, settings.names) as folder:
+    folder = RunFolder(save_dir, asdict(settings), resume, overwrite, settings.names)
+    with ranks.taken(folder):
         if resume:
             loop.resume_from(trainer, folder)
+        trainer.spread(ranks)
         loop.fit(trainer, folder, quiet=quiet, at_epoch=at_epoch)
         if save_model:
-            save(trainer.net.state_dict(), folder.path / "model.th")
+            state = trainer.ranks.state_dict(trainer.net)
+            if ranks.first:
+                save(state, folder.path / "model.th")
     return trainer.records
 
 
@@ -208,12 +236,14 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, f
         settings = settings_to_run(arguments, argv, args, Settings, known)
         settings.check()
         if args.test:
+            require_alone("--test")
             loss, accuracy = test(settings, args.model_path)
             print(f"test loss {loss:.4f}, accuracy {100 * accuracy:.2f} %")
             return loss, accuracy
         save_dir = args.save_dir or dated_folder("cifar10mlp")
-        records = train(settings, save_dir, **picked(args, OUTPUT))
-        if not args.quiet:
+        with processes() as ranks:
+            records = train(settings, save_dir, **picked(args, OUTPUT), ranks=ranks)
+        if ranks.first and not args.quiet:
             print(f"results in {save_dir}")
     return records
 

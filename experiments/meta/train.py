@@ -39,6 +39,7 @@ from experiments.meta.learner import (
 from experiments.meta.settings import DTYPES, REMOVED, Settings, parser
 from experiments.meta.stores import TABLES, require_cox, write_tables
 from experiments.training import loop
+from experiments.training.distributed import ALONE, Ranks, processes
 from experiments.training.errors import errors_of
 from experiments.training.flags import dated_folder, parse, picked, settings_to_run
 from experiments.training.process import human_bytes, pick_device
@@ -71,6 +72,7 @@ class Trainer(loop.Trainer):
 
     counts = {"loss": 0.0, "acc": 0.0}
     remedy = "lower --meta-lr or --step-size, or bound the meta-gradient with --grad-clip"
+    plain_steps = False  # inner steps differentiate too
     cox = False  # write the tables as a cox store too
 
     def __init__(
@@ -103,7 +105,7 @@ class Trainer(loop.Trainer):
 
     def step(self, batch: Batch) -> None:
         batch = placed(batch, self.device, DTYPES[self.settings.dtype])
-        found = meta_step(self.settings, self.net, self.optimizer, batch)
+        found = meta_step(self.settings, self.net, self.optimizer, batch, self.ranks)
         if self.scheduler is not None:
             self.scheduler.step()
         for name, value in found.items():
@@ -127,7 +129,8 @@ class Trainer(loop.Trainer):
         """The accuracy on the tasks that are the same in every epoch, recorded."""
         s = self.settings
         self.val_tasks.restart()
-        found = evaluate(s, self.net, self.val_tasks, s.num_test_batches, self.device, self.quiet)
+        how = self.device, self.quiet or not self.ranks.first
+        found = evaluate(s, self.net, self.val_tasks, s.num_test_batches, *how, ranks=self.ranks)
         self.require_finite(found["loss"], "validation loss")
         self.val_records.append({"epoch": self.epoch, "split": s.test_dataset_split, **found})
         return self.val_records[-1]
@@ -202,28 +205,33 @@ def train(
     validate_only: bool = False,
     quiet: bool = False,
     verbose: bool = False,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Run what the settings describe; returns the records of validation (accuracies are
-    fractions)."""
+    fractions). `ranks`: the processes that train together, see `training.distributed`."""
     settings.check()
     if store == "cox":
         require_cox()
     device = pick_device(settings.use_cuda, "--use-cuda")
-    if settings.dtype == "float16" and device.type == "cpu" and not quiet:
+    if settings.dtype == "float16" and device.type == "cpu" and ranks.first and not quiet:
         print("on the CPU everything is float32")
-    trainer = Trainer(settings, device, quiet)
+    with ranks.one_by_one():
+        trainer = Trainer(settings, device, quiet or not ranks.first)
     trainer.cox = store == "cox"
     if settings.load_model_path and not resume:
         trainer.net.load_state_dict(load(settings.load_model_path))
-    if verbose:
+    if verbose and ranks.first:
         print(trainer.net)
-    with RunFolder(output_folder, settings.as_dict(), resume, overwrite, NAMES) as folder:
+    folder = RunFolder(output_folder, settings.as_dict(), resume, overwrite, NAMES)
+    with ranks.taken(folder):
         if resume:
             loop.resume_from(trainer, folder)
+        trainer.spread(ranks)
         if validate_only:
             record = trainer.validate()
-            trainer.write_tables(folder)
-            if not quiet:
+            if ranks.first:
+                trainer.write_tables(folder)
+            if ranks.first and not quiet:
                 print(trainer.header, table_row(None, record), sep="\n")
             return [record]
         loop.fit(trainer, folder, quiet=quiet)
@@ -239,12 +247,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             "--overwrite-existing and --load-model-path: the checkpoint says where to go on"
         )
     folder = args.output_folder or dated_folder("meta")
-    with errors_of(arguments):
+    with errors_of(arguments), processes() as ranks:
         known = Path(folder) / NAMES.settings
         settings = settings_to_run(arguments, argv, args, Settings, known)
         how = picked(args, ("resume", "store", "validate_only", "quiet", "verbose"))
-        records = train(settings, folder, overwrite=args.overwrite_existing, **how)
-        if not args.quiet:
+        records = train(settings, folder, overwrite=args.overwrite_existing, **how, ranks=ranks)
+        if ranks.first and not args.quiet:
             print(f"results in {folder}")
     return records
 

@@ -18,7 +18,7 @@ from ...core import UNKNOWN, Axis, Blocks, StoredRows
 from ..bias import check_sizes
 from ..checkpoints.entries import parameter_misfits, refused
 from .parameter import ROWS, InfPiParameter
-from .pending import PendingRows, Rows
+from .pending import PendingRows, Rows, relu_kernel
 from .storage import (
     BESIDE,
     FOLDED,
@@ -53,6 +53,9 @@ class RowLayer(nn.Module):
     folded: nn.Module | None  # moments of rows that were folded
     shard: Any  # this process's share, where `shard_rows` spread the rows
     also_loads = BESIDE
+    row_kernel = staticmethod(
+        relu_kernel
+    )  # inner products of what rows stand for, of two sets of B
     shardable = False  # whether a sum over the rows of all processes is made
 
     def __init__(
