@@ -33,6 +33,7 @@ from experiments.cifar10.conv_networks import build, cutout, evaluate, optimizer
 from experiments.cifar10.conv_results import collect, draw
 from experiments.cifar10.conv_settings import Settings, beside, parser
 from experiments.training import loop
+from experiments.training.distributed import ALONE, Ranks, processes
 from experiments.training.errors import errors_of
 from experiments.training.flags import (
     dated_folder,
@@ -73,6 +74,11 @@ class Trainer(loop.Trainer):
             self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
 
     @property
+    def whole_batches(self) -> bool:
+        """Batch norm takes its statistics from all images of a batch."""
+        return self.settings.network == "batchnorm"
+
+    @property
     def result(self) -> nn.Module:
         """The network that is tested and saved."""
         return self.net if self.ema is None else self.ema.module
@@ -80,11 +86,11 @@ class Trainer(loop.Trainer):
     def step(self, ids: Tensor, x: Tensor, y: Tensor) -> None:
         s = self.settings
         x = cutout(x, s.cutout, self.batches.generator) if s.cutout else x
-        with batch(ids):
-            output = self.net(x)
-        loss = F.cross_entropy(output, y, label_smoothing=s.label_smoothing)
+        here, count = self.ranks.share(len(y)), len(y)
         self.optimizer.zero_grad()
-        loss.backward()
+        if len(y[here]):
+            self.learn(ids[here], x[here], y[here], len(y[here]) / count)
+        self.ranks.sum_gradients(self.net)
         if s.gclip:
             nn.utils.clip_grad_norm_(self.net.parameters(), s.gclip)
         self.optimizer.step()
@@ -92,6 +98,13 @@ class Trainer(loop.Trainer):
             self.scheduler.step()
         if self.ema is not None:
             self.ema.update_parameters(self.net)
+
+    def learn(self, ids: Tensor, x: Tensor, y: Tensor, share: float) -> None:
+        """Gradients of images x [b c h w], which are this share of a batch."""
+        with batch(ids):
+            output = self.net(x)
+        loss = F.cross_entropy(output, y, label_smoothing=self.settings.label_smoothing)
+        (loss * share).backward()
         self.sums["loss"] += loss.item() * len(y)
         self.sums["correct"] += (output.argmax(1) == y).sum().item()
         self.sums["seen"] += len(y)
@@ -101,7 +114,11 @@ class Trainer(loop.Trainer):
 
     def record(self) -> dict[str, Any]:
         test_loss, test_acc = evaluate(
-            self.result, self.data.test_x, self.data.test_y, self.settings.test_batch_size
+            self.result,
+            self.data.test_x,
+            self.data.test_y,
+            self.settings.test_batch_size,
+            self.ranks,
         )
         return {
             "network": self.settings.name,
@@ -146,20 +163,25 @@ def train(
     log: Sequence[str] = (),
     given: Path | None = None,
     stop: list[int] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Run the training that `settings` describe; returns one record per epoch (accuracies are
-    fractions, times seconds). `given` as in RunFolder, `stop` as in `loop.fit`."""
+    fractions, times seconds). `given` as in RunFolder, `stop` as in `loop.fit`, `ranks` as in
+    `cifar10mlp.train`."""
     settings.check()
     device = pick_device(settings.cuda)
     data = images_of(settings) if data is None else data
     trainer = Trainer(settings, data.to(device), device)
-    if verbose:
+    if verbose and ranks.first:
         print(trainer.net)
-    with RunFolder(save_dir, asdict(settings), resume, overwrite, NAMES, given) as folder:
+    folder = RunFolder(save_dir, asdict(settings), resume, overwrite, NAMES, given)
+    with ranks.taken(folder):
         if resume:
             loop.resume_from(trainer, folder)
-        loop.fit(trainer, folder, quiet=quiet, at_epoch=logs(log, asdict(settings)), stop=stop)
-        if save_model:
+        trainer.spread(ranks)
+        told = logs(log, asdict(settings))
+        loop.fit(trainer, folder, quiet=quiet, at_epoch=told, stop=stop)
+        if save_model and ranks.first:
             save(trainer.result.state_dict(), folder.path / "model.th")
     return trainer.records
 
@@ -188,7 +210,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         arguments.error(
             "--resume needs the --save-dir of the run to continue, and contradicts --overwrite"
         )
-    with errors_of(arguments):
+    with errors_of(arguments), processes() as ranks:
         folder = Path(args.save_dir or dated_folder("cifar10conv"))
         settings = settings_to_run(arguments, argv, args, Settings, folder / NAMES.settings)
         others = beside(args.beside, settings, args.beside_lr, args.beside_epochs)
@@ -198,15 +220,17 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
         runs = runs_in(folder, settings, others)
         for run in runs.values():
             run.check()
-        data = images_of(settings)
+        with ranks.one_by_one():
+            data = images_of(settings)
         # Of several networks some may not have got to their first checkpoint when the command was
         # stopped: they begin. Their settings are written now, for --resume to know them all.
         begun = {place: args.resume and (place / "checkpoint.pt").is_file() for place in runs}
         begun[folder] = args.resume
         anew = args.overwrite or args.resume
         for place, run in runs.items():
-            if not begun[place]:
+            if not begun[place] and ranks.first:
                 RunFolder(place, asdict(run), False, anew, NAMES).prepare()
+        ranks.wait()  # rank 0 has looked for checkpoints as well before any is written
         records: list[dict[str, Any]] = []
         stop: list[int] = []
         for place, run in runs.items():
@@ -222,12 +246,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
                 log=args.log,
                 given=folder,
                 stop=stop,
+                ranks=ranks,
             )
             if stop and place != list(runs)[-1]:
                 raise Interrupted(stop[0])
-        if len(runs) > 1:
+        if len(runs) > 1 and ranks.first:
             draw(collect([folder]), folder / "compare.png")
-        if not args.quiet:
+        if ranks.first and not args.quiet:
             print(f"results in {folder}")
     return records
 

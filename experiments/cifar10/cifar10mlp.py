@@ -31,6 +31,7 @@ from torch.optim.swa_utils import AveragedModel
 from experiments.cifar10.mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
 from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
 from experiments.training import loop
+from experiments.training.distributed import ALONE, Ranks, processes, require_alone
 from experiments.training.errors import errors_of
 from experiments.training.flags import (
     dated_folder,
@@ -47,6 +48,7 @@ from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import batch, load, save
 from pilimit_lib.inf import InfMLP, clip_grad_norm_
+from pilimit_lib.inf.rows.shard import rows_elsewhere
 
 
 class Trainer(loop.Trainer):
@@ -88,33 +90,53 @@ class Trainer(loop.Trainer):
         """Between two steps of the optimiser."""
         return self.batches.position % self.settings.accum_steps == 0
 
+    @property
+    def whole_batches(self) -> bool:
+        """The newest rows are those of the last batches, whichever process saw them."""
+        return self.settings.accum_steps > 1 and self.settings.row_budget is not None
+
     def step(self, ids: Tensor, x: Tensor, y: Tensor) -> None:
         """One batch; the optimiser steps after every `accum_steps` batches and at the end of an
         epoch."""
-        s, x = self.settings, x.flatten(1)
+        s = self.settings
         position, total = self.batches.position, len(self.batches)
         group_start = (position - 1) // s.accum_steps * s.accum_steps
+        here = self.ranks.share(len(y))
+        if len(y[here]):
+            share = len(y[here]) / len(y)
+            parts = min(s.accum_steps, total - group_start)
+            self.learn(ids[here], x[here].flatten(1), y[here], share, parts)
+        if self.may_stop or position == total:
+            self.ranks.sum_gradients(self.net)
+            if self.clip:
+                clip_grad_norm_(self.net, self.clip, s.gclip_per_param)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def learn(self, ids: Tensor, x: Tensor, y: Tensor, share: float, parts: int) -> None:
+        """Gradients of samples x [b d], which are this share of one of the `parts` of a batch."""
         with batch(ids):
             output = self.net(x)
         teacher_output = None
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_output = self.teacher(x)
-        loss = loss_of(s, output, y, teacher_output, s.label_smoothing)
-        (loss / min(s.accum_steps, total - group_start)).backward()
-        if self.may_stop or position == total:
-            if self.clip:
-                clip_grad_norm_(self.net, self.clip, s.gclip_per_param)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        smoothing = self.settings.label_smoothing
+        loss = loss_of(self.settings, output, y, teacher_output, smoothing)
+        (loss * share / parts).backward()
         self.sums["loss"] += loss.item() * len(y)
         self.sums["correct"] += (output.argmax(1) == y).sum().item()
         self.sums["seen"] += len(y)
 
+    @property
+    def rows(self) -> int:
+        """Of the infinite network, in all processes."""
+        return sum(self.net.rows) + rows_elsewhere(self.net)
+
     def progress(self) -> str:
         if not isinstance(self.net, InfMLP):
             return super().progress()
-        rows, used = sum(self.net.rows), human_bytes(self.net.row_bytes)
+        rows, used = self.rows, human_bytes(self.net.row_bytes)
         return f"{super().progress()}, {rows} rows, {used}"
 
     def end_epoch(self) -> None:
@@ -136,7 +158,7 @@ class Trainer(loop.Trainer):
 
     def record(self) -> dict[str, Any]:
         s, net = self.settings, self.net
-        test_loss, test_acc = evaluate(net, self.data.test_x, self.data.test_y, s)
+        test_loss, test_acc = evaluate(net, self.data.test_x, self.data.test_y, s, self.ranks)
         infinite = isinstance(net, InfMLP)
         finite_bytes = sum(p.numel() * p.element_size() for p in net.parameters())
         return {
@@ -148,8 +170,8 @@ class Trainer(loop.Trainer):
             "test_acc": test_acc,
             **self.averaged(),
             "lr": self.optimizer.param_groups[0]["lr"] / (s.first_layer_lr_mult or 1),
-            "rows": sum(net.rows) if infinite else 0,
-            "bytes": net.row_bytes if infinite else finite_bytes,
+            "rows": self.rows if infinite else 0,
+            "bytes": self.ranks.held(net.row_bytes) if infinite else finite_bytes,
             **{name: round(self.sums[name], 3) for name in self.clocks},
         }
 
@@ -158,7 +180,7 @@ class Trainer(loop.Trainer):
         data = self.data
         if data.held_out_x is None:
             return {}
-        loss, accuracy = evaluate(net, data.held_out_x, data.held_out_y, self.settings)
+        loss, accuracy = evaluate(net, data.held_out_x, data.held_out_y, self.settings, self.ranks)
         return {"held_out_loss": loss, "held_out_acc": accuracy}
 
     def averaged(self) -> dict[str, float]:
@@ -167,7 +189,11 @@ class Trainer(loop.Trainer):
         if self.average is None or self.epoch < s.average_from:
             return {}
         self.average.update_parameters(self.net)
-        found = {"average_test_acc": evaluate(self.average.module, data.test_x, data.test_y, s)[1]}
+        found = {
+            "average_test_acc": evaluate(
+                self.average.module, data.test_x, data.test_y, s, self.ranks
+            )[1]
+        }
         if data.held_out_x is not None:
             held_out = self.held_out(self.average.module)
             found["average_held_out_acc"] = held_out["held_out_acc"]
@@ -197,37 +223,44 @@ def train(
     log: Sequence[str] = (),
     data: ImageSet | None = None,
     at_epoch: Callable[[Trainer, Path], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Run the training that `settings` describe; returns one record per epoch (accuracies are
     fractions, times seconds).
 
     `log`: where else to log, see `logs`. `data` takes the place of the data set that the settings
-    name; `at_epoch` as in `loop.fit`.
+    name; `at_epoch` as in `loop.fit`. `ranks`: the processes that train together, see
+    `training.distributed`.
     """
     settings.check()
     device = pick_device(settings.cuda)
-    data = (images_of(settings) if data is None else data).hold_out(settings.held_out)
-    begun = begun_with(Path(save_dir) / settings.names.settings) if resume else None
-    asked, kinds = settings.implementation, settings.sums
-    found = decided(asked, kinds, settings.not_native, begun, quiet)
+    with ranks.one_by_one():
+        data = (images_of(settings) if data is None else data).hold_out(settings.held_out)
+        begun = begun_with(Path(save_dir) / settings.names.settings) if resume else None
+        asked, kinds = settings.implementation, settings.sums
+        found = decided(asked, kinds, settings.not_native, begun, quiet or not ranks.first)
     settings = replace(settings, implementation=found)
     trainer = Trainer(settings, data.to(device), device)
     trainer.human = human
     if model_path:
         trainer.net.load_state_dict(load(model_path))
-    if verbose:
+    if verbose and ranks.first:
         print(trainer.net)
-    if settings.note_on_depth() and not quiet:
+    if settings.note_on_depth() and ranks.first and not quiet:
         print(settings.note_on_depth(), flush=True)
     before, names = settings.before(), settings.names
-    with RunFolder(save_dir, asdict(settings), resume, overwrite, names, defaults=before) as folder:
+    folder = RunFolder(save_dir, asdict(settings), resume, overwrite, names, defaults=before)
+    with ranks.taken(folder):
         if resume:
             loop.resume_from(trainer, folder)
+        trainer.spread(ranks)
         told = logs(log, asdict(settings), at_epoch)
         with sums(found, kinds):
             loop.fit(trainer, folder, quiet=quiet, at_epoch=told)
         if save_model:
-            save(trainer.net.state_dict(), folder.path / "model.th")
+            state = trainer.ranks.state_dict(trainer.net)
+            if ranks.first:
+                save(state, folder.path / "model.th")
     return trainer.records
 
 
@@ -261,6 +294,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, f
         settings = settings_to_run(arguments, argv, args, Settings, known)
         settings.check()
         if args.test:
+            require_alone("--test")
             loss, accuracy = test(settings, args.model_path)
             print(f"test loss {loss:.4f}, accuracy {100 * accuracy:.2f} %")
             return loss, accuracy
@@ -271,8 +305,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]] | tuple[float, f
                 file=sys.stderr,
             )
         save_dir = args.save_dir or dated_folder("cifar10mlp")
-        records = train(settings, save_dir, **picked(args, OUTPUT))
-        if not args.quiet:
+        with processes() as ranks:
+            records = train(settings, save_dir, **picked(args, OUTPUT), ranks=ranks)
+        if ranks.first and not args.quiet:
             print(f"results in {save_dir}")
     return records
 

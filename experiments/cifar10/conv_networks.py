@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.cifar10.conv_settings import Settings
+from experiments.training.distributed import ALONE, Ranks
 from experiments.training.images import ImageSet
 from pilimit_lib.inf import InfPiConvNet
 
@@ -144,11 +145,14 @@ def scheduler_of(
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, x: Tensor, y: Tensor, size: int) -> tuple[float, float]:
-    """(mean cross entropy, accuracy as a fraction) over all images."""
+def evaluate(
+    net: nn.Module, x: Tensor, y: Tensor, size: int, ranks: Ranks = ALONE
+) -> tuple[float, float]:
+    """(mean cross entropy, accuracy as a fraction) over all images, shared out over the
+    processes."""
     training = net.training
     net.eval()
-    output = torch.cat([net(part) for part in x.split(size)])
+    output = ranks.mapped(net, list(x.split(size)))
     net.train(training)
     return F.cross_entropy(output, y).item(), (output.argmax(1) == y).float().mean().item()
 

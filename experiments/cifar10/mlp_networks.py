@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.cifar10.settings import Settings
+from experiments.training.distributed import ALONE, Ranks
 from experiments.training.flags import milestones
 from experiments.training.images import ImageSet
 from experiments.training.process import seed_everything
@@ -102,11 +103,15 @@ def loss_of(
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, x: Tensor, y: Tensor, settings: Settings) -> tuple[float, float]:
-    """(mean loss, accuracy as a fraction) over all images."""
-    loss, correct = 0.0, 0
-    for part, labels in zip(x.split(settings.test_batch_size), y.split(settings.test_batch_size)):
+def evaluate(
+    net: nn.Module, x: Tensor, y: Tensor, settings: Settings, ranks: Ranks = ALONE
+) -> tuple[float, float]:
+    """(mean loss, accuracy as a fraction) over all images, shared out over the processes."""
+    loss, correct, size = 0.0, 0, settings.test_batch_size
+    parts = list(zip(x.split(size), y.split(size)))
+    for part, labels in parts[ranks.share(len(parts))]:
         output = net(part.flatten(1))
         loss += loss_of(settings, output, labels).item() * len(labels)
         correct += (output.argmax(1) == labels).sum().item()
+    loss, correct = ranks.total([loss, correct])
     return loss / len(x), correct / len(x)

@@ -30,6 +30,7 @@ from experiments.imagenet.cost import cost, describe_cost
 from experiments.imagenet.images import pretraining_data
 from experiments.imagenet.settings import ALIASES, CHOICES, PAPER, TEXTS, Settings
 from experiments.imagenet.transfers import Transfers
+from experiments.training.distributed import processes, require_alone
 from experiments.training.errors import errors_of
 from experiments.training.flags import CommandLine, dated_folder, parse, picked, settings_to_run
 from experiments.training.lock import only_process
@@ -78,28 +79,34 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             "--model-path: the checkpoint says where to go on"
         )
     save_dir = Path(args.save_dir or dated_folder("transfer_imagenet"))
-    with errors_of(arguments):
+    with errors_of(arguments), processes() as ranks:
         known = save_dir / Settings.names.settings
         settings = settings_to_run(arguments, argv, args, Settings, known)
         settings.check()
         if args.test:
+            require_alone("--test")
             return test(settings, args.model_path, save_dir, args.quiet, args.overwrite)
-        transfers, data = Transfers(settings, args.quiet), pretraining_data(settings, args.quiet)
-        if settings.late:
+        with ranks.one_by_one():
+            quiet = args.quiet or not ranks.first
+            transfers, data = Transfers(settings, quiet), pretraining_data(settings, quiet)
+        if settings.late and ranks.first:
             print(
                 f"the run ends after epoch {settings.epochs}; of --transfer-milestones it never "
                 f"reaches {settings.late}"
             )
         expected = cost(settings, len(data.train_y), data.features, data.classes)
-        if settings.dataset == "imagenet32":
+        if ranks.first and settings.dataset == "imagenet32":
             print(
                 f"{len(data.train_y):,} images of {data.classes} classes; the paper's 250 are "
                 "--imagenet-classes paper, all 1,000 --imagenet-classes all"
             )
-        print(describe_cost(expected), flush=True)
+        if ranks.first:
+            print(describe_cost(expected), flush=True)
         how = picked(args, OUTPUT)
-        records = cifar10mlp.train(settings, save_dir, **how, data=data, at_epoch=transfers)
-        if not args.quiet:
+        records = cifar10mlp.train(
+            settings, save_dir, **how, data=data, at_epoch=transfers, ranks=ranks
+        )
+        if ranks.first and not args.quiet:
             print(f"results in {save_dir}")
     return records
 

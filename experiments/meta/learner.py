@@ -17,6 +17,7 @@ from tqdm import tqdm
 from experiments.meta.episodes import Batch, Classes, Episodes, Sinusoids
 from experiments.meta.omniglot import load_omniglot
 from experiments.meta.settings import DTYPES, Settings
+from experiments.training.distributed import ALONE, Ranks
 from experiments.training.flags import milestones
 from experiments.training.process import seed_everything, shows_bars
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
@@ -204,20 +205,33 @@ def placed(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:
 
 
 def meta_step(
-    settings: Settings, net: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch
+    settings: Settings,
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """One step of the meta-optimiser on the query loss of a batch; the mean of that loss and the
-    accuracy before the step."""
-    outputs = adapted_to(settings, net, batch, learn=True)(batch["test"][0])
-    losses = losses_of(settings)[1](outputs, batch["test"][1])
-    loss = losses.mean()
-    if loss.requires_grad:  # a kernel learner whose readout is fixed has nothing to learn
-        optimizer.zero_grad()
-        (losses.sum() if settings.sum_tasks else loss).backward()
+    accuracy before the step, as far as the tasks of this process add to them."""
+    optimizer.zero_grad()
+    count = len(batch["test"][1])
+    here = ranks.share(count)
+    share = len(batch["test"][1][here]) / count
+    found = {}
+    if share:
+        mine = {side: (x[here], y[here]) for side, (x, y) in batch.items()}
+        outputs = adapted_to(settings, net, mine, learn=True)(mine["test"][0])
+        losses = losses_of(settings)[1](outputs, mine["test"][1])
+        loss = losses.mean()
+        if loss.requires_grad:  # a kernel learner whose readout is fixed has nothing to learn
+            (losses.sum() if settings.sum_tasks else loss * share).backward()
+        found = {"loss": loss.item(), **accuracy(settings, outputs, mine["test"][1])}
+    if any(parameter.requires_grad for parameter in net.parameters()):
+        ranks.sum_gradients(net)
         if settings.grad_clip > 0:
             clip_grad_norm_(net, settings.grad_clip, settings.gclip_per_param)
         optimizer.step()
-    return {"loss": loss.item(), **accuracy(settings, outputs, batch["test"][1])}
+    return {name: value * share for name, value in found.items()}
 
 
 def accuracy(settings: Settings, outputs: Tensor, y: Tensor) -> dict[str, float]:
@@ -256,17 +270,21 @@ def evaluate(
     quiet: bool = True,
     steps: int | None = None,
     without_steps: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Mean query loss and accuracy over `count` batches of tasks, and half the width of a 95 %
-    interval (of one task None)."""
+    interval (of one task None). Batches are shared out over the processes."""
     per_task: dict[str, list[Tensor]] = {"loss": [], "acc": []}
-    for batch in tqdm(
-        islice(batches, count),
+    here = range(count)[ranks.share(count)]
+    for number, batch in tqdm(
+        enumerate(islice(batches, count)),
         total=count,
         desc="testing",
         leave=False,
         disable=not shows_bars(quiet),
     ):
+        if number not in here:
+            continue
         batch = placed(batch, device, DTYPES[settings.dtype])
         y = batch["test"][1]
         if without_steps:
@@ -280,8 +298,9 @@ def evaluate(
             per_task["acc"].append((outputs.argmax(-1) == y).double().mean(1))
     found: dict[str, Any] = {}
     for name, parts in per_task.items():
-        if parts:
-            values = torch.cat(parts).double()
+        if name == "loss" or settings.dataset != "sinusoid":
+            none = torch.zeros(0, dtype=torch.float64, device=device)
+            values = ranks.joined(torch.cat(parts).double() if parts else none)
             found |= {
                 name: values.mean().item(),
                 "tasks": len(values),

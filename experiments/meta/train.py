@@ -40,6 +40,7 @@ from experiments.meta.learner import (
 from experiments.meta.settings import DTYPES, REMOVED, Settings, parser
 from experiments.meta.stores import TABLES, require_cox, write_tables
 from experiments.training import loop
+from experiments.training.distributed import ALONE, Ranks, processes
 from experiments.training.errors import errors_of
 from experiments.training.flags import dated_folder, parse, picked, settings_to_run
 from experiments.training.implementation import begun_with, decided, sums
@@ -74,6 +75,7 @@ class Trainer(loop.Trainer):
 
     counts = {"loss": 0.0, "acc": 0.0}
     remedy = "lower --meta-lr or --step-size, or bound the meta-gradient with --grad-clip"
+    plain_steps = False  # inner steps differentiate too
     cox = False  # write the tables as a cox store too
 
     def __init__(
@@ -106,7 +108,7 @@ class Trainer(loop.Trainer):
 
     def step(self, batch: Batch) -> None:
         batch = placed(batch, self.device, DTYPES[self.settings.dtype])
-        found = meta_step(self.settings, self.net, self.optimizer, batch)
+        found = meta_step(self.settings, self.net, self.optimizer, batch, self.ranks)
         if self.scheduler is not None:
             self.scheduler.step()
         for name, value in found.items():
@@ -130,7 +132,8 @@ class Trainer(loop.Trainer):
         """The accuracy on the tasks that are the same in every epoch, recorded."""
         s = self.settings
         self.val_tasks.restart()
-        found = evaluate(s, self.net, self.val_tasks, s.num_test_batches, self.device, self.quiet)
+        how = self.device, self.quiet or not self.ranks.first
+        found = evaluate(s, self.net, self.val_tasks, s.num_test_batches, *how, ranks=self.ranks)
         self.require_finite(found["loss"], "validation loss")
         self.val_records.append({"epoch": self.epoch, "split": s.test_dataset_split, **found})
         return self.val_records[-1]
@@ -211,40 +214,49 @@ def train(
     quiet: bool = False,
     verbose: bool = False,
     log: Sequence[str] = (),
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Run what the settings describe; returns the records of validation (accuracies are
-    fractions)."""
+    fractions). `ranks`: the processes that train together, see `training.distributed`."""
     settings.check()
     if store == "cox":
         require_cox()
     device = pick_device(settings.use_cuda, "--use-cuda")
-    if settings.dtype == "float16" and device.type == "cpu" and not quiet:
+    if settings.dtype == "float16" and device.type == "cpu" and ranks.first and not quiet:
         print("on the CPU everything is float32")
-    before = begun_with(Path(output_folder) / NAMES.settings) if resume else None
-    asked, kinds = settings.implementation, settings.sums
-    found = decided(asked, kinds, settings.not_native, before, quiet)
-    settings = replace(settings, implementation=found)
-    trainer = Trainer(settings, device, quiet)
+    with ranks.one_by_one():
+        before = begun_with(Path(output_folder) / NAMES.settings) if resume else None
+        asked, kinds = settings.implementation, settings.sums
+        found = decided(asked, kinds, settings.not_native, before, quiet or not ranks.first)
+        settings = replace(settings, implementation=found)
+        trainer = Trainer(settings, device, quiet or not ranks.first)
     trainer.cox = store == "cox"
     if settings.load_model_path and not resume:
         trainer.net.load_state_dict(load(settings.load_model_path))
-    if verbose:
+    if verbose and ranks.first:
         print(trainer.net)
-    if settings.note_on_depth() and not quiet:
+    if settings.note_on_depth() and ranks.first and not quiet:
         print(settings.note_on_depth(), flush=True)
-    run = RunFolder(
+    folder = RunFolder(
         output_folder, settings.as_dict(), resume, overwrite, NAMES, defaults=Settings().as_dict()
     )
-    with run as folder, sums(found, kinds):
+    with ranks.taken(folder), sums(found, kinds):
         if resume:
             loop.resume_from(trainer, folder)
+        trainer.spread(ranks)
         if validate_only:
             record = trainer.validate()
-            trainer.write_tables(folder)
-            if not quiet:
+            if ranks.first:
+                trainer.write_tables(folder)
+            if ranks.first and not quiet:
                 print(trainer.about(), trainer.header, table_row(None, record), sep="\n")
             return [record]
-        loop.fit(trainer, folder, quiet=quiet, at_epoch=logs(log, settings.as_dict()))
+        loop.fit(
+            trainer,
+            folder,
+            quiet=quiet,
+            at_epoch=logs(log, settings.as_dict()),
+        )
     return trainer.val_records
 
 
@@ -257,12 +269,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             "--overwrite-existing and --load-model-path: the checkpoint says where to go on"
         )
     folder = args.output_folder or dated_folder("meta")
-    with errors_of(arguments):
+    with errors_of(arguments), processes() as ranks:
         known = Path(folder) / NAMES.settings
         settings = settings_to_run(arguments, argv, args, Settings, known)
         how = picked(args, ("resume", "store", "validate_only", "quiet", "verbose", "log"))
-        records = train(settings, folder, overwrite=args.overwrite_existing, **how)
-        if not args.quiet:
+        records = train(settings, folder, overwrite=args.overwrite_existing, **how, ranks=ranks)
+        if ranks.first and not args.quiet:
             print(f"results in {folder}")
     return records
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.training.process import Interrupted, interruptible, place_of, shows_bars
+from experiments.training.distributed import ALONE, Ranks
+from experiments.training.process import (
+    Interrupted,
+    human_bytes,
+    interruptible,
+    place_of,
+    shows_bars,
+)
 from experiments.training.run_folder import Records, RunFolder
-from pilimit_lib.core import restore, rng_state, set_rng_state, snapshot
+from pilimit_lib.core import restore, rng_state, set_rng_state
+from pilimit_lib.core.collectives import counted
 
 BAR_TEXT_EVERY = 20  # steps between two texts beside the bar
 DRAW_EVERY = (
@@ -35,6 +44,9 @@ class Trainer:
     clocks: dict[str, Callable[[], float]] = {"seconds": time.perf_counter}
     counts: dict[str, float] = {"loss": 0.0, "correct": 0, "seen": 0}
     header = ""
+    ranks: Ranks = ALONE  # the processes that train together
+    whole_batches = False  # whether a layer has to see all samples of a batch
+    plain_steps = True  # whether a step is a pass forward and one backward through the network
     remedy = "lower --lr, or bound the gradients with --gclip"  # of a run that diverges
 
     def __init__(
@@ -49,6 +61,7 @@ class Trainer:
         self.net, self.optimizer, self.scheduler = net, optimizer, scheduler
         self.batches, self.epochs, self.title = batches, epochs, title
         self.epoch = 0
+        self.exchanged = 0.0  # bytes that a process received per step of this epoch
         self.records: Records = []
         self.sums = self.zeros()
 
@@ -125,23 +138,26 @@ class Trainer:
             disable=not shows_bars(quiet),
             mininterval=0.5,
         )
-        with bar:
-            for batch in self.batches:
+        with bar, counted() as traffic:
+            for steps, batch in enumerate(self.batches, 1):
+                counts = {name: self.sums[name] for name in self.counts}
                 self.step(*batch)
+                asked = self.ranks.after_step(self.sums, counts, stop)
                 self.require_finite(self.sums["loss"], f"loss of step {self.batches.done}")
                 for name, clock in self.clocks.items():
                     self.sums[name] = before[name] + clock() - started[name]
+                self.exchanged = traffic.bytes / steps
                 bar.update()
                 if not bar.disable and self.batches.done % BAR_TEXT_EVERY == 0:
                     bar.set_postfix_str(self.progress())
-                if stop and self.may_stop and self.batches.done < total:
+                if asked and self.may_stop and self.batches.done < total:
                     return False
         self.end_epoch()
         return True
 
     def end_epoch(self) -> None:
         self.epoch += 1
-        record = self.record()
+        record = self.record() | self.ranks.record(self.exchanged)
         for name, value in record.items():
             self.require_finite(value, name)
         self.records.append(record)
@@ -162,8 +178,12 @@ class Trainer:
         elif isinstance(value, float) and not math.isfinite(value):
             raise FloatingPointError(f"the {what} became {value}")
 
+    def spread(self, ranks: Ranks) -> None:
+        """Go on as one of the processes of `ranks`."""
+        self.ranks = ranks.spread(self.net, self.optimizer, self.whole_batches, self.plain_steps)
+
     def state(self) -> dict[str, Any]:
-        return snapshot(
+        return self.ranks.snapshot(
             self.net,
             self.optimizer,
             epoch=self.epoch,
@@ -206,6 +226,8 @@ def fit(
     Raises Interrupted where the run is not whole, FloatingPointError where it diverges: the
     checkpoint before stays.
     """
+    ranks = trainer.ranks
+    quiet = quiet or not ranks.first
     if not quiet:
         print(
             trainer.about(),
@@ -216,10 +238,15 @@ def fit(
         )
     with interruptible() as requests:
         _epochs(trainer, folder, requests, quiet, at_epoch)
+        requests = ranks.agreed(requests)
     if stop is not None:
         stop += requests
+    if ranks.size > 1 and not quiet:
+        used = human_bytes(trainer.exchanged)
+        print(f"{ranks.size} processes; each received {used} per step")
     if trainer.epoch < trainer.epochs:
-        print(f"stopped in epoch {trainer.epoch + 1}; go on with: {folder.resume_command}")
+        if ranks.first:
+            print(f"stopped in epoch {trainer.epoch + 1}; go on with: {folder.resume_command}")
         raise Interrupted(requests[0])
 
 
@@ -231,31 +258,38 @@ def _epochs(
     at_epoch: Callable[[Trainer, Path], None] | None,
 ) -> None:
     """The epochs that are left, until a signal asks for an end."""
-    if trainer.records:
+    ranks = trainer.ranks
+
+    def called_at_epoch() -> None:
+        at_epoch(trainer, folder.path)
+
+    if trainer.records and ranks.first:
         trainer.write(folder)  # a run killed after its checkpoint may not have got to its tables
     if at_epoch is not None and not trainer.batches.done:
-        at_epoch(trainer, folder.path)
+        ranks.alone(trainer.net, trainer.optimizer, called_at_epoch)
     drawn = time.monotonic()
-    while trainer.epoch < trainer.epochs and not stop:
+    while trainer.epoch < trainer.epochs and not ranks.agreed(stop):
         number = trainer.epoch + 1
         try:
             finished = trainer.run_epoch(stop, quiet)
             state = trainer.state()
-            trainer.require_finite(state["model"], "network")
+            ranks.all_do(partial(trainer.require_finite, state["model"], "network"))
         except FloatingPointError as error:
             kept = folder.checkpoint if folder.checkpoint.exists() else "nothing"
             raise FloatingPointError(
                 f"{error}; {trainer.remedy}. It happened in epoch {number}; saved before it: {kept}"
             ) from error
-        folder.save(state)
+        if ranks.first:
+            folder.save(state)
         if finished:
-            trainer.write(folder)
+            if ranks.first:
+                trainer.write(folder)
             if at_epoch is not None:
-                at_epoch(trainer, folder.path)
+                ranks.alone(trainer.net, trainer.optimizer, called_at_epoch)
             if not quiet:
                 print(trainer.row(trainer.records[-1]), flush=True)
-            if time.monotonic() - drawn > DRAW_EVERY:
+            if ranks.first and time.monotonic() - drawn > DRAW_EVERY:
                 trainer.draw(folder)
                 drawn = time.monotonic()
-    if trainer.records:
+    if trainer.records and ranks.first:
         trainer.draw(folder)

@@ -10,7 +10,7 @@ from .implementation import implementation
 from .layers import FinPiInputLinearReLU, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
 from .mlp import FinPiMLPSample, InfMLP
 from .moments.layer import InfPiLinear
-from .optim import InfSGD, PiSGD, param_groups
+from .optim import InfSGD, InputFactors, PiSGD, param_groups, sum_gradients_
 from .rows.files import load_rows, save_rows
 from .rows.offload import pi_offload
 from .rows.shard import gather_rows, shard_rows
@@ -30,6 +30,7 @@ __all__ = [
     "InfPiLinearReLU",
     "InfPiResNet",
     "InfSGD",
+    "InputFactors",
     "PiSGD",
     "clip_grad_norm_",
     "gather_rows",
@@ -40,4 +41,5 @@ __all__ = [
     "pi_offload",
     "save_rows",
     "shard_rows",
+    "sum_gradients_",
 ]

@@ -40,6 +40,10 @@ class KernelReadout(RowLayer):
         self.kernel = kernel
         self.bias = None
 
+    @property
+    def row_kernel(self) -> Kernel:
+        return self.kernel
+
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.d:
             raise ValueError(f"KernelReadout expects samples [..., {self.d}], got {list(x.shape)}")

@@ -113,7 +113,8 @@ class InfPiLinear(MomentsLayer):
         dtype: of the bias; V_dtype: of V (bfloat16 halves its memory; sums are float32, but each
         step is rounded to V's dtype).
         fused: leave the gradient of V in its factors. `PiSGD` then updates V in place; see
-            `FactoredParameter`. Not for DistributedDataParallel.
+            `FactoredParameter`. Several processes sum such gradients with `sum_gradients_`, not
+            with DistributedDataParallel.
 
     `truncation` is the largest error of the dual kernel on [-1, 1]; `series` holds the rest.
     """

@@ -142,5 +142,6 @@ def refuse_ddp() -> None:
     if active is not None:
         raise RuntimeError(
             "a fused layer keeps the gradient of V out of DistributedDataParallel's reach, so its "
-            "ranks would train apart; build it with fused=False"
+            "ranks would train apart; sum gradients with pilimit_lib.inf.sum_gradients_(net) in "
+            "its place, or build it with fused=False"
         )

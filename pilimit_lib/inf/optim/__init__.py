@@ -1,6 +1,7 @@
 """Steps of networks of any width: SGD that appends rows, rates, gradients of any form."""
 
+from .parallel import InputFactors, sum_gradients_
 from .rates import param_groups
 from .sgd import InfSGD, PiSGD
 
-__all__ = ["InfSGD", "PiSGD", "param_groups"]
+__all__ = ["InfSGD", "InputFactors", "PiSGD", "param_groups", "sum_gradients_"]

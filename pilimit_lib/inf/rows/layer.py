@@ -18,7 +18,7 @@ from ...core import UNKNOWN, Axis, Blocks, StoredRows
 from ..bias import check_sizes
 from ..checkpoints.entries import load_whole, parameter_misfits, refused
 from .parameter import ROWS, InfPiParameter
-from .pending import PendingRows, Rows
+from .pending import PendingRows, Rows, relu_kernel
 from .storage import (
     BESIDE,
     FOLDED,
@@ -54,6 +54,7 @@ class RowLayer(nn.Module):
     shard: Any  # this process's share, where `shard_rows` spread the rows
     also_loads = BESIDE
     load_state_dict = load_whole
+    row_kernel = staticmethod(relu_kernel)  # of what rows stand for: two sets of B
     shardable = False  # whether a sum over the rows of all processes is made
 
     def __init__(

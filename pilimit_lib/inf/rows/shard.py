@@ -9,8 +9,7 @@ every rank and stays so. Gloo on CPUs, NCCL on GPUs (not yet run there).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...core import follow
+from ...core import follow, snapshot
+from ...core.collectives import collected, gathered, sum_
 from .layer import row_layers
 from .parameter import ROWS
 from .pending import Rows
+from .storage import rows_elsewhere as without_rows
+
+MOMENTUM = "momentum_buffer"
 
 
 @dataclass(eq=False)
@@ -46,10 +49,7 @@ class Shard:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, the same bits on each."""
-        tensor = tensor.contiguous()
-        with _explained():
-            dist.all_reduce(tensor, group=self.group)
-        return tensor
+        return sum_(tensor.contiguous(), self.group)
 
     def share(self, rows: Rows) -> Rows:
         """Those of the rows about to be appended that belong here."""
@@ -74,10 +74,7 @@ class Shard:
                 *map(_marks, (rows.A, rows.B)),
             ]
         )
-        found = [torch.empty_like(mine) for _ in range(self.size)]
-        with _explained():
-            dist.all_gather(found, mine, group=self.group)
-        for rank, other in enumerate(found):
+        for rank, other in enumerate(gathered(mine, self.group)):
             # Inputs are the same on all ranks, but machines of different kinds may round
             # differently.
             if not torch.allclose(other, mine, rtol=1e-3, atol=1e-3, equal_nan=True):
@@ -107,19 +104,6 @@ def _marks(values: Tensor) -> Tensor:
     )
     projections = ((left @ values) * right).sum(1) / torch.where(size > 0, size, 1)
     return torch.cat([size.log().clamp_min(-1e3)[None], projections])
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Says what a failed collective usually means."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"a collective of sharded rows failed on rank {dist.get_rank()}: another rank ended, "
-            "hangs, or was fed a batch of another size. Start all ranks again from a checkpoint "
-            f"({error})"
-        ) from error
 
 
 @torch.no_grad()
@@ -184,24 +168,63 @@ def gather_rows(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
         for name in (*ROWS, "origin"):
             blocks = layer.row_storage(name)
             state = {"": blocks.dense()} if name in ("Amult", "origin") else blocks.state()
-            blocks.load_state({suffix: _gathered(value, shard) for suffix, value in state.items()})
+            blocks.load_state({suffix: _whole(value, shard) for suffix, value in state.items()})
         velocity = {} if optimizer is None else optimizer.state.get(layer.Amult, {})
-        if isinstance(velocity.get("momentum_buffer"), Tensor):
-            velocity["momentum_buffer"] = _gathered(velocity["momentum_buffer"], shard)
+        if isinstance(velocity.get(MOMENTUM), Tensor):
+            velocity[MOMENTUM] = _whole(velocity[MOMENTUM], shard)
         layer.shard = None
     return model
 
 
-def _gathered(value: Tensor, shard: Shard) -> Tensor:
+@torch.no_grad()
+def sharded_snapshot(
+    model: nn.Module, optimizer: Optimizer | None = None, **extras: Any
+) -> dict[str, Any]:
+    """`core.snapshot` of a network whose rows are sharded, as one process would take it, on the
+    first rank; on the others it lacks the rows. Call it on every rank, which goes on holding its
+    share.
+
+    A network that is not sharded restores it (`core.restore`), and may then be sharded over any
+    number of ranks. The first rank needs memory for all rows; `save_rows` needs it for none.
+    """
+    with without_rows():
+        state = snapshot(model, optimizer, **extras)
+    for name, layer in row_layers(model):
+        shard, prefix = layer.shard, f"{name}." if name else ""
+        if shard is None:
+            raise RuntimeError(f"the rows of '{name}' are not sharded; use core.snapshot")
+        momentum = state.get("optimizer", {"state": {}})["state"].get(prefix + "Amult", {})
+        if isinstance(momentum.get(MOMENTUM), Tensor):
+            momentum[MOMENTUM] = _whole(momentum[MOMENTUM], shard, collected)
+        state["structure"][name] = {"rows": shard.total}
+        for role in (*ROWS, "origin"):
+            blocks = layer.row_storage(role)
+            # what blocks know beside their rows belongs to those of this rank
+            held = {"": blocks.dense()} if role in ("Amult", "origin") else blocks.state()
+            for suffix, value in held.items():
+                state["model"][prefix + role + suffix] = _whole(value, shard, collected)
+    return state
+
+
+def rows_elsewhere(model: nn.Module) -> int:
+    """How many rows of `model` the other ranks hold."""
+    sharded = [layer for _, layer in row_layers(model) if layer.shard is not None]
+    return sum(layer.shard.total - len(layer) for layer in sharded)
+
+
+def _whole(
+    value: Tensor,
+    shard: Shard,
+    how: Callable[[Tensor, Any], list[Tensor] | None] = gathered,
+) -> Tensor | None:
     """The tensor [total, …] whose every k-th slice, beginning with that of its rank, each rank
     holds. As bytes: of any dtype."""
     longest = -(-shard.total // shard.size)
     padded = value.new_zeros((longest, *value.shape[1:]))
     padded[: len(value)] = value
-    mine = padded.reshape(-1).view(torch.uint8)
-    found = [torch.empty_like(mine) for _ in range(shard.size)]
-    with _explained():
-        dist.all_gather(found, mine, group=shard.group)
+    found = how(padded.reshape(-1).view(torch.uint8), shard.group)
+    if found is None:
+        return None
     every = torch.stack([part.view(value.dtype).reshape(padded.shape) for part in found], dim=1)
     return every.reshape(-1, *value.shape[1:])[: shard.total].clone()
 
@@ -211,10 +234,7 @@ def _check_same_network(model: nn.Module, shard: Shard) -> None:
     sums = [parameter.detach().double().sum() for parameter in model.parameters()]
     mine = torch.stack([total.to(sums[0].device) for total in sums])
     mine = torch.cat([mine, mine.new_tensor([sum(p.numel() for p in model.parameters())])])
-    found = [torch.empty_like(mine) for _ in range(shard.size)]
-    with _explained():
-        dist.all_gather(found, mine, group=shard.group)
-    for rank, other in enumerate(found):
+    for rank, other in enumerate(gathered(mine, shard.group)):
         if not torch.allclose(other, mine, rtol=1e-9, atol=0, equal_nan=True):
             raise ValueError(
                 f"ranks {shard.rank} and {rank} hold different networks; build them from one seed "
