@@ -16,7 +16,6 @@ file of results. Without a GPU it says what it would do.
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import signal
@@ -33,7 +32,7 @@ import torch
 
 from experiments.bench import gpu_stages
 from experiments.bench.gpu_stages import FULL, TINY, Sizes
-from experiments.training.flags import dated_folder
+from experiments.training.flags import dated_folder, plain_command_line
 from pilimit_lib.core import write_text
 
 LIMIT = 25 * 60.0
@@ -203,14 +202,19 @@ def append(path: Path, text: str, device: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = plain_command_line("bench.gpu", __doc__)
+    parser.group("output").add_argument(
+        "--out", "--save-dir", type=Path, help="folder (default output/gpu/<date and time>)"
     )
-    parser.add_argument("--out", type=Path, help="default output/gpu/<date and time>")
-    parser.add_argument("--data", default="./dataset", help="folder that holds CIFAR-10")
-    parser.add_argument("--minutes", type=float, default=LIMIT / 60, help="for everything")
+    parser.add_argument(
+        "--data", default="./dataset", help="folder that holds CIFAR-10 (default ./dataset)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=LIMIT / 60,
+        help=f"for everything (default {LIMIT / 60:g})",
+    )
     parser.add_argument("--append", type=Path, help="file of results that gets the report")
     parser.add_argument("--plan", action="store_true", help="say what would be done, and end")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")

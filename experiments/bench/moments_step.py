@@ -27,6 +27,7 @@ import torch
 from torch.nn import functional as F
 
 from experiments.bench.machine import Limits, describe
+from experiments.training.flags import plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, implementation, param_groups
 
@@ -94,20 +95,31 @@ def measure(args: argparse.Namespace, r: int, b: int, limits: Limits) -> str:
 
 
 def main(argv: list[str] | None = None) -> str:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.moments_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = plain_command_line("bench.moments_step", __doc__)
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        nargs="+",
+        default=[50, 100, 200, 400],
+        help="ranks r (default 50 100 200 400)",
     )
-    parser.add_argument("--ranks", type=int, nargs="+", default=[50, 100, 200, 400])
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 128])
+    parser.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=[8, 128],
+        help="samples of a step b (default 8 128)",
+    )
     parser.add_argument("--layers", type=int, default=2, help="hidden π-layers (default 2)")
     parser.add_argument("--d", type=int, default=3072, help="size of the data (default 3072)")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="turns of each side, one after the other (default 9)"
+    )
     parser.add_argument("--seconds", type=float, default=0.3, help="of a side's turn (default 0.3)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for table.md")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
+    parser.group("output").add_argument(
+        "--out", "--save-dir", type=Path, help="folder for table.md (default none)"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     limits, lines = Limits(), []

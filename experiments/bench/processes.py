@@ -31,6 +31,7 @@ from experiments.cifar10 import cifar10conv, cifar10mlp
 from experiments.cifar10.conv_settings import Settings as ConvSettings
 from experiments.cifar10.settings import Settings
 from experiments.training.distributed import Ranks, processes
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.images import ImageSet
 from experiments.training.loop import Trainer
 from experiments.training.process import human_bytes
@@ -127,14 +128,12 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench.processes",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = plain_command_line("bench.processes", __doc__)
+    add_out(parser, None, "folder of results.jsonl and table.md")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[2], help="numbers of processes (default 2)"
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2], help="numbers of processes")
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=15, help="steps of each case (default 15)")
     parser.add_argument("--only", default="", help="cases whose name begins so")
     parser.add_argument("--as-a-rank", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

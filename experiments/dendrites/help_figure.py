@@ -8,12 +8,12 @@ The name of a file is the name of its set. Written: `help.md` and `help.png`.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 
 from experiments.dendrites.does_it_help import ARMS
+from experiments.training.flags import add_out, plain_command_line
 
 CONTROL = "restarts"
 OTHERS = [arm for arm in ARMS if arm != CONTROL]
@@ -85,11 +85,9 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    flags.add_argument("files", nargs="+", type=Path)
-    flags.add_argument("--out", type=Path, default=Path("results/dendrites/help"))
+    flags = plain_command_line("dendrites.help_figure", __doc__)
+    flags.add_argument("files", nargs="+", type=Path, help="results.csv of does_it_help")
+    add_out(flags, "results/dendrites/help", "folder of help.md and the figure")
     args = flags.parse_args(argv)
     frame = read(args.files)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,7 @@ Written: OUT/starts.csv, a row per h, seed and way.
 
 from __future__ import annotations
 
-import argparse
 import copy
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from experiments.dendrites.data import digits
 from experiments.dendrites.growing_networks import mlp
 from experiments.dendrites.training import accuracy, train_epoch
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, EveryEpoch, Growth, dendritic
 
 WAYS = ("none", "draw", "standardised", "gradient")
@@ -101,15 +100,17 @@ def look(hidden: int, seed: int, epochs: int, more: int, rate: float) -> list[di
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    flags = plain_command_line("dendrites.starts", __doc__)
+    flags.add_argument(
+        "--hidden", type=int, nargs="+", default=[4, 8], help="hidden units (default 4 8)"
     )
-    flags.add_argument("--hidden", type=int, nargs="+", default=[4, 8])
-    flags.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    flags.add_argument("--epochs", type=int, default=60)
-    flags.add_argument("--more", type=int, default=20)
-    flags.add_argument("--lr", type=float, default=1e-2)
-    flags.add_argument("--out", type=Path, default=Path("results/dendrites/starts"))
+    flags.add_argument(
+        "--seeds", type=int, nargs="+", default=list(range(8)), help="of networks (default 0 to 7)"
+    )
+    flags.add_argument("--epochs", type=int, default=60, help="before a network grows (default 60)")
+    flags.add_argument("--more", type=int, default=20, help="epochs after it (default 20)")
+    flags.add_argument("--lr", type=float, default=1e-2, help="of Adam (default 0.01)")
+    add_out(flags, "results/dendrites/starts", "folder of the tables")
     args = flags.parse_args(argv)
     frame = pd.DataFrame(
         [

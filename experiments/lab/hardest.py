@@ -17,7 +17,6 @@ Written: `hits.csv`, a row per seed and way, and `settings.json`.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn, optim
 from torch.utils.data import TensorDataset
 
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.lab import Experiment
 
 
@@ -42,6 +42,17 @@ class Settings:
     epochs: int = 5
     batch_size: int = 64
     learning_rate: float = 1e-2
+
+
+MEANINGS = {
+    "out": "folder of the tables",
+    "seeds": "of network, order and wrong labels",
+    "samples": "images of digits",
+    "flipped": "how many labels are wrong",
+    "epochs": "passes over the images",
+    "batch_size": "images of a step",
+    "learning_rate": "of the optimiser",
+}
 
 
 def flip(labels: Tensor, count: int, seed: int, classes: int = 10) -> tuple[Tensor, set[int]]:
@@ -105,14 +116,15 @@ def run(seed: int, settings: Settings) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_command_line("lab.hardest", __doc__)
     for name, value in asdict(Settings()).items():
+        text = f"{MEANINGS[name]} (default {value})"
         if name == "seeds":
-            parser.add_argument("--seeds", type=int, nargs="+", default=list(value))
+            parser.add_argument("--seeds", type=int, nargs="+", default=list(value), help=text)
+        elif name == "out":
+            add_out(parser, value, MEANINGS[name])
         else:
-            parser.add_argument(f"--{name}", type=type(value), default=value)
+            parser.add_argument(f"--{name}", type=type(value), default=value, help=text)
     given = vars(parser.parse_args(argv))
     settings = Settings(**{**given, "seeds": tuple(given["seeds"])})
     out = Path(settings.out)

@@ -69,9 +69,13 @@ def main(argv: list[str] | None = None) -> None:
         metavar="NAME",
         help="a named run, or " + ", ".join(f"{n}: {OTHERS[n]}" for n in OTHERS),
     )
-    arguments.add_argument("--seed", type=int, default=0, help="default 0")
+    arguments.add_argument("--seed", type=int, default=0, help="of the run (default 0)")
     arguments.add_argument("--data", default="./dataset", help="folder of the data set")
-    arguments.add_argument("--output", default="output/paper", help="default output/paper")
+    arguments.add_argument(
+        "--output",
+        default="output/paper",
+        help="folder of the runs' folders (default output/paper)",
+    )
     arguments.add_argument("--logs", default=str(LOGS), help="folder of the CSV files")
     arguments.add_argument("--page", default=str(PAGE), help="page that `table` writes into")
     arguments.add_argument("--only-cost", action="store_true", help="say the cost, run nothing")

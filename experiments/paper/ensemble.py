@@ -93,11 +93,15 @@ def _accuracy(outputs: Tensor, labels: Tensor) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    helps = {"run": "name of the run", "seeds": "separated by commas (default 0,1,2)"}
-    result = command_line("paper.ensemble", Settings, __doc__, helps=helps, positional="run")
-    result.add_argument("--data", default="./dataset", help="folder of CIFAR-10")
-    result.add_argument("--runs", default="output/paper", help="folder of the runs' folders")
-    result.add_argument("--save-dir", default="", help="where results.jsonl goes; default: nowhere")
+    texts = {"data": {"run": "name of the run", "seeds": "of the networks, separated by commas"}}
+    result = command_line("paper.ensemble", Settings, __doc__, texts=texts, positional="run")
+    result.add_argument(
+        "--data", default="./dataset", help="folder of CIFAR-10 (default ./dataset)"
+    )
+    result.add_argument(
+        "--runs", default="output/paper", help="folder of the runs' folders (default output/paper)"
+    )
+    result.add_argument("--save-dir", default="", help="where results.jsonl goes (default nowhere)")
     return result
 
 

@@ -11,12 +11,11 @@ is a line of OUT/NORM-RATE/sigprop-SEED.csv; an interrupted command goes on when
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.images import ImageSet, load_images
 
 from .cifar10 import PROTOCOL
@@ -38,18 +37,41 @@ def held_out(images: ImageSet, count: int) -> ImageSet:
 
 
 def main(argv: list[str] | None = None) -> tuple[str, float]:
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    flags = plain_command_line("sigprop.choose", __doc__)
     flags.add_argument("--data", default="./dataset", help="folder as torchvision lays it out")
-    flags.add_argument("--norms", nargs="+", choices=NORMS, default=list(NORMS))
-    flags.add_argument("--rates", nargs="+", type=float, default=[PROTOCOL.lr])
-    flags.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    flags.add_argument("--epochs", type=int, default=PROTOCOL.epochs)
-    flags.add_argument("--width", type=int, default=PROTOCOL.width)
+    flags.add_argument(
+        "--norms", nargs="+", choices=NORMS, default=list(NORMS), help="norms (default all)"
+    )
+    flags.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        default=[PROTOCOL.lr],
+        help="learning rates (default that of the protocol)",
+    )
+    flags.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="of networks (default 0 1 2)"
+    )
+    flags.add_argument(
+        "--epochs",
+        type=int,
+        default=PROTOCOL.epochs,
+        help=f"of training (default {PROTOCOL.epochs})",
+    )
+    flags.add_argument(
+        "--width",
+        type=int,
+        default=PROTOCOL.width,
+        help=f"channels of the first layer (default {PROTOCOL.width})",
+    )
     flags.add_argument("--train", type=int, default=None, help="training images, held-out included")
-    flags.add_argument("--held-out", type=int, default=5000)
-    flags.add_argument("--out", type=Path, default=Path("results/sigprop/choose"))
+    flags.add_argument(
+        "--held-out",
+        type=int,
+        default=5000,
+        help="training images that decide (default 5000)",
+    )
+    add_out(flags, "results/sigprop/choose", "folder of the table")
     args = flags.parse_args(argv)
     images = held_out(load_images("cifar10", args.data, args.train), args.held_out)
     rows = []

@@ -18,16 +18,15 @@ OUT/lag.csv, a row per method, seed and epoch.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.images import ImageSet, load_images
 from experiments.training.process import seed_everything
 from pilimit_lib import sigprop
@@ -95,18 +94,28 @@ def run(
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    flags = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    flags = plain_command_line("sigprop.lag", __doc__)
+    flags.add_argument(
+        "--dataset",
+        choices=("digits", "cifar10"),
+        default="cifar10",
+        help="images (default cifar10)",
     )
-    flags.add_argument("--dataset", choices=("digits", "cifar10"), default="cifar10")
     flags.add_argument("--data", default="./dataset", help="folder as torchvision lays it out")
-    flags.add_argument("--methods", nargs="+", default=["sigprop", "frozen"])
-    flags.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    flags.add_argument(
+        "--methods",
+        nargs="+",
+        default=["sigprop", "frozen"],
+        help="ways of learning (default sigprop frozen)",
+    )
+    flags.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="of networks (default 0 1 2)"
+    )
     flags.add_argument("--epochs", nargs="+", type=int, default=[1, 6], help="measured after these")
     flags.add_argument("--longer", type=int, default=3, help="epochs that the output trains on")
-    flags.add_argument("--train", type=int, default=None)
-    flags.add_argument("--test", type=int, default=None)
-    flags.add_argument("--out", type=Path, default=Path("results/sigprop/lag"))
+    flags.add_argument("--train", type=int, default=None, help="training images (default all)")
+    flags.add_argument("--test", type=int, default=None, help="test images (default all)")
+    add_out(flags, "results/sigprop/lag", "folder of the tables")
     args = flags.parse_args(argv)
     images = load_images(args.dataset, args.data, args.train, args.test)
     settings = replace(PROTOCOL, dataset=args.dataset, decay=False, train=args.train)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.training.flags import plain_command_line
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.images import load_images
 from experiments.training.process import shows_bars
 from experiments.understanding.digits_run import Run, Trained, trained
@@ -144,19 +144,19 @@ def draw(scores: pd.DataFrame, suspects: pd.DataFrame, path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     parser = plain_command_line("understanding.attribution", __doc__)
-    parser.add_argument("--save-dir", type=Path, default=Path("output/attribution"))
-    parser.add_argument("--seeds", type=int, default=3)
+    add_out(parser, "output/attribution", "folder of tables and figures")
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs (default 3)")
     parser.add_argument("--subsets", type=int, default=30, help="for each fraction left out")
     parser.add_argument("--queries", type=int, default=40, help="test images")
     args = parser.parse_args(argv)
     scores, suspects = [], []
     for seed in range(args.seeds):
-        scores += scores_of(seed, args.subsets, args.queries, args.save_dir / f"seed_{seed}")
-        suspects += suspects_of(seed, args.queries, args.save_dir / f"flipped_{seed}")
+        scores += scores_of(seed, args.subsets, args.queries, args.out / f"seed_{seed}")
+        suspects += suspects_of(seed, args.queries, args.out / f"flipped_{seed}")
     frame, found = pd.DataFrame(scores), pd.DataFrame(suspects)
-    write_text(args.save_dir / "scores.csv", frame.to_csv(index=False, float_format="%.5g"))
-    write_text(args.save_dir / "mislabelled.csv", found.to_csv(index=False, float_format="%.5g"))
-    draw(frame, found, args.save_dir / "attribution.png")
+    write_text(args.out / "scores.csv", frame.to_csv(index=False, float_format="%.5g"))
+    write_text(args.out / "mislabelled.csv", found.to_csv(index=False, float_format="%.5g"))
+    draw(frame, found, args.out / "attribution.png")
     table = frame.groupby(["method", "left out"], sort=False)["LDS"].agg(["mean", "std"])
     print(table.unstack("left out").round(3).to_string())
     print(found.groupby("method", sort=False)["AUC"].agg(["mean", "std"]).round(3).to_string())

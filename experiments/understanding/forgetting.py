@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.training.flags import plain_command_line
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.images import load_images
 from experiments.training.process import shows_bars
 from experiments.understanding.digits_run import Run, trained
@@ -57,14 +57,14 @@ def measure(run: Run, seed: int, count: int, folder: Path) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     parser = plain_command_line("understanding.forgetting", __doc__)
-    parser.add_argument("--save-dir", type=Path, default=Path("output/forgetting"))
+    add_out(parser, "output/forgetting", "folder of tables and figures")
     parser.add_argument("--forget", type=int, default=10, help="of 200 samples")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many runs (default 5)")
     args = parser.parse_args(argv)
     seeds = tqdm(range(args.seeds), desc="seeds", disable=not shows_bars())
-    rows = [measure(Run(), s, args.forget, args.save_dir / f"seed_{s}") for s in seeds]
+    rows = [measure(Run(), s, args.forget, args.out / f"seed_{s}") for s in seeds]
     frame = pd.DataFrame(rows).set_index("seed")
-    write_text(args.save_dir / "forgetting.csv", frame.to_csv(float_format="%.5g"))
+    write_text(args.out / "forgetting.csv", frame.to_csv(float_format="%.5g"))
     print(pd.DataFrame({"mean": frame.mean(), "s.d.": frame.std()}).round(3).to_string())
     return frame
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.training.flags import plain_command_line
+from experiments.training.flags import add_out, plain_command_line
 from experiments.training.images import Batches, ImageSet, load_images
 from experiments.training.process import seed_everything, shows_bars
 from pilimit_lib.core import write_text
@@ -212,10 +212,10 @@ def draw_rates(frame: pd.DataFrame, path: Path) -> None:
 
 def main(argv: list[str] | None = None, settings: Settings | None = None) -> dict[str, list[str]]:
     parser = plain_command_line("understanding.scaling", __doc__)
-    parser.add_argument("--save-dir", type=Path, default=Path("output/scaling"))
+    add_out(parser, "output/scaling", "folder of tables and figures")
     args = parser.parse_args(argv)
     settings, data = settings or Settings(), load_images("digits")
-    args.save_dir.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     frames, off = [], {}
     for kind in POWERS:
         found = check(settings, data, kind)
@@ -223,11 +223,11 @@ def main(argv: list[str] | None = None, settings: Settings | None = None) -> dic
         print(f"{kind}: {found}".replace("\n", f"\n{' ' * len(kind)}  "))
         frames.append(pd.DataFrame(records(found)).assign(network=kind))
     frame = pd.concat(frames)
-    write_text(args.save_dir / "coord_check.csv", frame.to_csv(index=False, float_format="%.5g"))
-    draw_check(frame, settings.check_steps, args.save_dir / "coord_check.png")
+    write_text(args.out / "coord_check.csv", frame.to_csv(index=False, float_format="%.5g"))
+    draw_check(frame, settings.check_steps, args.out / "coord_check.png")
     found_rates = rates(settings, data)
-    write_text(args.save_dir / "rates.csv", found_rates.to_csv(index=False, float_format="%.5g"))
-    draw_rates(found_rates, args.save_dir / "rates.png")
+    write_text(args.out / "rates.csv", found_rates.to_csv(index=False, float_format="%.5g"))
+    draw_rates(found_rates, args.out / "rates.png")
     print(at_the_rate_tuned_at_infinity(found_rates).round(3).to_string(index=False))
     return off
 

@@ -436,7 +436,9 @@ def test_what_is_not_the_papers_network_on_cifar10_is_said():
     assert not Settings(dataset="cifar10", depth=1).note_on_depth()
     assert "on ImageNet32 has one" in TransferSettings().note_on_depth()
     assert not Settings(depth=3).note_on_depth()
-    assert "The paper's network" in " ".join(parser().format_help().split())
+    assert "the paper: 1, which its code, counting stages" in " ".join(
+        parser().format_help().split()
+    )
 
 
 def test_that_is_said_before_training(tmp_path, capsys, monkeypatch):

@@ -90,9 +90,9 @@ def test_the_papers_command_is_stopped_when_the_time_is_up(tmp_path, monkeypatch
     assert day.left > 0
 
 
-def test_the_papers_flags_are_those_of_the_readme():
-    readme = (ROOT / "README.md").read_text()
-    (line,) = [line for line in readme.splitlines() if "--r 400" in line and "cifar10mlp" in line]
+def test_the_papers_flags_are_those_of_the_page_of_commands():
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if "--r 400" in line and "cifar10mlp" in line]
     pairs = set(" ".join(line.split()[3:]).replace("--save-dir ./output/", "").split(" --"))
     assert {each.strip("- ") for each in pairs} - {""} == {
         each.strip("- ") for each in " ".join(gpu.PAPER).split(" --")
