@@ -17,7 +17,7 @@ OWN = ("pilimit_lib", "pilimit_orig", "experiments", "tests")
 ALLOWED = {
     "pilimit_lib.core": ("pilimit_lib.core",),
     **{f"pilimit_lib.{room}": (f"pilimit_lib.{room}", "pilimit_lib.core") for room in ROOMS},
-    "pilimit_lib": ("pilimit_lib.core",),
+    "pilimit_lib": ("pilimit_lib.core", "pilimit_lib.version"),
     "pilimit_orig": ("pilimit_orig",),
     "experiments": ("experiments", "pilimit_lib", "pilimit_orig"),
     "tests": OWN,
