@@ -22,12 +22,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
+from experiments.training.flags import answer_help
+
+if __name__ == "__main__":
+    answer_help(parser(__doc__))
+
 import torch
 from torch import Tensor
 
 from experiments.cifar10.mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
-from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
 from experiments.training import loop
+from experiments.training.choices import FLIPS, SHIFT
 from experiments.training.errors import errors_of
 from experiments.training.flags import (
     dated_folder,
@@ -36,7 +42,7 @@ from experiments.training.flags import (
     picked,
     settings_to_run,
 )
-from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet, load_images
+from experiments.training.images import Batches, ImageSet, load_images
 from experiments.training.implementation import begun_with, decided, sums
 from experiments.training.process import human_bytes, pick_device
 from experiments.training.run_folder import RunFolder

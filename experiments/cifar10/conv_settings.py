@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 
+from experiments.training.choices import ACTIVATIONS, DATASETS, FITS, FLIPS
 from experiments.training.flags import add_switches, command_line, require_none, too_small
-from experiments.training.images import DATASETS, FLIPS
-from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
 
 NETWORKS = ("infinite", "twin", "mup", "batchnorm")
 
@@ -111,7 +110,7 @@ class Settings:
 
 CHOICES = {
     "fit": FITS,
-    "activation": tuple(ACTIVATIONS),
+    "activation": ACTIVATIONS,
     "optimizer": ("sgd", "adam", "adamw"),
     "dataset": DATASETS,
     "scheduler": ("none", "onecycle", "cosine"),

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from experiments.training.choices import ACTIVATIONS, DATASETS, FITS
 from experiments.training.flags import (
     add_switches,
     command_line,
@@ -13,9 +14,7 @@ from experiments.training.flags import (
     require_none,
     too_small,
 )
-from experiments.training.images import DATASETS
-from experiments.training.run_folder import Names
-from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
+from experiments.training.names import Names
 
 REMOVED = {  # flags that did nothing in the original's library, or named what it never had
     "--last-layer-grad-no-alpha": "it had no effect in the original library",
@@ -141,7 +140,7 @@ CHOICES = {
     "implementation": ("auto", "plain", "native"),
     "memory": ("rows", "moments"),
     "fit": FITS,
-    "activation": tuple(ACTIVATIONS),
+    "activation": ACTIVATIONS,
     "optimizer": ("sgd", "adam", "adamw"),
     "dataset": DATASETS,
     "loss": ("xent", "mse"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments.cifar10.cifar10test import REGS
 from experiments.cifar10.settings import Settings as TrainSettings
+from experiments.training.choices import REGS
 from experiments.training.flags import milestones, require_none
-from experiments.training.run_folder import Names
+from experiments.training.names import Names
 
 SOURCES = ("imagenet32", "cifar10-half")
 CHOICES = {"dataset": SOURCES, "save_epochs": ("none", "best", "all")}

@@ -23,12 +23,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from experiments.cifar10.settings import OUTPUT, REMOVED, parser
+from experiments.imagenet.settings import CHOICES, Settings
+from experiments.training.flags import answer_help
+
+if __name__ == "__main__":
+    answer_help(parser(__doc__, Settings, "imagenet.transfer_imagenet", CHOICES))
+
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.saved_networks import load_network
-from experiments.cifar10.settings import OUTPUT, REMOVED, parser
 from experiments.imagenet.cost import cost, describe_cost
 from experiments.imagenet.images import pretraining_data
-from experiments.imagenet.settings import CHOICES, Settings
 from experiments.imagenet.transfers import Transfers
 from experiments.training.errors import errors_of
 from experiments.training.flags import dated_folder, parse, picked, settings_to_run

@@ -33,6 +33,11 @@ from pilimit_lib.inf.meta import (
 from pilimit_lib.inf.numerics import direction
 
 
+def dtype_of(settings: Settings) -> torch.dtype:
+    """Of everything but rows."""
+    return getattr(torch, DTYPES[settings.dtype])
+
+
 def tasks(
     settings: Settings, split: str, seed: int, quiet: bool = False, batch_size: int | None = None
 ) -> Episodes | Sinusoids:
@@ -40,10 +45,10 @@ def tasks(
     seed."""
     s, size = settings, batch_size or settings.batch_size
     if s.dataset == "sinusoid":
-        return Sinusoids(s.num_shots, s.num_shots_test, size, seed, DTYPES[s.dtype])
+        return Sinusoids(s.num_shots, s.num_shots_test, size, seed, dtype_of(s))
     classes = Classes(load_omniglot(s.folder, split, quiet))
     return Episodes(
-        classes, s.num_ways, s.num_shots, s.num_shots_test, size, seed, s.ink, DTYPES[s.dtype]
+        classes, s.num_ways, s.num_shots, s.num_shots_test, size, seed, s.ink, dtype_of(s)
     )
 
 
@@ -61,7 +66,7 @@ class OfDirections:
 def build(settings: Settings, device: torch.device) -> nn.Module:
     """The learner that the settings describe, freshly initialised from the seed."""
     seed_everything(settings.seed)
-    s, dtype = settings, DTYPES[settings.dtype]
+    s, dtype = settings, dtype_of(settings)
     d, o = (1, 1) if s.dataset == "sinusoid" else (28 * 28, s.num_ways)
     if s.kernel:
         hidden = s.hidden_layers
@@ -265,7 +270,7 @@ def evaluate(
         leave=False,
         disable=not shows_bars(quiet),
     ):
-        batch = placed(batch, device, DTYPES[settings.dtype])
+        batch = placed(batch, device, dtype_of(settings))
         y = batch["test"][1]
         if without_steps:
             outputs = nilmax(net, batch, settings.dataset == "sinusoid")

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import fields, replace
 from pathlib import Path
 
-from experiments.training.images import DATASETS, load_images
+from experiments.training.choices import DATASETS
+from experiments.training.images import load_images
 
 from . import networks
 from .methods import METHODS, Settings

@@ -12,11 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DATASETS = ("digits", "cifar10", "fashion_mnist")
-# pixels that augmentation moves an image at most
-SHIFT = {"digits": 1, "cifar10": 4, "fashion_mnist": 2, "imagenet32": 4}
-# a mirrored digit is another sign
-FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True, "imagenet32": True}
+from experiments.training.choices import DATASETS
 
 
 @dataclass(frozen=True)
