@@ -4,12 +4,13 @@ from .features import FiniteFeatures, InfiniteFeatures, embed, features_of
 from .learner import KernelMLP, KernelReadout
 from .matrix import kernel_matrix, kernel_product
 from .regression import kernel_regression
-from .relu import ReLUKernel
+from .relu import InFloat32, ReLUKernel
 from .solve import kernel_ridge, memory_needed, require_memory
 
 __all__ = [
     "FiniteFeatures",
     "InfiniteFeatures",
+    "InFloat32",
     "KernelMLP",
     "KernelReadout",
     "ReLUKernel",
