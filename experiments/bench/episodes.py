@@ -18,6 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from experiments.bench.machine import describe
 from experiments.meta.episodes import Batch, Classes, Episodes
 
 OMNIGLOT_CLASSES = 1028
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None) -> list[tuple[float, float]]:
         for _ in range(args.rounds)
     ]
     ratios = [a / b for a, b in rounds]
+    print(describe())
     print(
         f"8 tasks of 5 ways, 1 shot: {statistics.median(a for a, _ in rounds):.0f} batches/s of "
         "processor time, one by one "

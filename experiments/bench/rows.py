@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from experiments.bench.machine import describe
 from experiments.training.process import shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_
@@ -323,7 +323,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         records, done = records + fresh, done + fresh
         write_text(kept, "".join(json.dumps(entry) + "\n" for entry in (settings, *done)))
     frame = pd.DataFrame(records)
-    machine = f"torch {torch.__version__}, {args.threads} thread(s), {platform.machine()}\n\n"
+    machine = f"{describe(args.threads)}\n\n"
     write_text(args.save_dir / "steps.csv", frame.to_csv(index=False))
     write_text(args.save_dir / "table.md", machine + table(frame))
     draw(frame, args.save_dir / "steps.png")

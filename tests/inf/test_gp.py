@@ -11,6 +11,7 @@ from pilimit_lib.inf import InfMLP, PiSGD, param_groups
 from pilimit_lib.inf.gp import (
     FiniteFeatures,
     InfiniteFeatures,
+    InFloat32,
     ReLUKernel,
     embed,
     features_of,
