@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from experiments.bench.machine import describe
 from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf.conv.autograd import feature_conv2d
@@ -175,8 +176,9 @@ def main(argv: list[str] | None = None) -> None:
         if (r, size, args.b) not in known:
             results.append(measure(r, size, args.b, args.rounds))
             write_text(path, "".join(json.dumps(line) + "\n" for line in results))
-    write_text(args.out / "table.md", table(results))
-    print(table(results))
+    found = f"{describe()}\n\n{table(results)}"
+    write_text(args.out / "table.md", found)
+    print(found)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from experiments.bench.machine import describe
 from experiments.training.flags import add_out, plain_command_line
 from experiments.training.process import shows_bars
 from pilimit_lib.core import write_text
@@ -162,9 +163,10 @@ def main(argv: list[str] | None = None) -> None:
             results.append(measure(*case, args.steps, args.lr))
             write_text(path, "".join(json.dumps(line) + "\n" for line in results))
     frame = pd.DataFrame(results)
-    write_text(args.out / "table.md", table(frame))
+    found = f"{describe()}\n\n{table(frame)}"
+    write_text(args.out / "table.md", found)
     draw(frame, args.out / "conv_twins.png")
-    print(table(frame))
+    print(found)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from experiments.bench.machine import describe
 from experiments.meta.episodes import Batch, Classes, Episodes
 from experiments.training.flags import plain_command_line
 
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> list[tuple[float, float]]:
         for _ in range(args.rounds)
     ]
     ratios = [a / b for a, b in rounds]
+    print(describe())
     print(
         f"8 tasks of 5 ways, 1 shot: {statistics.median(a for a, _ in rounds):.0f} batches/s of "
         "processor time, one by one "

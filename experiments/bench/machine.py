@@ -14,11 +14,12 @@ SIZE = 1024  # of the square product that tells the rate of products
 COPIED = 1 << 26  # bytes of the copy that tells the bandwidth: more than caches hold
 
 
-def describe() -> str:
-    """The processor with its family and widest instructions, threads, torch and today's date."""
+def describe(threads: int | None = None) -> str:
+    """The processor with its family and widest instructions, threads (default: as many as torch
+    uses now), torch and today's date."""
     capability = torch.backends.cpu.get_cpu_capability()
     return (
-        f"{processor()}, {capability}, {torch.get_num_threads()} thread(s), "
+        f"{processor()}, {capability}, {threads or torch.get_num_threads()} thread(s), "
         f"torch {torch.__version__}, {date.today()}"
     )
 

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
+from experiments.bench.machine import describe
 from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
@@ -258,9 +259,10 @@ def main(argv: list[str] | None = None) -> None:
     frame = pd.concat(
         [frame, extrapolated(frame, args.slope_to).assign(extrapolated=True)], ignore_index=True
     )
-    write_text(args.out / "table.md", table(frame))
+    found = f"{describe()}\n\n{table(frame)}"
+    write_text(args.out / "table.md", found)
     draw(frame, args.out / "cost.png")
-    print(table(frame))
+    print(found)
 
 
 if __name__ == "__main__":

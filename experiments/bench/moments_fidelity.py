@@ -27,6 +27,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from experiments.bench.machine import describe
 from experiments.cifar10.cifar10mlp import Settings, train
 from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
@@ -242,10 +243,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.table:
         if frame.empty:
             parser.error(f"no finished epoch under {args.out}")
-        write_text(args.out / "table.md", markdown(frame))
+        found = f"Table made on {describe()}\n\n{markdown(frame)}"
+        write_text(args.out / "table.md", found)
         frame.to_csv(args.out / "runs.csv", index=False)
         draw(frame, args.out / "curves.png")
-        print(markdown(frame))
+        print(found)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ cells are kept, so that an interrupted run goes on.
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from experiments.bench.machine import describe
 from experiments.training.flags import add_out, plain_command_line
 from experiments.training.process import shows_bars
 from pilimit_lib.core import write_text
@@ -333,7 +333,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         records, done = records + fresh, done + fresh
         write_text(kept, "".join(json.dumps(entry) + "\n" for entry in (settings, *done)))
     frame = pd.DataFrame(records)
-    machine = f"torch {torch.__version__}, {args.threads} thread(s), {platform.machine()}\n\n"
+    machine = f"{describe(args.threads)}\n\n"
     write_text(args.out / "steps.csv", frame.to_csv(index=False))
     write_text(args.out / "table.md", machine + table(frame))
     draw(frame, args.out / "steps.png")

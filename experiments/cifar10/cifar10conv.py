@@ -24,6 +24,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from experiments.cifar10.conv_settings import Settings, beside, parser
+from experiments.training.flags import answer_help
+
+if __name__ == "__main__":
+    answer_help(parser(__doc__))
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,7 +37,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments.cifar10.conv_networks import build, cutout, evaluate, optimizer_of, scheduler_of
 from experiments.cifar10.conv_results import collect, draw
-from experiments.cifar10.conv_settings import Settings, beside, parser
 from experiments.training import loop
 from experiments.training.distributed import ALONE, Ranks, processes
 from experiments.training.errors import errors_of

@@ -24,13 +24,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
+from experiments.training.flags import answer_help
+
+if __name__ == "__main__":
+    answer_help(parser(__doc__))
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from experiments.cifar10.mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
-from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
 from experiments.training import loop
+from experiments.training.choices import FLIPS, SHIFT
 from experiments.training.distributed import ALONE, Ranks, processes, require_alone
 from experiments.training.errors import errors_of
 from experiments.training.flags import (
@@ -41,7 +47,7 @@ from experiments.training.flags import (
     settings_to_run,
     typed,
 )
-from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet, load_images
+from experiments.training.images import Batches, ImageSet, load_images
 from experiments.training.implementation import begun_with, decided, sums
 from experiments.training.logs import logs
 from experiments.training.process import human_bytes, pick_device

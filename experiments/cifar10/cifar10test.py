@@ -30,6 +30,7 @@ from experiments.cifar10.mlp_networks import evaluate
 from experiments.cifar10.results import draw, prepare
 from experiments.cifar10.saved_networks import ALPHAS, load_network
 from experiments.cifar10.settings import Settings as TrainSettings
+from experiments.training.choices import DATASETS, REGS
 from experiments.training.errors import errors_of
 from experiments.training.flags import (
     CommandLine,
@@ -42,7 +43,7 @@ from experiments.training.flags import (
     require_none,
     settings_of,
 )
-from experiments.training.images import DATASETS, ImageSet, load_images
+from experiments.training.images import ImageSet, load_images
 from experiments.training.lock import only_process
 from experiments.training.process import human_bytes, pick_device, shows_bars
 from pilimit_lib.core import write_text
@@ -58,7 +59,6 @@ from pilimit_lib.inf.gp import (
     require_memory,
 )
 
-REGS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 FEATURES_OF = {"digits": 64, "cifar10": 3072, "fashion_mnist": 784}
 
 

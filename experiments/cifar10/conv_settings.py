@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from experiments.training.choices import ACTIVATIONS, DATASETS, FITS, FLIPS
 from experiments.training.flags import (
     CommandLine,
     add_log,
@@ -13,8 +14,6 @@ from experiments.training.flags import (
     require_none,
     too_small,
 )
-from experiments.training.images import DATASETS, FLIPS
-from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
 
 NETWORKS = ("infinite", "twin", "mup", "batchnorm")
 
@@ -118,7 +117,7 @@ class Settings:
 
 CHOICES = {
     "fit": FITS,
-    "activation": tuple(ACTIVATIONS),
+    "activation": ACTIVATIONS,
     "optimizer": ("sgd", "adam", "adamw"),
     "dataset": DATASETS,
     "scheduler": ("none", "onecycle", "cosine"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from experiments.training.choices import ACTIVATIONS, DATASETS, FITS
 from experiments.training.flags import (
     CommandLine,
     add_log,
@@ -16,9 +17,7 @@ from experiments.training.flags import (
     require_none,
     too_small,
 )
-from experiments.training.images import DATASETS
-from experiments.training.run_folder import Names
-from pilimit_lib.inf.dual.hermite import ACTIVATIONS, FITS
+from experiments.training.names import Names
 
 PAPERS_SETS = {"cifar10": "CIFAR-10", "imagenet32": "ImageNet32"}
 REMOVED = {  # flags that did nothing in the original's library, or named what it never had
@@ -183,7 +182,7 @@ CHOICES = {
     "implementation": ("auto", "plain", "native"),
     "memory": ("rows", "moments"),
     "fit": FITS,
-    "activation": tuple(ACTIVATIONS),
+    "activation": ACTIVATIONS,
     "optimizer": ("sgd", "adam", "adamw"),
     "dataset": DATASETS,
     "loss": ("xent", "mse"),

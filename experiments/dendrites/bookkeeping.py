@@ -14,6 +14,7 @@ import time
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from experiments.bench.machine import describe
 from experiments.dendrites.data import digits
 from experiments.dendrites.images import ConvNet
 from experiments.dendrites.training import accuracy, train_epoch
@@ -78,6 +79,7 @@ def main(argv=None):
     torch.set_num_threads(1)
     out, results = args.out, {}
     out.mkdir(parents=True, exist_ok=True)
+    print(describe(), flush=True)
     for width in args.widths:
         for name, settings in {
             "all": {"save_dir": str(out / "all")},

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.cifar10.cifar10test import REGS
 from experiments.cifar10.settings import Settings as TrainSettings
+from experiments.cifar10.settings import parser
 from experiments.imagenet.classes import CLASSES
-from experiments.training.flags import milestones, require_none
-from experiments.training.run_folder import Names
+from experiments.training.choices import REGS
+from experiments.training.flags import CommandLine, milestones, require_none
+from experiments.training.names import Names
 
 SOURCES = ("imagenet32", "cifar10-half")
 CHOICES = {
@@ -116,3 +117,9 @@ class Settings(TrainSettings):
     def regs(self) -> list[float]:
         """Ridges of the regression, relative to the kernel's mean diagonal."""
         return sorted({*REGS, self.kernel_reg}) if self.solve_kernel else [self.kernel_reg]
+
+
+def command_parser(description: str | None = None) -> CommandLine:
+    """The command line: that of `cifar10mlp`, and what to transfer when."""
+    command = "imagenet.transfer_imagenet"
+    return parser(description, Settings, command, CHOICES, TEXTS, PAPER, ALIASES)

@@ -23,16 +23,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from experiments.cifar10.settings import OUTPUT, REMOVED
+from experiments.imagenet.settings import Settings, command_parser
+from experiments.training.flags import answer_help
+
+if __name__ == "__main__":
+    answer_help(command_parser(__doc__))
+
 from experiments.cifar10 import cifar10mlp
 from experiments.cifar10.saved_networks import load_network
-from experiments.cifar10.settings import OUTPUT, REMOVED, parser
 from experiments.imagenet.cost import cost, describe_cost
 from experiments.imagenet.images import pretraining_data
-from experiments.imagenet.settings import ALIASES, CHOICES, PAPER, TEXTS, Settings
 from experiments.imagenet.transfers import Transfers
 from experiments.training.distributed import processes, require_alone
 from experiments.training.errors import errors_of
-from experiments.training.flags import CommandLine, dated_folder, parse, picked, settings_to_run
+from experiments.training.flags import dated_folder, parse, picked, settings_to_run
 from experiments.training.lock import only_process
 from experiments.training.process import pick_device
 
@@ -62,14 +67,8 @@ def test(
         return transfers.measure(net, 0, [], save_dir)
 
 
-def command_parser() -> CommandLine:
-    """The command line: that of `cifar10mlp`, and what to transfer when."""
-    command = "imagenet.transfer_imagenet"
-    return parser(__doc__, Settings, command, CHOICES, TEXTS, PAPER, ALIASES)
-
-
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    arguments = command_parser()
+    arguments = command_parser(__doc__)
     args = parse(arguments, argv, REMOVED)
     if args.test and not (args.model_path and args.transfer):
         arguments.error("--test needs the --model-path of a saved network, and --transfer")

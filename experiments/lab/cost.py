@@ -29,6 +29,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
+from experiments.bench.machine import describe
 from experiments.training.flags import plain_command_line
 from pilimit_lib.lab import Experiment, watch
 
@@ -171,6 +172,7 @@ def main() -> None:
     frame.to_csv(out / "rounds.csv", index=False)
     wide = frame.pivot(index=["clock", "round"], columns="variant", values="ms")
     ratios = wide.div(wide["plain"], axis=0).drop(columns="plain")
+    print(describe())
     for (clock, name), values in (
         ratios.melt(ignore_index=False).reset_index().groupby(["clock", "variant"])["value"]
     ):

@@ -34,6 +34,11 @@ from pilimit_lib.inf.meta import (
 from pilimit_lib.inf.numerics import direction
 
 
+def dtype_of(settings: Settings) -> torch.dtype:
+    """Of everything but rows."""
+    return getattr(torch, DTYPES[settings.dtype])
+
+
 def tasks(
     settings: Settings, split: str, seed: int, quiet: bool = False, batch_size: int | None = None
 ) -> Episodes | Sinusoids:
@@ -41,11 +46,11 @@ def tasks(
     seed."""
     s, size = settings, batch_size or settings.batch_size
     if s.dataset == "sinusoid":
-        return Sinusoids(s.num_shots, s.num_shots_test, size, seed, DTYPES[s.dtype])
+        return Sinusoids(s.num_shots, s.num_shots_test, size, seed, dtype_of(s))
     rotations = not (s.unrotated_test and split == "test")
     classes = Classes(load_omniglot(s.folder, split, quiet), rotations)
     return Episodes(
-        classes, s.num_ways, s.num_shots, s.num_shots_test, size, seed, s.ink, DTYPES[s.dtype]
+        classes, s.num_ways, s.num_shots, s.num_shots_test, size, seed, s.ink, dtype_of(s)
     )
 
 
@@ -63,7 +68,7 @@ class OfDirections:
 def build(settings: Settings, device: torch.device) -> nn.Module:
     """The learner that the settings describe, freshly initialised from the seed."""
     seed_everything(settings.seed)
-    s, dtype = settings, DTYPES[settings.dtype]
+    s, dtype = settings, dtype_of(settings)
     d, o = (1, 1) if s.dataset == "sinusoid" else (28 * 28, s.num_ways)
     if s.kernel:
         hidden = s.hidden_layers
@@ -285,7 +290,7 @@ def evaluate(
     ):
         if number not in here:
             continue
-        batch = placed(batch, device, DTYPES[settings.dtype])
+        batch = placed(batch, device, dtype_of(settings))
         y = batch["test"][1]
         if without_steps:
             outputs = nilmax(net, batch, settings.dataset == "sinusoid")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
+from experiments.training.choices import FITS
 from experiments.training.flags import (
     CommandLine,
     add_log,
@@ -17,7 +16,6 @@ from experiments.training.flags import (
     require_none,
     too_small,
 )
-from pilimit_lib.inf.dual.hermite import FITS
 
 REMOVED = {
     "--orig-model": "the convolutional network of the MAML paper is not part of this library",
@@ -34,7 +32,7 @@ REMOVED = {
     ),
 }
 # of everything but rows
-DTYPES = {"float16": torch.float32, "float32": torch.float32, "float64": torch.float64}
+DTYPES = {"float16": "float32", "float32": "float32", "float64": "float64"}
 
 AT_LEAST_ONE = (
     "num_ways",
@@ -147,7 +145,7 @@ class Settings:
         """Why C++ can't sum for this run on any machine, or None."""
         if self.use_cuda:
             return "it runs on the CPU, and --use-cuda was given"
-        if DTYPES[self.dtype] != torch.float32:
+        if DTYPES[self.dtype] != "float32":
             return f"it sums float32, and --dtype is {self.dtype}"
         if self.memory == "moments" and self.degree > 2:
             return f"it knows degrees up to 2, and --degree is {self.degree}"

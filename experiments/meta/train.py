@@ -22,12 +22,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from experiments.meta.settings import REMOVED, Settings, parser
+from experiments.training.flags import answer_help
+
+if __name__ == "__main__":
+    answer_help(parser(__doc__))
+
 import pandas as pd
 import torch
 
 from experiments.meta.episodes import Batch, Epochs
 from experiments.meta.learner import (
     build,
+    dtype_of,
     evaluate,
     hold_fixed,
     meta_step,
@@ -37,7 +44,6 @@ from experiments.meta.learner import (
     size_of,
     tasks,
 )
-from experiments.meta.settings import DTYPES, REMOVED, Settings, parser
 from experiments.meta.stores import TABLES, require_cox, write_tables
 from experiments.training import loop
 from experiments.training.distributed import ALONE, Ranks, processes
@@ -107,7 +113,7 @@ class Trainer(loop.Trainer):
         )
 
     def step(self, batch: Batch) -> None:
-        batch = placed(batch, self.device, DTYPES[self.settings.dtype])
+        batch = placed(batch, self.device, dtype_of(self.settings))
         found = meta_step(self.settings, self.net, self.optimizer, batch, self.ranks)
         if self.scheduler is not None:
             self.scheduler.step()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields, replace
 
+from experiments.training.choices import DATASETS
 from experiments.training.errors import errors_of
 from experiments.training.flags import CommandLine, add_out, add_switches, plain_command_line
-from experiments.training.images import DATASETS, load_images
+from experiments.training.images import load_images
 from experiments.training.process import pick_device
 
 from . import networks

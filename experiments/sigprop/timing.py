@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from experiments.bench.machine import describe
 from experiments.training.flags import add_out, plain_command_line
 
 from .methods import Settings, make, step
@@ -134,6 +135,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     )
     table["backprop ms"] = groups["backprop ms"].median()
     table.to_csv(args.out / "timing.csv")
+    print(describe())
     print(f"batch {args.batch}, images {args.image}, {args.device}, {args.repeats} pairs")
     print(table.round(2).to_string())
     return table

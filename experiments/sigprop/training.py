@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from experiments.training.images import FLIPS, SHIFT, Batches, ImageSet
+from experiments.training.choices import FLIPS, SHIFT
+from experiments.training.images import Batches, ImageSet
 from experiments.training.process import seed_everything
 from pilimit_lib import core, sigprop
 from pilimit_lib.core import write_text

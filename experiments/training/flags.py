@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
@@ -71,6 +72,14 @@ def command_line(
             spellings = (flag_of(field.name), *aliases.get(field.name, ()))
             result.group(title).add_argument(*spellings, dest=field.name, **how)
     return result
+
+
+def answer_help(parser: argparse.ArgumentParser) -> None:
+    """Print the help and exit where it was asked for: called before torch is imported, which takes
+    seconds."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        parser.print_help()
+        parser.exit()
 
 
 def plain_command_line(command: str, description: str | None) -> CommandLine:

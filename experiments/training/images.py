@@ -12,12 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DATASETS = ("digits", "cifar10", "fashion_mnist")
-# pixels that augmentation moves an image at most
-SHIFT = {"digits": 1, "cifar10": 4, "fashion_mnist": 2, "imagenet32": 4}
+from experiments.training.choices import DATASETS
+
 HELD_OUT_SEED = 20_211  # which training images are held out; the same in all runs
-# a mirrored digit is another sign
-FLIPS = {"digits": False, "cifar10": True, "fashion_mnist": True, "imagenet32": True}
 
 
 @dataclass(frozen=True)

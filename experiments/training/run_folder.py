@@ -7,7 +7,6 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,12 @@ import pandas as pd
 from experiments.training.called import called
 from experiments.training.flags import read_settings
 from experiments.training.lock import only_process
+from experiments.training.names import Names
 from experiments.training.plots import LOSS_AND_ACCURACY, curves
 from pilimit_lib.core import load, save, write_text
 
 Records = list[dict[str, Any]]
 ENDS = ("total_steps", "T_max", "total_iters")  # how torch's schedulers name their last step
-
-
-@dataclass(frozen=True)
-class Names:
-    """What a command calls its files and flags, what a resumed run may have otherwise, and what an
-    overwritten one may have left (patterns), `early` before it had anything to be resumed from."""
-
-    command: str = "cifar10.cifar10mlp"
-    settings: str = "settings.json"
-    folder: str = "--save-dir"
-    overwrite: str = "--overwrite"
-    epochs: str = "--epochs"
-    may_differ: tuple[str, ...] = ("epochs",)
-    written: tuple[str, ...] = (
-        "checkpoint.pt",
-        "metrics.jsonl",
-        "curves.png",
-        "model.th",
-        "model_best.th",
-        "model_epoch_*.th",
-    )
-    early: tuple[str, ...] = ("transfer.png", "transfers.jsonl")
 
 
 class RunFolder:

@@ -11,6 +11,7 @@ from pilimit_lib.inf import InfMLP, PiSGD, param_groups
 from pilimit_lib.inf.gp import (
     FiniteFeatures,
     InfiniteFeatures,
+    InFloat32,
     ReLUKernel,
     embed,
     features_of,
@@ -331,3 +332,17 @@ def test_bad_settings_are_named():
             kernel_ridge(*arguments)
     with pytest.raises(ValueError, match="method is 'lu'"):
         kernel_ridge(K, torch.zeros(4, 1), [1.0], method="lu")
+
+
+@pytest.mark.parametrize("ntk", [False, True])
+def test_a_kernel_in_float32_knows_how_far_it_is_from_float64(ntk):
+    """To rounding, but for k' at correlations of 1, where float32 loses half its digits."""
+    x, exact = torch.randn(40, 30), ReLUKernel(3, ntk)
+    fast = InFloat32(exact)
+    found, expected = fast(x, x), exact(x, x)
+    assert found.dtype == torch.float32 and expected.dtype == torch.float64
+    away = ~torch.eye(40, dtype=torch.bool)
+    torch.testing.assert_close(found.double()[away], expected[away], rtol=1e-5, atol=1e-6)
+    difference = (found.double() - expected).abs().max() / expected.diagonal().mean()
+    assert fast.error(x) == pytest.approx(float(difference), rel=1e-6)
+    assert fast.error(x) < (1e-3 if ntk else 1e-6)

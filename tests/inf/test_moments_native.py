@@ -8,7 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from pilimit_lib.inf.dual.features import PolynomialFeatures
+from pilimit_lib.inf.implementation import implementation
 from pilimit_lib.inf.moments import native, sums
+from pilimit_lib.inf.moments.autograd import composed, moments_output
 
 INFO = Path("/proc/cpuinfo")
 FLAGS = INFO.read_text() if INFO.is_file() else ""
@@ -140,3 +142,75 @@ def test_a_network_trains_as_with_the_plain_sums(built):
     for fused in (False, True):
         plain, found = trained("plain", fused), trained("native", fused)
         assert (plain - found).norm() / plain.norm() < 1e-5
+
+
+@pytest.fixture
+def here():
+    """As this machine builds it, kept from run to run."""
+    native._library.cache_clear()
+    if native.unavailable() is not None:
+        pytest.skip(native.unavailable())
+
+
+def drawn(layernorm: bool, bias: bool, b: int = 5):
+    """(how, g, V, bias) of a layer with an input that is zero and one that is tiny."""
+    features = PolynomialFeatures(7, [0.1, 0.2, 0.3])
+    g, V = torch.randn(b, 7), torch.randn(features.P, 11)
+    g[1], g[2] = 0, g[2] * 1e-6
+    how = native.Layer(features, layernorm, 0.5)
+    given = [g, V, torch.randn(11) if bias else None]
+    return how, [x if x is None else x.requires_grad_() for x in given]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("layernorm", [False, True])
+def test_a_whole_layer_agrees_with_its_definition(here, layernorm, bias, threads, monkeypatch):
+    monkeypatch.setattr(native, "A_THREAD", 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    how, given = drawn(layernorm, bias)
+    exact = [x if x is None else x.detach().double().requires_grad_() for x in given]
+    weights = torch.randn(5, 11)
+    with implementation(moments="native", debug=True) as said:
+        found = moments_output(how.features, *given[:2], layernorm, given[2], how.alpha)
+        found.backward(weights)
+    assert said == ["native runs"] and type(found.grad_fn).__name__ == "NativeLayerBackward"
+    expected = composed(how, *exact)
+    expected.backward(weights.double())
+    pairs = [(found, expected)] + [(x.grad, y.grad) for x, y in zip(given, exact) if x is not None]
+    for one, other in pairs:
+        one, other = one.detach().double(), other.detach()
+        scale = other.abs().amax(-1, keepdim=True) + 1e-30  # of each sample, or monomial
+        assert ((one - other).abs() <= 1e-5 * scale).all()
+
+
+def test_a_whole_layer_has_its_second_derivatives(here):
+    """Those of plain operations, in the same precision."""
+    how, given = drawn(False, True)
+
+    def penalty(output):
+        grads = torch.autograd.grad(output.square().sum(), given, create_graph=True)
+        total = sum(grad.square().sum() for grad in grads)
+        return torch.autograd.grad(total, given)
+
+    with implementation(moments="native"):
+        found = penalty(moments_output(how.features, *given[:2], False, given[2], how.alpha))
+    for one, other in zip(found, penalty(composed(how, *given))):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+def test_the_norm_of_factors_is_that_of_their_product(here):
+    features, u = PolynomialFeatures(7, [0.1, 0.2, 0.3]), F.normalize(torch.randn(9, 7))
+    delta = torch.randn(9, 5)
+    found = native.factored_norm(features, u, delta)
+    expected = (features.matrix(u.double()).T @ delta.double()).norm()
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    assert native.factored_norm(features, torch.randn(40, 7), torch.randn(40, 5)) is None
+
+
+def test_a_step_in_place_is_seen_by_the_tape(here):
+    features = PolynomialFeatures(4, [0.1, 0.2, 0.3])
+    V = torch.randn(features.P, 3)
+    before = V._version
+    native.update_(features, V, torch.randn(2, 4), torch.randn(2, 3), 0.1)
+    assert V._version > before

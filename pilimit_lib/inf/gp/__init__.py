@@ -6,12 +6,13 @@ from .linear import LinearPosterior, linear_posterior
 from .matrix import kernel_matrix, kernel_product
 from .readout import readout_features, readout_posterior, set_readout
 from .regression import kernel_regression
-from .relu import ReLUKernel
+from .relu import InFloat32, ReLUKernel
 from .solve import kernel_ridge, memory_needed, require_memory
 
 __all__ = [
     "FiniteFeatures",
     "InfiniteFeatures",
+    "InFloat32",
     "KernelMLP",
     "KernelReadout",
     "LinearPosterior",
