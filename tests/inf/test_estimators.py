@@ -223,6 +223,8 @@ def test_errors_name_thing_place_and_remedy(kind):
         ("L", -1),
         ("max_epochs", 1.5),
         ("learning_rate", 0),
+        ("batch_size", 0),
+        ("batch_size", "all"),
         ("optimizer", "lbfgs"),
         ("validation_fraction", 1),
         ("weight_decay", -1),

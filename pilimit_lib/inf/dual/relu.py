@@ -36,3 +36,13 @@ def relu_k_parts(
     """
     root = torch.addcmul(c.new_ones(()), c, c, value=-1, out=root).clamp_min_(0).sqrt_()
     return torch.neg(c, out=angle).acos_(), root
+
+
+def relu_k_taped(c: Tensor) -> tuple[Tensor, Tensor]:
+    """(k, k') of ReLU for autograd. At c = ±1, where acos has no derivative, that of k is k' still,
+    and that of k' counts as zero: the kernel of a sample with itself stays as it is."""
+    inside = 1 - c * c > torch.finfo(c.dtype).eps
+    safe = torch.where(inside, c, 0)
+    angle = torch.where(inside, (-safe).acos(), math.pi * (c > 0))
+    root = torch.where(inside, (1 - safe * safe).sqrt(), 0)
+    return (root + torch.where(inside, c, c.clamp(-1, 1)) * angle) / TWO_PI, angle / TWO_PI

@@ -14,8 +14,8 @@ CHUNK = 16384  # samples that are looked at, or predicted, at a time
 
 
 def checked_samples(estimator: BaseEstimator, X: Any, reset: bool) -> np.ndarray:
-    """X [n d] of finite floats; an array of float32 or float64 is not copied. `reset`: n_features_in_
-    is taken from it, and otherwise compared."""
+    """X [n d] of finite floats; an array of float32 or float64 is not copied. `reset`: take
+    n_features_in_ from it, instead of comparing."""
     _refuse_sparse(estimator, X)
     X = _validated(estimator, X, reset=reset, **_FLOATS)
     _refuse_missing(estimator, X)

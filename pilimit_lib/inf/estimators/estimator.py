@@ -21,6 +21,9 @@ from ..mlp import InfMLP
 from .checking import CHUNK, checked_samples, torch_seed
 from .training import RATES, Course, Loss, Samples, observe, optimizer_for, standardised, train
 
+# what batch_size="auto" stands for: that many steps per epoch, within these sizes
+_STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 16, 8, 64
+
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
@@ -34,16 +37,17 @@ class PiEstimator(BaseEstimator):
             `hermite_series` (`series` is its `fit`). bias_alpha: multiplier of biases, 0: none.
         optimizer: "adam", or "sgd", whose training is the limit of that of finite networks.
         learning_rate: at the start; it falls to zero along a cosine in `fit` and stays in
-            `partial_fit`. Default .001 for adam, .1 for sgd.
-        weight_decay, max_norm: of the optimiser; bound of the gradient's norm, None for no clipping.
-        max_epochs, batch_size: passes over the samples in `fit`; samples per step.
+            `partial_fit`. Default .002 for adam, .1 for sgd.
+        weight_decay: of the optimiser. max_norm: of the gradient at most, None for no clipping.
+        max_epochs, batch_size: passes over the samples in `fit`; samples per step, "auto" for a
+            sixteenth of them, from 8 to 64.
         early_stopping: hold out `validation_fraction` of the samples, stop after `n_iter_no_change`
             epochs in which their loss did not fall by `tol`, and keep the best epoch's network.
         random_state: of initial weights, order and held-out samples. verbose: show progress.
 
     Attributes:
-        network_: the InfMLP. Its inputs are standardised by `scaler_`, per feature. `network_.sample
-            (n)` is a finite network of the same function.
+        network_: the InfMLP. Its inputs are standardised by `scaler_`, per feature. A finite
+            network of the same function is `network_.sample(n)`.
         n_iter_, loss_curve_, validation_curve_: epochs, and the loss of each.
     """
 
@@ -61,7 +65,7 @@ class PiEstimator(BaseEstimator):
         weight_decay: float = 0.0,
         max_norm: float | None = 1.0,
         max_epochs: int = 100,
-        batch_size: int = 64,
+        batch_size: int | str = "auto",
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
@@ -147,7 +151,7 @@ class PiEstimator(BaseEstimator):
                 samples,
                 self._random,
                 epochs=epochs,
-                batch_size=self.batch_size,
+                batch_size=self._batch(len(samples)),
                 clip=self.max_norm,
                 anneal=epochs > 1,
                 bar=bar,
@@ -159,6 +163,11 @@ class PiEstimator(BaseEstimator):
         self.n_iter_ += len(course.losses)
         self.loss_curve_ += course.losses
         self.validation_curve_ += [-score for score in course.scores]
+
+    def _batch(self, samples: int) -> int:
+        if self.batch_size == "auto":
+            return min(_LARGEST_BATCH, max(_SMALLEST_BATCH, samples // _STEPS))
+        return self.batch_size
 
     def _split(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(samples to train on, samples held out): sorted indices."""
@@ -197,12 +206,15 @@ class PiEstimator(BaseEstimator):
             ("r", 1),
             ("L", 0),
             ("max_epochs", 1),
-            ("batch_size", 1),
             ("n_iter_no_change", 1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            if not _whole(value, least):
                 raise ValueError(f"{name} is {value!r}; a whole number from {least} was expected")
+        if self.batch_size != "auto" and not _whole(self.batch_size):
+            raise ValueError(
+                f"batch_size is {self.batch_size!r}; 'auto' or a whole number from 1 was expected"
+            )
         for name in ("learning_rate", "max_norm"):
             value = getattr(self, name)
             if value is not None and not _positive(value):
@@ -220,6 +232,10 @@ class PiEstimator(BaseEstimator):
                 f"validation_fraction is {self.validation_fraction!r}; a number between 0 and 1 "
                 "was expected"
             )
+
+
+def _whole(value: object, least: int = 1) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def _positive(value: object) -> bool:

@@ -25,7 +25,7 @@ class PiRegressor(RegressorMixin, PiEstimator):
     """An infinitely wide network that learns features, for one or more numbers per sample; squared
     error.
 
-        mean, std = PiRegressor(r=32).fit(X, y).predict(X, return_std=True)   X [n d], y [n] or [n o]
+        mean, std = PiRegressor().fit(X, y).predict(X, return_std=True)    X [n d], y [n] or [n o]
 
     Targets are standardised inside. Settings and attributes: see `PiEstimator`; beside them
 
@@ -49,7 +49,7 @@ class PiRegressor(RegressorMixin, PiEstimator):
         weight_decay: float = 0.0,
         max_norm: float | None = 1.0,
         max_epochs: int = 100,
-        batch_size: int = 64,
+        batch_size: int | str = "auto",
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,

@@ -19,7 +19,7 @@ from ..optim import PiSGD, param_groups
 from .checking import CHUNK
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-RATES = {"adam": 1e-3, "sgd": 0.1}  # of learning where none is asked for
+RATES = {"adam": 2e-3, "sgd": 0.1}  # of learning where none is asked for
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Gaussian processes and kernels of infinitely wide networks: NNGP, NTK, feature kernels."""
 
+from .exact import GaussianProcessPosterior, gp_posterior
 from .features import FiniteFeatures, InfiniteFeatures, embed, features_of
+from .flow import FlowPrediction, gradient_flow
 from .learner import KernelMLP, KernelReadout
 from .linear import LinearPosterior, linear_posterior
 from .matrix import kernel_matrix, kernel_product
@@ -11,6 +13,8 @@ from .solve import kernel_ridge, memory_needed, require_memory
 
 __all__ = [
     "FiniteFeatures",
+    "FlowPrediction",
+    "GaussianProcessPosterior",
     "InfiniteFeatures",
     "InFloat32",
     "KernelMLP",
@@ -19,6 +23,8 @@ __all__ = [
     "ReLUKernel",
     "embed",
     "features_of",
+    "gp_posterior",
+    "gradient_flow",
     "kernel_matrix",
     "kernel_product",
     "kernel_regression",

@@ -12,7 +12,7 @@ Index legend: a, b samples, d data. Sources: Cho & Saul 2009; Lee et al. 2018; J
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,20 +86,11 @@ class ReLUKernel:
             raise ValueError(
                 f"samples of {x.shape[1]} and {y.shape[1]} numbers; both sides need the same"
             )
-        varw, varb, lrw, lrb = (self._per_layer(name) for name in ("varw", "varb", "lrw", "lrb"))
         cov = x @ y.T / x.shape[1]
-        own_x, own_y = (samples.square().mean(1) for samples in (x, y))
-        theta = lrw[0] * cov + lrb[0]
-        for l in range(self.depth):
-            cov, own_x, own_y = (varw[l] * value + varb[l] for value in (cov, own_x, own_y))
-            size = torch.outer(own_x.sqrt(), own_y.sqrt())
-            c = cov / torch.where(size > 0, size, 1)
-            k = relu_k(c)
-            cov, own_x, own_y = size * k, own_x / 2, own_y / 2
-            if self.ntk:
-                slope = 2 * relu_k_prime(2 * k) if self.as_published else relu_k_prime(c)
-                theta = lrw[l + 1] * cov + lrb[l + 1] + varw[l + 1] * slope * theta
-        return theta if self.ntk else cov
+        own_x, own_y = x.square().mean(1)[:, None], y.square().mean(1)
+        slope = _slope_as_published if self.as_published else _slope
+        settings = [self._per_layer(name) for name in ("varw", "varb", "lrw", "lrb")]
+        return propagated(cov, own_x, own_y, *settings, self.ntk, slope=slope)
 
     def _per_layer(self, name: str) -> tuple[float, ...]:
         value = getattr(self, name)
@@ -125,3 +116,38 @@ class InFloat32:
         exact = self.kernel(some, some)
         difference = (self(some, some).double() - exact).abs().max()
         return float(difference / exact.diagonal().mean())
+
+
+def propagated(
+    cov: Tensor,
+    own_x: Tensor,
+    own_y: Tensor,
+    varw: Sequence[float | Tensor],
+    varb: Sequence[float | Tensor],
+    lrw: Sequence[float | Tensor],
+    lrb: Sequence[float | Tensor],
+    ntk: bool,
+    *,
+    k: Callable[[Tensor], Tensor] = relu_k,
+    slope: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Σ or, with `ntk`, Θ behind the last hidden layer, from ⟨x, y⟩/d `cov`, |x|²/d `own_x` and
+    |y|²/d `own_y`, of shapes that broadcast; `slope(c, k)` is k' there."""
+    theta = lrw[0] * cov + lrb[0]
+    for l in range(len(varw) - 1):
+        cov, own_x, own_y = (varw[l] * value + varb[l] for value in (cov, own_x, own_y))
+        size = own_x.sqrt() * own_y.sqrt()
+        c = cov / torch.where(size > 0, size, 1)
+        dual = k(c)
+        cov, own_x, own_y = size * dual, own_x / 2, own_y / 2
+        if ntk:
+            theta = lrw[l + 1] * cov + lrb[l + 1] + varw[l + 1] * slope(c, dual) * theta
+    return theta if ntk else cov
+
+
+def _slope(c: Tensor, dual: Tensor) -> Tensor:
+    return relu_k_prime(c)
+
+
+def _slope_as_published(c: Tensor, dual: Tensor) -> Tensor:
+    return 2 * relu_k_prime(2 * dual)
