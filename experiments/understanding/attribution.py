@@ -20,16 +20,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from experiments.training.flags import add_out, plain_command_line
 from experiments.training.images import load_images
-from experiments.training.process import shows_bars
 from experiments.understanding.digits_run import Run, Trained, trained
 from pilimit_lib.core import load, save, write_text
 from pilimit_lib.inf import InfMLP
 from pilimit_lib.inf.instruments import empirical_ntk
-from pilimit_lib.inf.replay import cross_entropy_each, influence, replay
+from pilimit_lib.inf.replay import cross_entropy_each, influence, replay_subsets
 from pilimit_lib.inf.replay.scores import auc, linear_datamodelling_score, random_subsets
 from pilimit_lib.lab.provenance import Provenance
 
@@ -78,20 +76,12 @@ ATTRIBUTIONS: dict[str, Callable[[Trained, Tensor, Tensor], Tensor]] = {
 }
 
 
-@torch.no_grad()
 def retrained_queries(run: Trained, subsets: Tensor, x: Tensor, y: Tensor, path: Path) -> Tensor:
     """The queries' losses [k q] after training without each of `subsets` [k n]; kept at `path`."""
-    done = load(path) if path.exists() else torch.empty(0, len(x))
-    bar = tqdm(total=len(subsets), initial=len(done), desc=path.stem, disable=not shows_bars())
-    with bar:
-        for mask in subsets[len(done) :]:
-            net = replay(
-                run.record, run.net, run.x, run.y, without=mask.nonzero()[:, 0], progress=False
-            )
-            done = torch.cat([done, cross_entropy_each(net(x), y)[None]])
-            save(done, path)
-            bar.update()
-    return done
+    if not path.exists():
+        outputs = replay_subsets(run.record, run.net, run.x, run.y, subsets, x)
+        save(torch.stack([cross_entropy_each(out, y) for out in outputs]), path)
+    return load(path)
 
 
 def scores_of(seed: int, count: int, queries: int, folder: Path) -> list[dict]:

@@ -79,12 +79,14 @@ def measure(folder: Path, x: Tensor, y: Tensor, ntk: int) -> pd.DataFrame:
 def draw(frame: pd.DataFrame, path: Path, title: str) -> None:
     import seaborn as sns
     from matplotlib.figure import Figure  # not pyplot: nothing global, no window
+    from matplotlib.ticker import MaxNLocator
 
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(4.0 * len(PANELS), 3.4), layout="constrained")
         for axis, (column, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items()):
             sns.lineplot(frame, x="epoch", y=column, hue="kernel", marker="o", ax=axis)
             axis.set(ylabel=label, ylim=(0, None if column == "change" else 1.02))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.get_legend().set_title(None)
             if column != "change":
                 axis.get_legend().remove()

@@ -48,12 +48,12 @@ POWERS: dict[str, Power] = {
 class Settings:
     r: int = 16
     depth: int = 1
-    images: int = 1000
+    images: int = 640
     batch_size: int = 32
-    steps: int = 60
+    steps: int = 40
     check_steps: int = 4
     check_lr: float = 0.2
-    widths: tuple[int, ...] = (64, 256, 1024)
+    widths: tuple[int, ...] = (64, 256, 768)
     rates: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
     seeds: tuple[int, ...] = (0, 1, 2)
 

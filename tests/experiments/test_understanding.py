@@ -59,7 +59,7 @@ def test_attribution_goes_on_with_what_is_missing(short, tmp_path, monkeypatch):
     assert (tmp_path / "attribution.png").stat().st_size > 10_000
     suspects = pd.read_csv(tmp_path / "mislabelled.csv")
     assert len(suspects) == 5 and suspects["AUC"].between(0, 1).all()
-    monkeypatch.setattr(attribution, "replay", None)  # nothing is trained again
+    monkeypatch.setattr(attribution, "replay_subsets", None)  # nothing is trained again
     pd.testing.assert_frame_equal(attribution.main(flags), frame)
 
 

@@ -3,6 +3,7 @@
 from .influence import Influence, influence
 from .record import Recorder, RunRecord
 from .retrain import cross_entropy_each, replay
+from .subsets import replay_subsets
 
 __all__ = [
     "Influence",
@@ -11,4 +12,5 @@ __all__ = [
     "cross_entropy_each",
     "influence",
     "replay",
+    "replay_subsets",
 ]

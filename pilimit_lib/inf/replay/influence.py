@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..rows.layer import row_layers
 from .record import RunRecord
 from .retrain import Loss, cross_entropy_each, hidden, states
-from .tape import Tape, state_of
+from .tape import Tape, require_appending, state_of
 
 SAME = 0.01  # relative difference of the parameters of a run and its replay
 
@@ -70,7 +69,7 @@ def influence(
     once at about `q` times the cost of training. Rows must not have been merged, folded or sharded.
     """
     work = copy.deepcopy(net)
-    _check(work)
+    require_appending(work)
     path = [
         state_of(trained, optimizer)
         for trained, optimizer in states(record, work, x, y, loss, average, progress)
@@ -102,17 +101,4 @@ def _require_same(replayed: nn.Module, net: nn.Module) -> None:
                 f"the replay is not the network: {name} differs. The record, x, y, loss, average "
                 "and the clipping that the Recorder was told must be those of its training (and "
                 "nothing random, such as dropout, in it)"
-            )
-
-
-def _check(net: nn.Module) -> None:
-    for name, layer in row_layers(net):
-        if layer.limits is not None or layer.folded is not None or layer.shard is not None:
-            raise ValueError(
-                f"{name} merges, folds or shards its rows, so a step does not only append; train "
-                "with plain rows, or with memory='moments'"
-            )
-        if hasattr(layer, "kernel"):
-            raise ValueError(
-                f"{name} has no features to differentiate through: its kernel is fixed"
             )

@@ -63,6 +63,20 @@ def state_of(net: nn.Module, optimizer: PiSGD) -> State:
     return State(ordinary, velocity, rows)
 
 
+def require_appending(net: nn.Module) -> None:
+    """Raise where a step does more to a layer of rows than to append some."""
+    for name, layer in row_layers(net):
+        if layer.limits is not None or layer.folded is not None or layer.shard is not None:
+            raise ValueError(
+                f"{name} merges, folds or shards its rows, so a step does not only append; train "
+                "with plain rows, or with memory='moments'"
+            )
+        if hasattr(layer, "kernel"):
+            raise ValueError(
+                f"{name} has no features to differentiate through: its kernel is fixed"
+            )
+
+
 class Tape:
     """Steps of a run as functions of tensors, and their derivatives in reverse."""
 
@@ -89,8 +103,7 @@ class Tape:
         """That of the state after the last step."""
 
         def asked(ordinary: Tensors, A: Tensors, B: Tensors, x: Tensor, y: Tensor) -> Tensor:
-            out, _ = self._run(ordinary, self._rows(last, A, B), {}, x[None])
-            return query(out, y[None])[0]
+            return query(self.outputs(last, ordinary, A, B, x[None]), y[None])[0]
 
         each = vmap(grad(asked, argnums=(0, 1, 2)), in_dims=(None, None, None, 0, 0))
         parts = [
@@ -114,7 +127,7 @@ class Tape:
         weights = torch.ones(len(x), dtype=x.dtype, device=x.device)
 
         def function(*variables: Any) -> tuple[Tensors, ...]:
-            return self._step(state, step, x, y, *variables)
+            return self.step(state, step, x, y, *variables)
 
         _, pull = vjp(function, state.ordinary, state.velocity, A, B, weights)
         new_A = {name: after.A[name][:, m:] for name, m in count.items()}
@@ -126,7 +139,7 @@ class Tape:
         B = {name: after.B[name][:, :m] + B[name] for name, m in count.items()}
         return Adjoint(ordinary, velocity, A, B), weight
 
-    def _step(
+    def step(
         self,
         state: State,
         step: int,
@@ -165,6 +178,10 @@ class Tape:
                 if buffer is not None:
                     velocities[name] = buffer
         return moved, velocities, new_A, new_B
+
+    def outputs(self, last: State, ordinary: Tensors, A: Tensors, B: Tensors, x: Tensor) -> Tensor:
+        """What the network after the last step gives for `x`, with these parameters and rows."""
+        return self._run(ordinary, self._rows(last, A, B), {}, x)[0]
 
     def _clipped(self, gradient: Tensors, A: Tensors, B: Tensors) -> tuple[Tensors, Tensors]:
         """What `clip_grad_norm_` does, as a function that can be differentiated."""
