@@ -30,8 +30,9 @@ from typing import Any
 
 import torch
 
-from experiments.bench import gpu_stages
-from experiments.bench.gpu_stages import FULL, TINY, Sizes
+from experiments.bench.gpu_kernels import conv_kernels, moments_kernels, rows_kernels
+from experiments.bench.gpu_stages import FULL, TINY, Case, Sizes, machine
+from experiments.bench.gpu_steps import steps
 from experiments.training.flags import dated_folder, plain_command_line
 from pilimit_lib.core import write_text
 
@@ -46,25 +47,25 @@ class Stage:
     name: str
     aim: str
     seconds: float
-    cases: Callable[[Sizes, str], Iterator[dict[str, Any]]]
+    cases: Callable[[Sizes, str], Iterator[Case]]
 
 
 STAGES = (
-    Stage("machine", "bandwidth and rates that floors are made of", 60, gpu_stages.machine),
+    Stage("machine", "bandwidth and rates that floors are made of", 60, machine),
     Stage(
         "moments kernels",
         "Triton against plain: errors, times, block sizes",
         300,
-        gpu_stages.moments_kernels,
+        moments_kernels,
     ),
-    Stage("rows kernels", "every implementation: errors and times", 300, gpu_stages.rows_kernels),
+    Stage("rows kernels", "every implementation: errors and times", 300, rows_kernels),
     Stage(
         "convolution kernels",
         "Triton against plain: errors, times, block sizes",
         180,
-        gpu_stages.conv_kernels,
+        conv_kernels,
     ),
-    Stage("steps", "training steps against their floors", 240, gpu_stages.steps),
+    Stage("steps", "training steps against their floors", 240, steps),
 )
 PAPER = (
     "--dataset cifar10 --lr 1.0 --gclip-per-param --gclip 0.4 --lr-drop-ratio 0.15 "
@@ -73,6 +74,10 @@ PAPER = (
     "--last-layer-lr-mult 4.0 --first-layer-alpha 1.0 --last-layer-alpha 0.5 "
     "--no-apply-lr-mult-to-wd --cuda"
 ).split()
+
+
+class TimeIsUp(Exception):
+    """The limit of the whole call has passed inside of a case."""
 
 
 class Day:
@@ -95,23 +100,21 @@ class Day:
         write_text(self.folder / "report.md", report(self.records))
 
     def run(self, stage: Stage, sizes: Sizes, device: str) -> None:
-        """The cases of a stage, until they or its seconds are used up; what fails is noted."""
+        """The cases of a stage, until they or its seconds are used up. One that fails is noted."""
         end = min(self.clock() + stage.seconds, self.end - CLOSING)
         cases = stage.cases(sizes, device)
         while self.clock() < end:
+            case = next(cases, None)
+            if case is None:
+                return
             try:
-                record = next(cases, None)
-            except (RuntimeError, ImportError, AssertionError) as error:
-                self.note(stage.name, failed=f"{type(error).__name__}: {error}")
-                return
-            if record is None:
-                return
-            self.note(stage.name, **record)
+                found = case.measure()
+            except TimeIsUp:
+                raise
+            except Exception as error:  # a kernel that is not compiled is no reason to end the day
+                found = {"failed": f"{type(error).__name__}: {error}"}
+            self.note(stage.name, **case.label, **found)
         self.note(stage.name, stopped=f"after its {stage.seconds:.0f} s; what is above is whole")
-
-
-class TimeIsUp(Exception):
-    """The limit of the whole call has passed inside of a case."""
 
 
 @contextmanager

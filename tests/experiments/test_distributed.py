@@ -23,6 +23,9 @@ from experiments.training import distributed
 from pilimit_lib.core import load
 from tests.experiments.test_endings import ROOT, SMALL
 from tests.experiments.test_meta import SINUSOID
+from tests.experiments.test_transfer_imagenet import cifar, imagenet, small_cifar
+
+__all__ = ["cifar", "imagenet", "small_cifar"]  # fixtures
 
 COMMANDS = {
     "mlp": cifar10mlp.main,
@@ -55,9 +58,11 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def started(size: int, command: str, flags: list[str], before=None) -> list[int | None]:
+def started(
+    size: int, command: str, flags: list[str], before=None, grace: float = 60
+) -> list[int | None]:
     """Exit codes of the processes, None of one that is still there when another has been gone for
-    30 seconds. `before(rank)` is called in each."""
+    `grace` seconds. `before(rank)` is called in each."""
     context = multiprocessing.get_context("forkserver")  # which imports once for all
     context.set_forkserver_preload([__name__, *IMPORTED_LATE])
     port = free_port()
@@ -69,7 +74,7 @@ def started(size: int, command: str, flags: list[str], before=None) -> list[int 
     while any(process.is_alive() for process in processes) and time.monotonic() < end:
         gone = [process for process in processes if not process.is_alive()]
         if gone:
-            end = min(end, time.monotonic() + 30)
+            end = min(end, time.monotonic() + grace)
         time.sleep(0.02)
     codes = [process.exitcode for process in processes]
     for process in processes:
@@ -134,11 +139,11 @@ RUNS = {
 def test_numbers_of_processes_take_turns_in_one_run(tmp_path, run):
     command, flags = RUNS[run]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    COMMANDS[command]([*flags, "--save-dir", str(whole), "--epochs", "4"])
-    for epoch, size in enumerate((2, 3, 1, 2), 1):
-        here = [*flags, "--save-dir", str(parts), "--epochs", str(epoch)]
-        here += ["--resume"] * (epoch > 1)
-        assert started(size, command, here) == [0] * size
+    COMMANDS[command]([*flags, "--save-dir", str(whole), "--epochs", "3"])
+    flags = [*flags, "--save-dir", str(parts)]
+    assert started(2, command, [*flags, "--epochs", "1"]) == [0, 0]
+    COMMANDS[command]([*flags, "--epochs", "2", "--resume"])
+    assert started(3, command, [*flags, "--epochs", "3", "--resume"]) == [0, 0, 0]
     same_runs(whole, parts)
 
 
@@ -150,6 +155,30 @@ def test_meta_learning_shares_tasks_out(tmp_path):
         lines = [(tmp_path / run / f"{table}.jsonl").read_text() for run in ("one", "two")]
         for pair in zip(*(map(json.loads, text.splitlines()) for text in lines), strict=True):
             close(*pair, table)
+
+
+def unchecked(rank: int) -> None:
+    """Files of CIFAR-10 that are not the published ones."""
+    from torchvision import datasets
+
+    datasets.CIFAR10._check_integrity = lambda self: True
+    datasets.CIFAR10.meta = {**datasets.CIFAR10.meta, "md5": None}
+
+
+def test_features_of_sharded_rows_are_transferred_by_one_process(tmp_path, imagenet, small_cifar):
+    flags = ["--imagenet-data", str(imagenet), "--cifar-data", str(small_cifar), "--transfer"]
+    flags += ["--transfer-milestones", "0,1", "--r", "6", "--epochs", "1", "--batch-size", "50"]
+    flags += ["--save-epochs", "all", "--quiet", "--save-dir"]
+    transfer_imagenet.main([*flags, str(tmp_path / "one")])
+    assert started(2, "transfer", [*flags, str(tmp_path / "two")], unchecked) == [0, 0]
+    same_runs(tmp_path / "one", tmp_path / "two")
+    lines = [(tmp_path / run / "transfers.jsonl").read_text() for run in ("one", "two")]
+    found = [[json.loads(line) for line in text.splitlines()] for text in lines]
+    assert len(found[0]) == 3  # before and after the epoch, and the control
+    for pair in zip(*found, strict=True):
+        assert pair[0]["what"] == pair[1]["what"] and pair[0]["test_acc"] == pair[1]["test_acc"]
+    saved = [load(tmp_path / run / "model_epoch_1.th") for run in ("one", "two")]
+    torch.testing.assert_close(saved[0]["layers.1.B"], saved[1]["layers.1.B"])
 
 
 class At:
@@ -189,7 +218,8 @@ def test_all_processes_stop_at_the_step_at_which_one_was_asked_to(tmp_path, memo
 def test_a_process_that_dies_or_hangs_ends_the_others_and_the_run_goes_on(tmp_path, number, code):
     flags = [*MLP, "--epochs", "2", "--save-dir"]
     parts = str(tmp_path / "parts")
-    codes = started(2, "mlp", [*flags, parts], At(6, 1, number))
+    grace = 2 if number == signal.SIGSTOP else 60
+    codes = started(2, "mlp", [*flags, parts], At(6, 1, number), grace)
     assert codes == [1, code]
     cifar10mlp.main([*flags, str(tmp_path / "whole")])
     assert started(2, "mlp", ["--resume", "--quiet", "--save-dir", parts]) == [0, 0]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from experiments.bench import gpu
-from experiments.bench.gpu_stages import TINY
+from experiments.bench.gpu_stages import TINY, Case
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,16 +58,20 @@ def test_a_stage_ends_with_its_seconds_and_what_fails_is_noted(tmp_path):
     def endless(sizes, device):
         while True:
             now[0] += 4
-            yield {"at": now[0]}
+            yield Case({"at": now[0]}, dict)
+
+    def fail():
+        raise RuntimeError("no such kernel")
 
     def broken(sizes, device):
-        yield {"good": 1}
-        raise RuntimeError("no such kernel")
+        yield Case({"tile": 1}, fail)
+        yield Case({"tile": 2}, lambda: {"ms": 3})
 
     day.run(gpu.Stage("endless", "", 10, endless), TINY, "cpu")
     assert [record.get("at") for record in day.records] == [4, 8, 12, None]
     day.run(gpu.Stage("broken", "", 10, broken), TINY, "cpu")
-    assert day.records[-1] == {"stage": "broken", "failed": "RuntimeError: no such kernel"}
+    assert day.records[-2]["failed"] == "RuntimeError: no such kernel"
+    assert day.records[-1] == {"stage": "broken", "tile": 2, "ms": 3}
     now[0] = 75  # what is left is kept for the report
     day.run(gpu.Stage("late", "", 10, endless), TINY, "cpu")
     assert "stopped" in day.records[-1] and day.records[-2]["stage"] == "broken"

@@ -89,17 +89,17 @@ def chosen_by_size(size):
     """Factors of few samples, ∂V of many."""
     received = {}
     for samples_here in (2, 4000):
-        net = InfMLP(60, 2, 20, 0, memory="moments", fused=True, bias_alpha=0)
+        net = InfMLP(200, 40, 40, 0, memory="moments", fused=True, bias_alpha=0)
         inputs = InputFactors(net)
         F.cross_entropy(
-            net(torch.randn(samples_here, 60)), torch.ones(samples_here).long()
+            net(torch.randn(samples_here, 200)), torch.ones(samples_here).long()
         ).backward()
         with counted() as traffic:
             sum_gradients_(net, inputs=inputs)
         received[samples_here] = traffic.bytes
         assert net.layers[1].V.in_factors == (samples_here == 2)
     header, others = 8 * 2 * (size - 1), size - 1
-    assert received[2] == header + 4 * 2 * (60 + 20 + 20 + 2) * others
+    assert received[2] == header + 4 * 2 * (200 + 40 + 40 + 40) * others
     numbers = net.layers[0].A.numel() + net.layers[1].V.numel()
     assert received[4000] == header + 4 * 2 * others / size * numbers
 
@@ -164,3 +164,48 @@ def test_a_snapshot_of_sharded_rows_is_that_of_one_process(tmp_path, size):
     for name in ("A", "Amult", "B", "origin"):
         pair = (getattr(each.layers[2], name).detach() for each in (net, other))
         torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)
+
+
+def in_columns(rank, size, folder):
+    """V shared out by columns by torch's own FSDP, as PARALLEL.md says."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, init_device_mesh
+
+    def columns(p):
+        return Shard(1) if p.ndim == 2 and p.shape[1] % size == 0 else Shard(0)
+
+    net, mesh = even_network(), init_device_mesh("cpu", (size,))
+    for layer in net.layers:
+        fully_shard(layer, mesh=mesh, shard_placement_fn=columns)
+    fully_shard(net, mesh=mesh, shard_placement_fn=columns)
+    assert net.layers[1].V.to_local().shape == (net.layers[1].P, 4 // size)
+    steps_of_adam(net, slice(rank, None, size))
+    full = {name: value.full_tensor() for name, value in net.named_parameters()}
+    torch.save(full, f"{folder}/{rank}.pt")
+
+
+def even_network():
+    torch.manual_seed(5)
+    return InfMLP(4, 3, 4, 1, memory="moments")
+
+
+def steps_of_adam(net, here):
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(6, 4, generator=generator), torch.arange(6) % 3
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x[here]), y[here]).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        optimizer.step()
+
+
+@pytest.mark.slow
+def test_moments_shared_out_by_columns(tmp_path):
+    assert started(in_columns, 2, tmp_path) == [0, 0]
+    net = even_network()
+    steps_of_adam(net, slice(None))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in net.named_parameters():
+            torch.testing.assert_close(found[name], value.detach(), rtol=1e-5, atol=1e-6)

@@ -32,6 +32,8 @@ from ..rows.parameter import InfPiParameter
 from ..rows.pending import PendingRows, Rows
 
 NONE, TENSOR = -1, 0  # what stands for a gradient in place of its number of rows
+# how many times less gathering must receive than a sum: each rank then multiplies factors of all
+CHEAPER = 8
 BUCKET = 1 << 18  # tensors of fewer numbers are summed together
 
 
@@ -53,7 +55,7 @@ class _Gradient(Protocol):
         """Hold the factors of all ranks."""
 
     def worth_gathering(self, rows: int, ranks: int) -> bool:
-        """Whether gathering `rows` of each rank receives less than a sum over ranks does."""
+        """Whether gathering `rows` of each rank receives far less than a sum over ranks does."""
 
 
 class _Tensor:
@@ -90,7 +92,7 @@ class _Factors:
 
     def worth_gathering(self, rows: int, ranks: int) -> bool:
         numbers = self.parameter.features.r + self.parameter.shape[1]
-        return ranks * rows * numbers < 2 * self.parameter.numel()
+        return CHEAPER * ranks * rows * numbers < 2 * self.parameter.numel()
 
 
 class InputFactors:
@@ -143,7 +145,8 @@ class _InputLayer:
         self.parameter.grad = x.T @ delta
 
     def worth_gathering(self, rows: int, ranks: int) -> bool:
-        return ranks * rows * sum(self.parameter.shape) < 2 * self.parameter.numel()
+        numbers = sum(self.parameter.shape)
+        return CHEAPER * ranks * rows * numbers < 2 * self.parameter.numel()
 
 
 class _PendingRows:
@@ -187,7 +190,7 @@ def sum_gradients_(
     whichever form they are; a gradient that no rank has stays None.
 
     Rows and factors come in the order of ranks, so that a batch cut into consecutive parts keeps
-    its order. A gradient of moments is summed as ∂V [P o] where that is less to receive.
+    its order. A gradient of moments is summed as ∂V [P o] where the factors are not far less.
 
     Args:
         inputs: knows the factors of input layers, whose gradients are tensors otherwise.
