@@ -2,28 +2,37 @@
 them."""
 
 from .clip import clip_grad_norm_
+from .conv.along import FinPiConv1d, InfPiConv1d, InfPiInputConv1d
 from .conv.finite import FinPiConv2d
 from .conv.layers import InfPiConv2d, InfPiInputConv2d
+from .conv.noise import FiniteWidthNoise
+from .conv.normalisation import ScalarNorm
+from .conv.whitening import whiten_
 from .convnets import FinPiConvNetSample, InfPiConvNet, InfPiResNet
 from .dual.hermite import hermite_series
 from .implementation import implementation
 from .layers import FinPiInputLinearReLU, FinPiLinearReLU, InfPiInputLinearReLU, InfPiLinearReLU
 from .mlp import FinPiMLPSample, InfMLP
 from .moments.layer import InfPiLinear
-from .optim import InfSGD, PiSGD, param_groups
+from .optim import DegreeRates, InfSGD, PiSGD, param_groups
 from .rows.files import load_rows, save_rows
 from .rows.offload import pi_offload
 from .rows.shard import gather_rows, shard_rows
 
 __all__ = [
+    "DegreeRates",
+    "FinPiConv1d",
     "FinPiConv2d",
     "FinPiConvNetSample",
     "FinPiInputLinearReLU",
     "FinPiLinearReLU",
     "FinPiMLPSample",
+    "FiniteWidthNoise",
     "InfMLP",
+    "InfPiConv1d",
     "InfPiConv2d",
     "InfPiConvNet",
+    "InfPiInputConv1d",
     "InfPiInputConv2d",
     "InfPiInputLinearReLU",
     "InfPiLinear",
@@ -31,6 +40,7 @@ __all__ = [
     "InfPiResNet",
     "InfSGD",
     "PiSGD",
+    "ScalarNorm",
     "clip_grad_norm_",
     "gather_rows",
     "hermite_series",
@@ -40,4 +50,5 @@ __all__ = [
     "pi_offload",
     "save_rows",
     "shard_rows",
+    "whiten_",
 ]

@@ -1,6 +1,7 @@
 """Steps of networks of any width: SGD that appends rows, rates, gradients of any form."""
 
+from .degrees import DegreeRates
 from .rates import param_groups
 from .sgd import InfSGD, PiSGD
 
-__all__ = ["InfSGD", "PiSGD", "param_groups"]
+__all__ = ["DegreeRates", "InfSGD", "PiSGD", "param_groups"]
