@@ -6,6 +6,9 @@
     # the limit of projected SGD
     python -m experiments.cifar10.cifar10conv --data DIR --optimizer sgd --lr 0.2
     python -m experiments.cifar10.cifar10conv --data DIR --beside batchnorm:16,batchnorm:64,mup:64
+    # a whitened start; settings chosen by images held out, and a peer at three rates
+    python -m experiments.cifar10.cifar10conv --data DIR --whiten --lr .02 --held-out 5000 \\
+        --beside plain:64:.003,plain:64:.01,plain:64:.03 --channels-last
     # no download, seconds
     python -m experiments.cifar10.cifar10conv --dataset digits --ranks 6,8,8 --pools 2,1
 
@@ -35,7 +38,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from experiments.cifar10.conv_networks import build, cutout, evaluate, optimizer_of, scheduler_of
+from experiments.cifar10.conv_networks import (
+    build,
+    cutout,
+    evaluate,
+    megaflops,
+    optimizer_of,
+    scheduler_of,
+)
 from experiments.cifar10.conv_results import collect, draw
 from experiments.training import loop
 from experiments.training.distributed import ALONE, Ranks, processes
@@ -73,6 +83,7 @@ class Trainer(loop.Trainer):
         scheduler = scheduler_of(s, optimizer, len(batches) * s.epochs)
         title = f"{s.dataset}, {s.name}, seed {s.seed}"
         super().__init__(net, optimizer, scheduler, batches, s.epochs, title)
+        self.mflop = round(megaflops(net, data.test_x), 3)
         self.ema = None
         if s.ema:
             average = get_ema_multi_avg_fn(s.ema)
@@ -133,10 +144,21 @@ class Trainer(loop.Trainer):
             "train_acc": self.sums["correct"] / self.sums["seen"],
             "test_loss": test_loss,
             "test_acc": test_acc,
+            **self.held_out(),
             "parameters": sum(p.numel() for p in self.net.parameters()),
+            "mflop": self.mflop,
             "seconds": round(self.sums["seconds"], 2),
             "cpu_seconds": round(self.sums["cpu_seconds"], 2),
         }
+
+    def held_out(self) -> dict[str, float]:
+        """Loss and accuracy of the images that were held out, where some were."""
+        data = self.data
+        if data.held_out_x is None:
+            return {}
+        size = self.settings.test_batch_size
+        loss, accuracy = evaluate(self.result, data.held_out_x, data.held_out_y, size)
+        return {"held_out_loss": loss, "held_out_acc": accuracy}
 
     def row(self, record: dict[str, Any]) -> str:
         return (
@@ -175,7 +197,7 @@ def train(
     `cifar10mlp.train`."""
     settings.check()
     device = pick_device(settings.cuda)
-    data = images_of(settings) if data is None else data
+    data = (images_of(settings) if data is None else data).hold_out(settings.held_out)
     trainer = Trainer(settings, data.to(device), device)
     if verbose and ranks.first:
         print(trainer.net)
@@ -199,7 +221,10 @@ def images_of(settings: Settings) -> ImageSet:
 def runs_in(folder: Path, settings: Settings, others: list[Settings]) -> dict[Path, Settings]:
     """Where each network of a command is trained: the first in the folder, those beside it within
     it."""
-    return {folder: settings} | {folder / f"{s.network}{s.width}": s for s in others}
+    kinds = [(s.network, s.width) for s in others]
+    rates = [f"-lr{s.lr:g}" * (kinds.count(kind) > 1) for s, kind in zip(others, kinds)]
+    places = [folder / f"{s.network}{s.width}{rate}" for s, rate in zip(others, rates)]
+    return {folder: settings} | dict(zip(places, others))
 
 
 def others_in(folder: Path, changed: dict[str, Any]) -> list[Settings]:

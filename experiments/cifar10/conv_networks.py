@@ -3,28 +3,33 @@ networks of the same shape."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.cifar10.conv_settings import Settings
 from experiments.training.distributed import ALONE, Ranks
+from experiments.training.flags import milestones
 from experiments.training.images import ImageSet
-from pilimit_lib.inf import InfPiConvNet
+from pilimit_lib.inf import DegreeRates, InfPiConvNet, whiten_
+from pilimit_lib.inf.conv.geometry import Geometry
+from pilimit_lib.inf.conv.plan import Plan
+from pilimit_lib.inf.conv.whitening import patch_moments, whitening
 
+WHITENED = 1000  # training images whose patches the input layer whitens, the first ones
 BASE_WIDTH = 16  # at this many channels the learning rates of a μ-network are those given
 
 
 class ReLUConvNet(nn.Module):
-    """An ordinary ConvNet of the shape of an `InfPiConvNet`: as many layers, pools and shortcuts,
-    `width` channels everywhere.
+    """An ordinary ConvNet of the shape of an `InfPiConvNet`: its layers, kernels, strides, pools
+    and shortcuts, with `width` channels everywhere.
 
-    `kind` "batchnorm" normalises every convolution's outputs over the batch; "mup" has the
-    initialisation and the learning rates of the maximal update parametrisation instead (Yang & Hu
-    2021; Yang et al. 2022, table 3), see `groups`.
+    `kind` "batchnorm" normalises every convolution's outputs over the batch; "plain" does not, and
+    is the same otherwise; "mup" has the initialisation and the learning rates of the maximal update
+    parametrisation instead (Yang & Hu 2021; Yang et al. 2022, table 3), see `groups`.
     """
 
     def __init__(
@@ -32,17 +37,25 @@ class ReLUConvNet(nn.Module):
         channels: int,
         classes: int,
         width: int,
-        pools: Sequence[int],
-        shortcuts: Sequence[tuple[int, int]],
+        plan: Plan,
         kind: str,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        self.kind, self.width, self.pools = kind, width, tuple(pools)
-        self.sources = {end: begin for begin, end in shortcuts}
+        self.kind, self.width, self.pools = kind, width, plan.pools
+        self.sources = {end: begin for begin, end in plan.shortcuts}
         self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for number in range(len(pools) + 1):
+        for number, stride in enumerate((plan.input_stride, *plan.strides)):
             self.convs.append(
-                nn.Conv2d(width if number else channels, width, 3, padding=1, bias=False)
+                nn.Conv2d(
+                    width if number else channels,
+                    width,
+                    plan.kernels[number],
+                    stride,
+                    plan.padding(number),
+                    padding_mode=padding_mode,
+                    bias=False,
+                )
             )
             nn.init.normal_(
                 self.convs[-1].weight,
@@ -89,21 +102,32 @@ class ReLUConvNet(nn.Module):
 def build(settings: Settings, data: ImageSet) -> nn.Module:
     """The network that the settings describe, freshly initialised from torch's generator."""
     channels = data.train_x.shape[1]
-    if settings.network in ("mup", "batchnorm"):
-        return ReLUConvNet(
+    plan = settings.plan
+    if settings.network in ("mup", "batchnorm", "plain"):
+        net = ReLUConvNet(
             channels,
             data.classes,
             settings.width,
-            settings.pool_list,
-            settings.shortcut_list,
+            plan,
             settings.network,
+            settings.padding_mode,
         )
+        if settings.whiten:
+            whiten_channels_(net.convs[0], data.train_x[:WHITENED])
+        return net.to(memory_format=torch.channels_last) if settings.channels_last else net
     net = InfPiConvNet(
         channels,
         data.classes,
-        settings.rank_list,
-        pools=settings.pool_list,
-        shortcuts=settings.shortcut_list,
+        plan.ranks,
+        pools=plan.pools,
+        strides=plan.strides,
+        kernels=plan.kernels,
+        input_stride=plan.input_stride,
+        padding_mode=settings.padding_mode,
+        shortcuts=plan.shortcuts,
+        start_degree=settings.start_degree,
+        norm=None if settings.norm == "none" else settings.norm,
+        noise_width=settings.noise_width,
         branch_gain=settings.branch_gain,
         degree=settings.degree,
         fit=settings.fit,
@@ -113,7 +137,19 @@ def build(settings: Settings, data: ImageSet) -> nn.Module:
         last_layer_alpha=settings.last_layer_alpha,
         bias_alpha=settings.bias_alpha,
     )
+    if settings.whiten:
+        whiten_(net.layers[0], data.train_x[:WHITENED])
     return net if settings.network == "infinite" else net.sample(settings.width)
+
+
+@torch.no_grad()
+def whiten_channels_(conv: nn.Conv2d, images: Tensor) -> None:
+    """Let the channels of a finite input layer see whitened patches by the weights that it had for
+    patches: what a wide network sampled from a whitened infinite one starts as."""
+    geometry = Geometry(conv.kernel_size, conv.stride)
+    matrix, _ = whitening(patch_moments(images, geometry)[0])
+    weight = conv.weight.flatten(1) @ matrix.to(conv.weight)
+    conv.weight.copy_(weight.view_as(conv.weight))
 
 
 def groups(net: nn.Module, settings: Settings) -> list[dict[str, Any]]:
@@ -125,9 +161,13 @@ def groups(net: nn.Module, settings: Settings) -> list[dict[str, Any]]:
 def optimizer_of(settings: Settings, net: nn.Module) -> torch.optim.Optimizer:
     parts = groups(net, settings)
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(parts, settings.lr, momentum=settings.momentum)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
-    return kind(parts, settings.lr, fused=True)
+        optimizer = torch.optim.SGD(parts, settings.lr, momentum=settings.momentum)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+        optimizer = kind(parts, settings.lr, tuple(settings.beta_list), fused=True)
+    if settings.high_degree_lr != 1 and isinstance(net, InfPiConvNet):
+        DegreeRates(net, optimizer, settings.high_degree_lr)
+    return optimizer
 
 
 def scheduler_of(
@@ -141,7 +181,23 @@ def scheduler_of(
         return schedulers.OneCycleLR(optimizer, rates, total_steps=steps, cycle_momentum=False)
     if settings.scheduler == "cosine":
         return schedulers.CosineAnnealingLR(optimizer, steps)
+    if settings.scheduler == "multistep":
+        an_epoch = steps // settings.epochs
+        drops = [epoch * an_epoch for epoch in milestones(settings.lr_drop_milestones)]
+        return schedulers.MultiStepLR(optimizer, drops, settings.lr_drop_ratio)
     return None
+
+
+@torch.no_grad()
+def megaflops(net: nn.Module, x: Tensor) -> float:
+    """Million floating-point operations that products of matrices and convolutions take for the
+    forward pass of one of the images `x`; a training step takes about three times as many."""
+    training = net.training
+    net.eval()
+    with FlopCounterMode(display=False) as counter:
+        net(x[:1])
+    net.train(training)
+    return counter.get_total_flops() / 1e6
 
 
 @torch.no_grad()

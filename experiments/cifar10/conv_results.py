@@ -44,6 +44,8 @@ def collect(folders: list[Path]) -> list[dict[str, Any]]:
                         "run": place.name,
                         "optimizer": settings["optimizer"],
                         "epochs": settings["epochs"],
+                        "lr": settings["lr"],
+                        "mflop": record.get("mflop", float("nan")),  # runs of old have none
                         "network": f"{record['network']}, {settings['optimizer']}",
                     }
                 )
@@ -54,8 +56,8 @@ def table(records: list[dict[str, Any]]) -> str:
     """One line per run: its last epoch so far, and the time up to there."""
     lines = [
         "| network | parameters | seed | epoch | train % | test % | test loss | CPU minutes | CPU "
-        "s per epoch |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "s per epoch | MFLOP | lr |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for _, group in pd.DataFrame(records).groupby(RUN, sort=False):
         last, seconds = group.iloc[-1], group["cpu_seconds"]
@@ -64,7 +66,8 @@ def table(records: list[dict[str, Any]]) -> str:
             f"{last['epochs']} | "
             f"{100 * last['train_acc']:.2f} | {100 * last['test_acc']:.2f} | "
             f"{last['test_loss']:.4f} | "
-            f"{seconds.sum() / 60:.1f} | {seconds.min():.0f} – {seconds.max():.0f} |"
+            f"{seconds.sum() / 60:.1f} | {seconds.min():.0f} – {seconds.max():.0f} | "
+            f"{last['mflop']:.1f} | {last['lr']:g} |"
         )
     return "\n".join(lines) + "\n"
 

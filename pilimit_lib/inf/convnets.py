@@ -10,6 +10,7 @@ pooling of *activations*, in which the readout is linear.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from .checkpoints.architecture import KEY, built, decoded, dtype_of
 from .checkpoints.network import SavedNetwork
-from .conv.geometry import check_size
 from .conv.layers import InfPiConv2d, InfPiInputConv2d
+from .conv.noise import FiniteWidthNoise
+from .conv.normalisation import ScalarNorm, check_norm
+from .conv.plan import Plan, hidden, outputs
 from .finite.projection import projection_misfits, projections, set_projections
 from .summary import summary
 
@@ -34,15 +37,21 @@ class InfPiConvNet(SavedNetwork):
         channels, classes: of data and output.
         ranks: of the pre-activations after the input layer and after each hidden layer.
         pools: for each hidden layer the window over which activations are averaged before it;
-        default no pooling.
+        default no pooling. strides: of each hidden layer, default 1.
         shortcuts: pairs (i, j) of layers: the output of layer i is added to that of layer j > i;
         ranks and sizes must agree.
-        kernel_size: of all layers but the readout, odd; maps keep their size but for pooling.
-        input_stride: of the input layer.
+        kernel_size: of all layers but the readout, odd; maps keep their size but for pooling and
+        strides. kernels: of each of them instead, the input layer's first; even ones with even
+        strides. input_stride: of the input layer. padding_mode: of all, as in `nn.Conv2d`.
         first_layer_alpha, last_layer_alpha, bias_alpha: multipliers of the input layer, the output
         and all biases (0: none).
-        activation, degree, fit, layernorm, chunk_elements: see `InfPiConv2d`. gain, branch_gain: of
-            a layer's outputs at the start, the latter where a shortcut is added to them.
+        activation, degree, fit, layernorm, start_degree, chunk_elements: see `InfPiConv2d`. gain,
+            branch_gain: of a layer's outputs at the start, the latter where a shortcut is added to
+            them.
+        norm: "scalar" divides each layer's outputs, but the readout's, by their root mean square
+            length, see `ScalarNorm`; `gain` and `branch_gain` are then its scale at the start.
+        noise_width: of the finite network whose noise disturbs training, see `FiniteWidthNoise`;
+            None: no noise.
         dtype: of the input layer and biases; V_dtype: of moments.
     """
 
@@ -72,15 +81,26 @@ class InfPiConvNet(SavedNetwork):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         V_dtype: torch.dtype | None = None,
+        strides: Sequence[int] | None = None,
+        kernels: Sequence[int] | None = None,
+        padding_mode: str = "zeros",
+        start_degree: int | None = None,
+        norm: str | None = None,
+        noise_width: int | None = None,
     ) -> None:
         super().__init__()
-        ranks, hidden = tuple(ranks), len(ranks) - 1
-        pools = (1,) * hidden if pools is None else tuple(pools)
-        shortcuts = tuple((int(i), int(j)) for i, j in shortcuts)
-        _check_plan(ranks, pools, shortcuts, kernel_size)
+        check_norm(norm)
+        sides = (kernel_size,) * len(ranks) if kernels is None else kernels
+        plan = Plan.of(ranks, pools, strides, shortcuts, sides, input_stride)
+        ranks = plan.ranks
         self.channels, self.classes = channels, classes
-        self.ranks, self.pools, self.shortcuts = ranks, pools, shortcuts
+        self.ranks, self.pools, self.shortcuts = ranks, plan.pools, plan.shortcuts
         self.kernel_size, self.input_stride = kernel_size, input_stride
+        # None where that says the same, for the checkpoints of both to fit
+        self.strides = None if set(plan.strides) <= {1} else plan.strides
+        self.kernels = None if set(plan.kernels) == {kernel_size} else plan.kernels
+        self.padding_mode, self.start_degree = padding_mode, start_degree
+        self.norm, self.noise_width = norm, noise_width
         self.first_layer_alpha = float(first_layer_alpha)
         self.last_layer_alpha = float(last_layer_alpha)
         self.bias_alpha, self.layernorm = float(bias_alpha or 0), layernorm
@@ -89,10 +109,16 @@ class InfPiConvNet(SavedNetwork):
         self.gain, self.branch_gain = float(gain), float(branch_gain)
         self.chunk_elements = chunk_elements
         common = {"bias_alpha": bias_alpha, "device": device, "dtype": dtype}
-        padding = kernel_size // 2
-        self.layers = nn.ModuleList(
-            [InfPiInputConv2d(channels, ranks[0], kernel_size, input_stride, padding, **common)]
+        first = InfPiInputConv2d(
+            channels,
+            ranks[0],
+            plan.kernels[0],
+            input_stride,
+            plan.padding(0),
+            padding_mode=padding_mode,
+            **common,
         )
+        self.layers = nn.ModuleList([first])
         common |= {
             "activation": activation,
             "degree": degree,
@@ -102,28 +128,33 @@ class InfPiConvNet(SavedNetwork):
             "chunk_elements": chunk_elements,
         }
         ends = {j for _, j in shortcuts}
-        for number, (r, r_out, pool) in enumerate(
-            zip(ranks, (*ranks[1:], classes), (*pools, 1)), 1
-        ):
-            how = {
-                "gain": branch_gain if number in ends else gain,
-                "kernel_size": kernel_size,
-                "padding": padding,
-                "pool": pool,
-            }
+        gains = [branch_gain if number in ends else gain for number in range(len(ranks))]
+        for number, (r, r_out) in enumerate(zip(ranks, (*ranks[1:], classes)), 1):
+            how = _READOUT
+            if number < len(ranks):
+                how = {
+                    "gain": 1.0 if norm else gains[number],
+                    "kernel_size": plan.kernels[number],
+                    "stride": plan.strides[number - 1],
+                    "padding": plan.padding(number),
+                    "padding_mode": padding_mode,
+                    "pool": plan.pools[number - 1],
+                    "start_degree": start_degree,
+                }
             try:
-                self.layers.append(
-                    InfPiConv2d(r, r_out, **common, **(how if number < len(ranks) else _READOUT))
-                )
+                self.layers.append(InfPiConv2d(r, r_out, **common, **how))
             except MemoryError as error:
                 raise MemoryError(f"layers.{number}: {error}") from None
+        scales = [1.0, *gains[1:]] if norm else []
+        self.norms = nn.ModuleList(ScalarNorm(s, device=device, dtype=dtype) for s in scales)
+        self.noise = None if noise_width is None else FiniteWidthNoise(noise_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _outputs(self, x)
+        return outputs(self, x)
 
     def embedding(self, x: Tensor) -> Tensor:
         """Pre-activations [b r h w] that feed the readout."""
-        return _hidden(self, x)
+        return hidden(self, x)
 
     @property
     def row_bytes(self) -> int:
@@ -132,7 +163,7 @@ class InfPiConvNet(SavedNetwork):
 
     def sample(self, n: int) -> FinPiConvNetSample:
         """A finite network of `n` channels that computes the same function as n → ∞, and trains as
-        this one does under SGD."""
+        this one does under SGD. It has the noise of its own width and no other."""
         return FinPiConvNetSample(self, n)
 
     @classmethod
@@ -159,9 +190,15 @@ class InfPiConvNet(SavedNetwork):
         return _differences(self.architecture(), settings)
 
     def architecture(self) -> dict[str, Any]:
-        """The constructor arguments that make a network of this shape."""
+        """The constructor arguments that make a network of this shape. What was added later is
+        left out where it is as it was before."""
         names = inspect.signature(InfPiConvNet.__init__).parameters
-        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+        found = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return {
+            name: value
+            for name, value in found.items()
+            if name not in _LATER or value != _LATER[name]
+        }
 
     def __repr__(self) -> str:
         return summary(self, self.architecture())
@@ -225,13 +262,14 @@ class FinPiConvNetSample(SavedNetwork):
             self.layers.append(
                 layer.sample(n, n, below, shared) if number else layer.sample(infnet.channels, n)
             )
+        self.norms, self.noise = copy.deepcopy(infnet.norms), None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _outputs(self, x)
+        return outputs(self, x)
 
     def embedding(self, x: Tensor) -> Tensor:
         """Pre-activations [b n h w] that feed the readout."""
-        return _hidden(self, x)
+        return hidden(self, x)
 
     @classmethod
     def from_state_dict(
@@ -277,12 +315,22 @@ class FinPiConvNetSample(SavedNetwork):
 
 
 def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    mine, theirs = _LATER | dict(mine), _LATER | dict(theirs)
     for name, value in mine.items():
         if name not in _TUNABLE and name in theirs and theirs[name] != value:
             yield f"{name} is {theirs[name]!r} in the checkpoint and {value!r} here"
 
 
 _READOUT = {"kernel_size": 1, "output_layer": True}
+# Arguments that earlier versions did not have, and what their networks were like.
+_LATER = {
+    "strides": None,
+    "kernels": None,
+    "padding_mode": "zeros",
+    "start_degree": None,
+    "norm": None,
+    "noise_width": None,
+}
 # What doesn't matter for whether a checkpoint fits.
 _TUNABLE = (
     "first_layer_alpha",
@@ -291,69 +339,6 @@ _TUNABLE = (
     "gain",
     "branch_gain",
     "chunk_elements",
+    "start_degree",
+    "noise_width",
 )
-
-
-def _check_plan(
-    ranks: tuple[int, ...],
-    pools: tuple[int, ...],
-    shortcuts: tuple[tuple[int, int], ...],
-    kernel_size: int,
-) -> None:
-    if not ranks:
-        raise ValueError(
-            "ranks is empty; the rank after the input layer, and of each hidden layer, was expected"
-        )
-    if len(pools) != len(ranks) - 1:
-        raise ValueError(
-            f"pools has {len(pools)} entries for {len(ranks) - 1} hidden layers; give one for each "
-            "(1: no pooling)"
-        )
-    if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(
-            f"kernel_size is {kernel_size!r}; an odd number was expected, so that maps keep their "
-            "size"
-        )
-    ends = [j for _, j in shortcuts]
-    for i, j in shortcuts:
-        if not 0 <= i < j < len(ranks):
-            raise ValueError(
-                f"the shortcut ({i}, {j}) does not lead from a layer to a later hidden one: layers "
-                "0 to "
-                f"{len(ranks) - 1} hand on pre-activations"
-            )
-        if ranks[i] != ranks[j] or any(pool != 1 for pool in pools[i:j]):
-            raise ValueError(
-                f"the shortcut ({i}, {j}) adds maps that differ: ranks {ranks[i]} and {ranks[j]}, "
-                "pooling between "
-                f"them {pools[i:j]}; a sum needs the same rank and size"
-            )
-    if len(set(ends)) < len(ends):
-        raise ValueError(
-            f"two of the shortcuts {shortcuts} end in the same layer; the layers they start from "
-            "would have to "
-            "share ω: chain them instead"
-        )
-
-
-def _hidden(net: InfPiConvNet | FinPiConvNetSample, x: Tensor) -> Tensor:
-    sources = {j: i for i, j in net.shortcuts}
-    kept = {i: None for i in sources.values()}
-    g = net.first_layer_alpha * net.layers[0](x)
-    for number, layer in enumerate(net.layers[:-1]):
-        if number:
-            g = layer(g)
-            if number in sources:
-                g = g + kept[sources[number]]
-        if number in kept:
-            kept[number] = g
-    return g
-
-
-def _outputs(net: InfPiConvNet | FinPiConvNetSample, x: Tensor) -> Tensor:
-    if x.ndim != 4:
-        raise ValueError(f"images [b, c, h, w] were expected, got {list(x.shape)}")
-    size = tuple(x.shape[2:])
-    for number, layer in enumerate(net.layers):
-        size = check_size(f"layers.{number}: {type(layer).__name__}", layer.geometry, size)
-    return net.last_layer_alpha * net.layers[-1](_hidden(net, x)).mean((2, 3))

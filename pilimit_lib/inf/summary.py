@@ -14,6 +14,8 @@ def summary(net: nn.Module, settings: Mapping[str, Any]) -> str:
     """The call that makes a network like `net`, with what `settings` say otherwise than its
     constructor's defaults, above one line per layer. Empty columns are left out."""
     lines = [_line(f"layers.{number}", layer, net) for number, layer in enumerate(net.layers)]
+    norms = getattr(net, "norms", ())
+    lines += [_line(f"norms.{number}", norm, net) for number, norm in enumerate(norms)]
     lines.append(_total(lines))
     columns = [name for name in lines[0] if any(line[name] != "" for line in lines)]
     table = [[name, *(_text(name, line[name]) for line in lines)] for name in columns]
@@ -68,6 +70,8 @@ def _total(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _kind(layer: nn.Module, net: nn.Module) -> str:
     kind = "weights"
+    if hasattr(layer, "running"):
+        return "norm"
     if hasattr(layer, "kernel"):
         kind = "rows of a kernel"
     elif hasattr(layer, "row_storage"):

@@ -14,7 +14,7 @@ import torch
 
 from experiments.cifar10 import conv_results
 from experiments.cifar10.cifar10conv import Trainer, beside, cutout, evaluate, main, train
-from experiments.cifar10.conv_networks import BASE_WIDTH, ReLUConvNet, build, groups
+from experiments.cifar10.conv_networks import BASE_WIDTH, ReLUConvNet, build, groups, megaflops
 from experiments.cifar10.conv_settings import Settings
 from experiments.training.images import load_images
 from pilimit_lib.core import load
@@ -271,3 +271,123 @@ def test_errors_say_what_to_change(tmp_path, capsys):
         len(beside("mup:4,twin:8", QUICK, 0.5, 7)) == 2
         and beside("mup:4", QUICK, 0.5, 7)[0].epochs == 7
     )
+
+
+RECIPES = {
+    "whiten": True,
+    "norm": "scalar",
+    "start_degree": 1,
+    "high_degree_lr": 0.3,
+    "noise_width": 64,
+    "betas": "0.8,0.9",
+    "scheduler": "multistep",
+    "lr_drop_milestones": "1",
+    "strides": "1,2",
+    "kernels": "3,1,3",
+    "padding_mode": "reflect",
+    "shortcuts": "0-1",
+    "ranks": "4,4,5",
+    "pools": "1,1",
+}
+
+
+def test_recipes_reach_the_network_and_go_on_bit_for_bit():
+    settings, data = replace(QUICK, **RECIPES), load_images("digits", train_size=96, test_size=64)
+    settings.check()
+
+    def run(trainer, steps):
+        while steps:
+            for item in trainer.batches:
+                trainer.step(*item)
+                steps -= 1
+                if not steps:
+                    break
+        return trainer
+
+    whole = run(Trainer(settings, data, torch.device("cpu")), 5)
+    assert whole.optimizer.param_groups[0]["lr"] == pytest.approx(settings.lr * 0.1)
+    assert whole.optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+    net = whole.net
+    assert net.norm == "scalar" and net.noise_width == 64 and net.padding_mode == "reflect"
+    assert net.strides == (1, 2) and net.kernels == (3, 1, 3) and net.start_degree == 1
+    start = net.layers[1].features.starts[2]
+    assert 0 < net.layers[1].V[start:].abs().max() < 0.5 * net.layers[1].V[:start].abs().max()
+    first = run(Trainer(settings, data, torch.device("cpu")), 2)
+    second = Trainer(settings, data, torch.device("cpu"))
+    second.load_state(first.state())
+    run(second, 3)
+    for a, b in zip(net.state_dict().values(), second.net.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind, width", [("infinite", 0), ("twin", 512), ("plain", 64)])
+def test_every_kind_of_network_can_start_whitened(kind, width):
+    data = load_images("digits", train_size=64, test_size=8)
+    shape = {"strides": "1,2", "kernels": "3,1,3", "padding_mode": "replicate"}
+    settings = replace(QUICK, network=kind, width=width, **shape)
+    spread, nets = [], []
+    for whiten in (False, True):
+        torch.manual_seed(0)
+        net = build(replace(settings, whiten=whiten), data)
+        first = net.convs[0] if kind == "plain" else net.layers[0]
+        inside = first(data.train_x)[:, :, 1:-1, 1:-1]  # patches that no border is part of
+        h = inside.transpose(0, 1).flatten(1).double()
+        values = torch.linalg.eigvalsh(h @ h.T).flip(0)
+        spread.append(float(values[0] / values[3]))
+        nets.append({n: v for n, v in net.state_dict().items() if not n.endswith("s.0.weight")})
+        assert net(data.train_x[:2]).shape == (2, 10)
+    assert spread[1] < 3 < spread[0]
+    for name, value in nets[0].items():  # the rest starts as it did
+        assert torch.equal(value, nets[1][name])
+
+
+def test_maps_stored_by_position_change_no_result():
+    data = load_images("digits", train_size=64, test_size=8)
+    settings = replace(QUICK, network="batchnorm", width=8)
+    outputs = []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        net = build(replace(settings, channels_last=channels_last), data)
+        assert net.convs[1].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        outputs.append(net(data.train_x))
+    torch.testing.assert_close(*outputs)
+
+
+def test_peers_at_several_rates_and_images_held_out(tmp_path, capsys):
+    flags = [*FLAGS, "--epochs", "1", "--held-out", "16", "--quiet"]
+    flags += ["--beside", "plain:4:.01,plain:4:.03,batchnorm:4", "--save-dir", str(tmp_path)]
+    records = main(flags)
+    assert [record["network"].split(",")[0] for record in records[1:]] == [
+        "plain",
+        "plain",
+        "batchnorm",
+    ]
+    assert all(0 <= record["held_out_acc"] <= 1 for record in records)
+    folders = {"plain4-lr0.01", "plain4-lr0.03", "batchnorm4"}
+    assert {path.parent.name for path in tmp_path.glob("*/settings.json")} == folders
+    assert main([*flags, "--resume"]) == records
+    rows = conv_results.table(conv_results.collect([tmp_path])).splitlines()
+    assert {row.split("|")[-2].strip() for row in rows[2:]} == {"0.01", "0.03"}
+    for wrong, message in (
+        (["--betas", ".9"], "--betas '.9' must be two numbers"),
+        (["--scheduler", "multistep"], "belong together"),
+        (["--kernels", "3,2"], "an odd number was expected"),
+        (["--strides", "x"], "numbers separated by commas"),
+        (["--beside", "plain:4:x"], "'plain:4:x' is not one of"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*FLAGS, "--quiet", "--save-dir", str(tmp_path / "none"), *wrong])
+        assert message in capsys.readouterr().err
+
+
+def test_flops_are_those_of_the_products():
+    data = load_images("digits", train_size=8, test_size=8)
+    settings = replace(QUICK, ranks="4,5", pools="2")
+    P = build(settings, data).layers[1].P
+    # 8x8 pixels to 4 ranks, a 4x4 pooled map by 9 offsets to 5 ranks, 16 positions to 10 classes
+    first, middle = 64 * 9 * 4, 16 * 9 * P * 5
+    readout = 16 * build(settings, data).layers[2].P * 10
+    assert megaflops(build(settings, data), data.test_x) == 2e-6 * (first + middle + readout)
+    plain = build(replace(settings, network="plain", width=6), data)
+    expected = 64 * 9 * 6 + 16 * 9 * 36 + 60
+    assert megaflops(plain, data.test_x) == 2e-6 * expected and plain.training

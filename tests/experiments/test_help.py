@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.training import choices
+from pilimit_lib.inf.conv.geometry import PADDING_MODES
 from pilimit_lib.inf.dual import hermite
 
 ASKED = """
@@ -35,3 +36,4 @@ def test_help_needs_no_torch(command):
 
 def test_the_names_are_those_of_the_library():
     assert choices.ACTIVATIONS == tuple(hermite.ACTIVATIONS) and choices.FITS == hermite.FITS
+    assert choices.PADDING_MODES == PADDING_MODES

@@ -289,7 +289,11 @@ def test_layers_copy_and_convert():
 @pytest.mark.filterwarnings("ignore")  # the compiler of some torch versions warns about itself
 @pytest.mark.parametrize(
     "how",
-    [{"stride": (2, 1), "padding": 1, "layernorm": True}, {"pool": 2, "V_dtype": torch.bfloat16}],
+    [
+        {"stride": (2, 1), "padding": 1, "layernorm": True},
+        {"pool": 2, "V_dtype": torch.bfloat16},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
 )
 def test_a_compiled_layer_is_the_same_and_still_makes_its_features_in_chunks(how):
     layer = InfPiConv2d(3, 4, bias_alpha=1, chunk_elements=64, **how)

@@ -28,7 +28,8 @@ torch.manual_seed(0)
 cases = [(3, [.16, .25, .08], 2, Geometry((3, 3), padding=(1, 1)), (4, 5)),
          (5, [.1, 0, .2], 3, Geometry((3, 2), (2, 1), (1, 0), (1, 2)), (6, 5)),
          (2, [0, .3], 17, Geometry((1, 1), (2, 2)), (5, 5)),
-         (9, [.16, .25, .08], 1, Geometry((1, 2), padding=(0, 1)), (3, 3))]
+         (9, [.16, .25, .08], 1, Geometry((1, 2), padding=(0, 1)), (3, 3)),
+         (3, [.16, .25, .08], 2, Geometry((2, 3), (1, 2), (1, 1), pool=(2, 3)), (5, 9))]
 for r, kappa, o, geometry, size in cases:
     features = PolynomialFeatures(r, kappa)
     g, V = torch.randn(r, 2, *size), torch.randn(features.P, *geometry.kernel, o)
@@ -49,7 +50,8 @@ for r, kappa, o, geometry, size in cases:
         assert calls == [1]
         torch.testing.assert_close(found[0], dg)
         close(found[1], dV)
-assert not kernels.usable(features, g, V, Geometry((1, 1), pool=(2, 2)))
+reflect = Geometry((1, 1), padding_mode="reflect")
+assert not kernels.usable(features, g, V, reflect)
 assert not kernels.usable(features, g.double(), V, geometry)
 assert not kernels.usable(PolynomialFeatures(4, [.1, .2, .1, .1]), g, V, geometry)
 print("compared")

@@ -10,13 +10,15 @@ offsets the shift with p = t + shift.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Pair = tuple[int, int]
 Size = int | Pair
+PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,23 @@ class Phase:
 @dataclass(frozen=True)
 class Geometry:
     """Kernel, stride, padding and dilation as (rows, columns), on a map whose activations were
-    averaged over `pool` windows."""
+    averaged over `pool` windows. `padding_mode`: what lies beyond the border, as in `nn.Conv2d`."""
 
     kernel: Pair
     stride: Pair = (1, 1)
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     pool: Pair = (1, 1)
+    padding_mode: str = "zeros"
 
     @classmethod
     def of(cls, numbers: Sequence[int]) -> Geometry:
-        """The geometry of these `numbers`."""
+        """The geometry of these `numbers`, padded with zeros."""
         return cls(*zip(numbers[::2], numbers[1::2]))
 
     @property
     def numbers(self) -> list[int]:
-        """All pairs one after the other: what an operator can be handed."""
+        """All pairs one after the other: what an operator can be handed, which pads with zeros."""
         return [*self.kernel, *self.stride, *self.padding, *self.dilation, *self.pool]
 
     @property
@@ -124,9 +127,18 @@ def same_padding(kernel: Pair, stride: Pair, dilation: Pair) -> Pair:
 
 
 def geometry_of(
-    kernel_size: Size, stride: Size, padding: Size | str, dilation: Size, pool: Size = 1
+    kernel_size: Size,
+    stride: Size,
+    padding: Size | str,
+    dilation: Size,
+    pool: Size = 1,
+    padding_mode: str = "zeros",
 ) -> Geometry:
     """The geometry that arguments in `nn.Conv2d`'s manner describe."""
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(
+            f"padding_mode is {padding_mode!r}; one of {', '.join(PADDING_MODES)} was expected"
+        )
     kernel, stride, dilation = (
         pair(kernel_size, "kernel_size", 1),
         pair(stride, "stride", 1),
@@ -136,7 +148,8 @@ def geometry_of(
         if padding not in ("same", "valid"):
             raise ValueError(f"padding is {padding!r}; 'same', 'valid', or numbers were expected")
         padding = same_padding(kernel, stride, dilation) if padding == "same" else 0
-    return Geometry(kernel, stride, pair(padding, "padding", 0), dilation, pair(pool, "pool", 1))
+    padding, pool = pair(padding, "padding", 0), pair(pool, "pool", 1)
+    return Geometry(kernel, stride, padding, dilation, pool, padding_mode)
 
 
 def check_map(layer: nn.Module, x: Tensor, channels: int, what: str, geometry: Geometry) -> None:
@@ -162,20 +175,55 @@ def check_size(name: str, geometry: Geometry, size: Pair) -> Pair:
             "output would be "
             f"{out[0]}x{out[1]}; use larger images, more padding, or less pooling, stride or kernel"
         )
+    spare = {"reflect": 1, "circular": 0}.get(geometry.padding_mode)
+    have = geometry.pooled(size)
+    if spare is not None and any(p > n - spare for p, n in zip(geometry.padding, have)):
+        raise ValueError(
+            f"{name}({describe(geometry)}) can't take its border from a map of "
+            f"{have[0]}x{have[1]}: padding_mode={geometry.padding_mode!r} needs a padding of at "
+            f"most its size{' less 1' if spare else ''}; use less padding, less pooling, larger "
+            "images, or padding_mode='replicate'"
+        )
     return out
+
+
+def with_border(g: Tensor, geometry: Geometry) -> tuple[Tensor, Geometry]:
+    """(g [b r h w] with the border that `padding_mode` asks for, the geometry without padding that
+    is left to do).
+
+    What lies beyond the border of a *pooled* map is a copy of one of its windows, so whole windows
+    of g are copied. Zeros need no copy: no activation comes from them.
+    """
+    if geometry.padding_mode == "zeros":
+        return g, geometry
+    pooled = geometry.pooled(tuple(g.shape[2:]))
+    for dim, size, padding, pool in zip((2, 3), pooled, geometry.padding, geometry.pool):
+        windows = _beyond(size, padding, geometry.padding_mode)
+        places = [window * pool + place for window in windows for place in range(pool)]
+        g = g.index_select(dim, torch.tensor(places, device=g.device))
+    return g, replace(geometry, padding=(0, 0), padding_mode="zeros")
+
+
+def _beyond(size: int, padding: int, mode: str) -> list[int]:
+    """Which of `size` places stands at -padding ... size + padding - 1."""
+    last = size - 1
+    source = {
+        "circular": lambda t: t % size,
+        "reflect": lambda t: last - abs(last - abs(t)),
+        "replicate": lambda t: min(max(t, 0), last),
+    }[mode]
+    return [source(t) for t in range(-padding, size + padding)]
 
 
 def convolve(
     geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None, bias_alpha: float
 ) -> Tensor:
-    return F.conv2d(
-        x,
-        weight,
-        None if bias is None else bias_alpha * bias,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-    )
+    padding = geometry.padding
+    if geometry.padding_mode != "zeros":
+        (rows, columns), padding = padding, (0, 0)
+        x = F.pad(x, (columns, columns, rows, rows), geometry.padding_mode)
+    bias = None if bias is None else bias_alpha * bias
+    return F.conv2d(x, weight, bias, geometry.stride, padding, geometry.dilation)
 
 
 def describe(geometry: Geometry) -> str:
@@ -190,6 +238,7 @@ def describe(geometry: Geometry) -> str:
         "pool": geometry.pool,
     }
     usual = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "pool": (1, 1)}
-    return ", ".join(
-        f"{name}={short(value)}" for name, value in shown.items() if value != usual.get(name)
-    )
+    parts = [f"{name}={short(value)}" for name, value in shown.items() if value != usual.get(name)]
+    if geometry.padding_mode != "zeros":
+        parts.append(f"padding_mode={geometry.padding_mode}")
+    return ", ".join(parts)

@@ -28,7 +28,7 @@ from ..moments.layer import MomentsLayer
 from ..moments.sums import moments_of
 from .autograd import feature_conv2d
 from .finite import FinPiConv2d
-from .geometry import Size, check_map, convolve, describe, geometry_of
+from .geometry import Size, check_map, convolve, describe, geometry_of, with_border
 
 
 class InfPiInputConv2d(BiasedLayer):
@@ -37,7 +37,7 @@ class InfPiInputConv2d(BiasedLayer):
 
     Args:
         channels: of the images; r_out: rank of the pre-activations.
-        kernel_size, stride, padding, dilation: as in `nn.Conv2d`.
+        kernel_size, stride, padding, dilation, padding_mode: as in `nn.Conv2d`.
         bias_alpha: multiplier of the bias; 0 or None means no bias.
 
     At the start weights are N(0, 1/(r_out · inputs of an output)), so that |g(p)| is about the root
@@ -55,6 +55,7 @@ class InfPiInputConv2d(BiasedLayer):
         padding: Size | str = 0,
         dilation: Size = 1,
         *,
+        padding_mode: str = "zeros",
         bias_alpha: float | None = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -62,7 +63,9 @@ class InfPiInputConv2d(BiasedLayer):
         super().__init__()
         self.channels, self.r_out, self.bias_alpha = channels, r_out, float(bias_alpha or 0)
         check_sizes(channels, r_out)
-        self.geometry = geometry_of(kernel_size, stride, padding, dilation)
+        self.geometry = geometry_of(
+            kernel_size, stride, padding, dilation, padding_mode=padding_mode
+        )
         self.weight = nn.Parameter(
             torch.empty(r_out, channels, *self.geometry.kernel, device=device, dtype=dtype)
         )
@@ -118,11 +121,14 @@ class InfPiConv2d(MomentsLayer):
     pre-activations [b r_out h' w'].
 
     `V` [P kh kw o] is an ordinary parameter. Each position's activation is that of its direction
-    scaled by its length, see `InfPiLinear`; beyond the border of the map lie zeros.
+    scaled by its length, see `InfPiLinear`; beyond the border of the map lie zeros, or what
+    `padding_mode` says.
 
     Args:
         r: rank of the pre-activations that come in; r_out: of those that go out, default `r`.
-        kernel_size, stride, padding (also "same" or "valid"), dilation: as in `nn.Conv2d`.
+        kernel_size, stride, padding (also "same" or "valid"), dilation, padding_mode: as in
+        `nn.Conv2d`.
+        groups: 1; what others would mean stands in the README.
         pool: average the *activations* over windows of this size before the convolution. (Pooling
             pre-activations needs no layer: use `nn.AvgPool2d`.)
         activation, degree, fit: see `hermite_series`. layernorm: use the direction of g at each
@@ -130,6 +136,7 @@ class InfPiConv2d(MomentsLayer):
         bias_alpha: multiplier of the bias; 0 or None means no bias. output_layer: a readout, whose
         V starts at zero.
         gain: length of the outputs at the start relative to that of the inputs.
+        start_degree: monomials of a higher degree have V = 0 at the start (None: none has).
         chunk_elements: how many numbers of Φ may exist at a time, see `feature_conv2d`.
         dtype: of the bias; V_dtype: of V (sums are float32 or float64).
 
@@ -148,6 +155,8 @@ class InfPiConv2d(MomentsLayer):
         dilation: Size = 1,
         *,
         pool: Size = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
         activation: str | Callable[[Tensor], Tensor] = "relu",
         degree: int = 2,
         fit: str = "minimax",
@@ -155,6 +164,7 @@ class InfPiConv2d(MomentsLayer):
         bias_alpha: float | None = 0,
         output_layer: bool = False,
         gain: float = 1.0,
+        start_degree: int | None = None,
         chunk_elements: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -163,17 +173,30 @@ class InfPiConv2d(MomentsLayer):
         super().__init__()
         self.r, self.r_out = r, r if r_out is None else r_out
         check_sizes(r, self.r_out)
+        if groups != 1:
+            raise ValueError(
+                f"groups is {groups}; 1 was expected. A group of channels is a population with a "
+                "map of its own: keep one map and one layer for each group, and let a layer over "
+                "all of them be the sum of one for each. Groups whose number grows with the width "
+                "(depthwise) have no limit of this form"
+            )
         self.bias_alpha, self.layernorm = float(bias_alpha or 0), layernorm
         if chunk_elements is not None and chunk_elements < 1:
             raise ValueError(
                 f"chunk_elements is {chunk_elements}; a positive count of numbers, or None, was "
                 "expected"
             )
-        self.geometry = geometry_of(kernel_size, stride, padding, dilation, pool)
+        self.geometry = geometry_of(kernel_size, stride, padding, dilation, pool, padding_mode)
         self.output_layer, self.gain = output_layer, float(gain)
         self.chunk_elements = chunk_elements
         self.series = hermite_series(activation, degree, fit)
         self.features = PolynomialFeatures(r, self.series.kappa)
+        if start_degree is not None and not sum(self.series.kappa[: max(0, start_degree + 1)]) > 0:
+            raise ValueError(
+                f"start_degree is {start_degree}, and the kernel {list(self.series.kappa)} has no "
+                "monomials up to it: outputs would begin at 0; use a higher one, or None"
+            )
+        self.start_degree = start_degree
         V_dtype = V_dtype or dtype or torch.get_default_dtype()
         try:
             check_memory(
@@ -190,12 +213,15 @@ class InfPiConv2d(MomentsLayer):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Gaussian V, 0 in a readout; bias 0."""
+        """Gaussian V, 0 in a readout and for monomials beyond `start_degree`; bias 0."""
         if self.output_layer:
             self.V.zero_()
         else:
-            size = sum(self.series.kappa) * self.r_out * self.geometry.offsets
+            begun = len(self.series.kappa) if self.start_degree is None else self.start_degree + 1
+            size = sum(self.series.kappa[:begun]) * self.r_out * self.geometry.offsets
             self.V.normal_(std=self.gain / math.sqrt(size))
+            beyond = [s for degree, s in self.features.starts.items() if degree >= begun]
+            self.V[min(beyond, default=self.P) :].zero_()
         if self.bias is not None:
             self.bias.zero_()
 
@@ -208,9 +234,9 @@ class InfPiConv2d(MomentsLayer):
 
     def forward(self, g: Tensor) -> Tensor:
         check_map(self, g, self.r, "pre-activations", self.geometry)
-        batched = g if g.ndim == 4 else g[None]
+        batched, geometry = with_border(g if g.ndim == 4 else g[None], self.geometry)
         out = feature_conv2d(
-            self.features, batched, self.V, self.geometry, self.layernorm, self.chunk_elements
+            self.features, batched, self.V, geometry, self.layernorm, self.chunk_elements
         )
         out = out if g.ndim == 4 else out[0]
         return out if self.bias is None else out + self.bias_alpha * self.bias[:, None, None]

@@ -1,10 +1,11 @@
 """A convolution of features on a GPU, with tiles of Φ made on the fly: for kernels of degree at
-most 2, without pooling.
+most 2.
 
 The second implementation of `conv_operator.forward`, and of its backward pass for V. It refuses
 (`usable`) what it can't do, and then the plain one runs; the gradient of g always is the plain
 one's. Tested under Triton's interpreter, unmeasured on a GPU. Φ is made again for every offset,
-from û of one position, which the caches hold. Positions are rows here, as in `triton_features`.
+from û of one position (of each in a pooling window), which the caches hold. Positions are rows
+here, as in `triton_features`.
 Index legend: n positions, r rank in, o rank out, P columns, δ offsets.
 """
 
@@ -24,26 +25,76 @@ from .geometry import Geometry
 
 
 def usable(features: PolynomialFeatures, g: Tensor, V: Tensor, geometry: Geometry) -> bool:
-    """Whether these kernels can take this over: degree at most 2, no pooling, float32 sums, on a
-    GPU or interpreted."""
+    """Whether these kernels can take this over: degree at most 2, zeros beyond the border, float32
+    sums, on a GPU or interpreted."""
     if not (g.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
         return False
     return (
         features.degree <= 2
-        and geometry.pool == (1, 1)
+        and geometry.padding_mode == "zeros"
         and g.dtype == torch.float32
         and V.dtype in (torch.float32, torch.bfloat16, torch.float16)
     )
 
 
 @triton.jit
-def _source(n, count, offset, h, w, ho, wo, sh, sw, ph, pw, dh, dw, kw):
-    """(input position of output n at an offset, whether it lies in the map)."""
+def _source(n, count, offset, place, h, w, ho, wo, sh, sw, ph, pw, dh, dw, kw, qh, qw):
+    """(input position of output n at an offset, and at a place of the pooling window there; whether
+    it lies in the map)."""
     image = n // (ho * wo)
     i = (n // wo % ho) * sh + (offset // kw) * dh - ph
     j = (n % wo) * sw + (offset % kw) * dw - pw
-    inside = (n < count) & (i >= 0) & (i < h) & (j >= 0) & (j < w)
-    return tl.where(inside, (image * h + i) * w + j, 0), inside
+    inside = (n < count) & (i >= 0) & (i < h // qh) & (j >= 0) & (j < w // qw)
+    row = i * qh + place // qw
+    column = j * qw + place % qw
+    return tl.where(inside, (image * h + row) * w + column, 0), inside
+
+
+@triton.jit
+def _window(
+    u_ptr,
+    s_ptr,
+    n,
+    count,
+    offset,
+    p,
+    P,
+    r,
+    h,
+    w,
+    ho,
+    wo,
+    sh,
+    sw,
+    ph,
+    pw,
+    dh,
+    dw,
+    kw,
+    qh,
+    qw,
+    first,
+    second,
+    k0,
+    k1,
+    k2_square,
+    k2_pair,
+    PLACES: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Columns p of s Φ(û) of what outputs n see at an offset, averaged over the pooling window."""
+    total = tl.zeros((BLOCK_N, BLOCK_P), dtype=tl.float32)
+    for place in range(PLACES):
+        rows, inside = _source(
+            n, count, offset, place, h, w, ho, wo, sh, sw, ph, pw, dh, dw, kw, qh, qw
+        )
+        s = tl.load(s_ptr + rows, mask=inside, other=0.0)
+        phi = phi_tile(
+            u_ptr, rows, inside, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P
+        )
+        total += phi * s[:, None]
+    return total / PLACES
 
 
 @triton.jit
@@ -67,6 +118,8 @@ def _forward(
     dh,
     dw,
     kw,
+    qh,
+    qw,
     first,
     second,
     k0,
@@ -74,6 +127,7 @@ def _forward(
     k2_square,
     k2_pair,
     OFFSETS: tl.constexpr,
+    PLACES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -82,15 +136,39 @@ def _forward(
     columns = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     total = tl.zeros((BLOCK_N, BLOCK_O), dtype=tl.float32)
     for offset in range(OFFSETS):
-        rows, inside = _source(n, count, offset, h, w, ho, wo, sh, sw, ph, pw, dh, dw, kw)
-        s = tl.load(s_ptr + rows, mask=inside, other=0.0)
         for start in range(0, P, BLOCK_P):
             p = start + tl.arange(0, BLOCK_P)
-            phi = (
-                phi_tile(
-                    u_ptr, rows, inside, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P
-                )
-                * s[:, None]
+            phi = _window(
+                u_ptr,
+                s_ptr,
+                n,
+                count,
+                offset,
+                p,
+                P,
+                r,
+                h,
+                w,
+                ho,
+                wo,
+                sh,
+                sw,
+                ph,
+                pw,
+                dh,
+                dw,
+                kw,
+                qh,
+                qw,
+                first,
+                second,
+                k0,
+                k1,
+                k2_square,
+                k2_pair,
+                PLACES,
+                BLOCK_N,
+                BLOCK_P,
             )
             at = (p[:, None].to(tl.int64) * OFFSETS + offset) * o + columns[None, :]
             V = tl.load(V_ptr + at, mask=(p < P)[:, None] & (columns < o)[None, :], other=0.0).to(
@@ -122,6 +200,8 @@ def _gradient(
     dh,
     dw,
     kw,
+    qh,
+    qw,
     first,
     second,
     k0,
@@ -129,6 +209,7 @@ def _gradient(
     k2_square,
     k2_pair,
     OFFSETS: tl.constexpr,
+    PLACES: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_O: tl.constexpr,
@@ -139,13 +220,37 @@ def _gradient(
     total = tl.zeros((BLOCK_P, BLOCK_O), dtype=tl.float32)
     for start in range(0, count, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
-        rows, inside = _source(n, count, offset, h, w, ho, wo, sh, sw, ph, pw, dh, dw, kw)
-        s = tl.load(s_ptr + rows, mask=inside, other=0.0)
-        phi = (
-            phi_tile(
-                u_ptr, rows, inside, p, P, r, first, second, k0, k1, k2_square, k2_pair, BLOCK_P
-            )
-            * s[:, None]
+        phi = _window(
+            u_ptr,
+            s_ptr,
+            n,
+            count,
+            offset,
+            p,
+            P,
+            r,
+            h,
+            w,
+            ho,
+            wo,
+            sh,
+            sw,
+            ph,
+            pw,
+            dh,
+            dw,
+            kw,
+            qh,
+            qw,
+            first,
+            second,
+            k0,
+            k1,
+            k2_square,
+            k2_pair,
+            PLACES,
+            BLOCK_N,
+            BLOCK_P,
         )
         at = n[:, None].to(tl.int64) * o + columns[None, :]
         grad = tl.load(grad_ptr + at, mask=(n < count)[:, None] & (columns < o)[None, :], other=0.0)
@@ -162,7 +267,8 @@ def _positions(g: Tensor, layernorm: bool) -> tuple[Tensor, Tensor]:
 
 def _sizes(g: Tensor, geometry: Geometry) -> tuple[int, ...]:
     (h, w), (ho, wo) = g.shape[2:], geometry.output(tuple(g.shape[2:]))
-    return h, w, ho, wo, *geometry.stride, *geometry.padding, *geometry.dilation, geometry.kernel[1]
+    steps = *geometry.stride, *geometry.padding, *geometry.dilation
+    return h, w, ho, wo, *steps, geometry.kernel[1], *geometry.pool
 
 
 def forward(
@@ -192,6 +298,7 @@ def forward(
             *_sizes(g, geometry),
             *column_numbers(features),
             OFFSETS=geometry.offsets,
+            PLACES=geometry.pool[0] * geometry.pool[1],
             BLOCK_N=block_n,
             BLOCK_P=block_p,
             BLOCK_O=block_o,
@@ -227,6 +334,7 @@ def gradient(
         *_sizes(g, geometry),
         *column_numbers(features),
         OFFSETS=geometry.offsets,
+        PLACES=geometry.pool[0] * geometry.pool[1],
         BLOCK_N=block_n,
         BLOCK_P=block_p,
         BLOCK_O=block_o,

@@ -65,6 +65,11 @@ def param_groups(
             kind = "bias" if name == "bias" else place
             factor = width_factor(layer, name, place, base_width) if adaptive else 1.0
             members.setdefault((kind, factor), []).append(parameter)
+    # what stands between the layers, such as the scale of a normalisation
+    known = {id(parameter) for parameter in layers.parameters()}
+    between = [parameter for parameter in net.parameters() if id(parameter) not in known]
+    if between:
+        members.setdefault(("hidden", 1.0), []).extend(between)
     groups = []
     for (kind, factor), parameters in sorted(members.items(), key=lambda item: _KINDS(item[0][0])):
         mult = mults[kind]
