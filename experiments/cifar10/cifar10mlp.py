@@ -244,10 +244,10 @@ def train(
         data = (images_of(settings) if data is None else data).hold_out(settings.held_out)
         begun = begun_with(Path(save_dir) / settings.names.settings) if resume else None
         asked, kinds = settings.implementation, settings.sums
-        found = decided(asked, kinds, settings.not_native, begun, quiet or not ranks.first)
+        found, note = decided(asked, kinds, settings.not_native, begun)
     settings = replace(settings, implementation=found)
     trainer = Trainer(settings, data.to(device), device)
-    trainer.human = human
+    trainer.human, trainer.note = human, note
     if model_path:
         trainer.net.load_state_dict(load(model_path))
     if verbose and ranks.first:

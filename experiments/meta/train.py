@@ -233,10 +233,10 @@ def train(
     with ranks.one_by_one():
         before = begun_with(Path(output_folder) / NAMES.settings) if resume else None
         asked, kinds = settings.implementation, settings.sums
-        found = decided(asked, kinds, settings.not_native, before, quiet or not ranks.first)
+        found, note = decided(asked, kinds, settings.not_native, before)
         settings = replace(settings, implementation=found)
         trainer = Trainer(settings, device, quiet or not ranks.first)
-    trainer.cox = store == "cox"
+    trainer.cox, trainer.note = store == "cox", note
     if settings.load_model_path and not resume:
         trainer.net.load_state_dict(load(settings.load_model_path))
     if verbose and ranks.first:

@@ -21,16 +21,16 @@ def decided(
     kinds: Sequence[str],
     refused: str | None,
     before: str | None = None,
-    quiet: bool = False,
-) -> str:
-    """`native` or `plain`, for a network made of `kinds` of sums ("rows", "moments").
+) -> tuple[str, str]:
+    """(`native` or `plain`, for a network made of `kinds` of sums ("rows", "moments"); what to say
+    about it, if anything).
 
     `asked` may also be `auto`: what a resumed run had `before`, else native where that can be
     built, which is done here; a `with implementation(...)` around
     the run keeps its say. `refused`: why this run can't have it whatever the machine. Raises
     ValueError where native was asked for and can't be had.
     """
-    found, line = "plain", None
+    found, line = "plain", ""
     left_alone = before == "plain" or any(_is_chosen(kind) for kind in kinds)
     if kinds and asked != "plain" and not (asked == "auto" and left_alone):
         reasons = [refused] if refused else (UNAVAILABLE[kind]() for kind in kinds)
@@ -46,9 +46,7 @@ def decided(
             f"{line or 'sums in torch'}; the run was begun with --implementation {before} and goes "
             f"on with {found}: equal up to rounding, not bit for bit"
         )
-    if line is not None and not quiet:
-        print(line, flush=True)
-    return found
+    return found, line
 
 
 def _is_chosen(kind: str) -> bool:

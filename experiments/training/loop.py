@@ -44,6 +44,7 @@ class Trainer:
     clocks: dict[str, Callable[[], float]] = {"seconds": time.perf_counter}
     counts: dict[str, float] = {"loss": 0.0, "correct": 0, "seen": 0}
     header = ""
+    note = ""  # what else to say about a run before its table
     ranks: Ranks = ALONE  # the processes that train together
     whole_batches = False  # whether a layer has to see all samples of a batch
     plain_steps = True  # whether a step is a pass forward and one backward through the network
@@ -118,7 +119,10 @@ class Trainer:
     def about(self) -> str:
         """What is trained, in a line before the table."""
         parameters = sum(p.numel() for p in self.net.parameters())
-        return f"{self.title}: {parameters:,} parameters at the start, on {place_of(self.net)}"
+        note = f"; {self.note}" if self.note else ""
+        return (
+            f"{self.title}: {parameters:,} parameters at the start, on {place_of(self.net)}{note}"
+        )
 
     # What all have in common
 
