@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from pathlib import Path
+from runpy import run_module
 
 from pilimit_lib import __version__
 
@@ -85,6 +86,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def carried_out(module: str, rest: list[str]) -> int:
     """The exit status of the command in a module, whose main may return what it found."""
+    if {"-h", "--help"} & set(rest):
+        # as a script a command answers this before it loads torch
+        sys.argv[1:] = rest
+        run_module(module, run_name="__main__")
+        return 0
     found = import_module(module).main(rest)
     return found if isinstance(found, int) else 0
 

@@ -121,7 +121,7 @@ def test_flags_stand_in_groups_with_the_papers_values(monkeypatch):
     text = parser.format_help()
     titles = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
     assert titles[-6:] == ["data", "network", "memory", "optimiser", "schedule", "output"]
-    assert "the paper: 200 and 400" in text
+    assert "the paper: 200 and 400" in " ".join(text.split())
     assert len(text.split("\n\n")[0].splitlines()) == 1, "the usage repeats the flags"
 
 

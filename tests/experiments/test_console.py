@@ -58,6 +58,18 @@ def test_a_command_trains_and_prints_how_it_is_resumed(tmp_path, capsys, monkeyp
     assert "pilimit train: error:" in capsys.readouterr().err
 
 
+def test_a_command_shows_its_own_help():
+    code = "import sys; from experiments import console; sys.exit(console.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "convert", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "OUT" in done.stdout and "a checkpoint of the original code" in done.stdout
+
+
 def test_a_command_has_its_modules_name_otherwise():
     assert called("meta.train") == "python -m experiments.meta.train"
 

@@ -1,0 +1,91 @@
+"""What the flags of a meta-learning run mean, and the paper's values. Imports no torch."""
+
+TEXTS = {
+    "data": {
+        "folder": "folder that holds the data",
+        "dataset": "tasks to learn",
+        "ink": "pixels are how black they are: paper 0, ink 1",
+        "num_ways": "classes of a task",
+        "num_shots": "samples of each class to adapt to",
+        "num_shots_test": "samples of each class to be tested on",
+        "batch_size": "tasks of a step",
+        "unrotated_test": "characters of the test split are classes as they are, as in the paper, "
+        "not turned by 90, 180 and 270 degrees too",
+        "num_workers": "processes of a torchmeta loader, where one is used; the sampler here needs "
+        "none",
+        "no_train_shuffle": "the same training tasks in every epoch",
+        "test_dataset_split": "classes to validate on",
+    },
+    "network": {
+        "load_model_path": "start from this state_dict",
+        "hidden_size": "width of a finite network; -1 infinite",
+        "infnet_r": "rank of the infinite network; also its rows to begin with",
+        "depth": "stages of ReLU units, as the paper's code counts: hidden π-layers (InfMLP's L, "
+        "and --depth of cifar10mlp) plus 1",
+        "normalize": "LN: layer norm; learners in the space of a kernel see directions only",
+        "mu_init": "the finite μ-network, not the π-network",
+        "gp": "regression with the NNGP instead of a network",
+        "ntk": "regression with the NTK instead",
+        "gp1lp": "the NNGP of one hidden layer",
+        "ntk1lp": "the NTK of one hidden layer",
+        "varw": "of the kernels: variance of the weights, times their fan-in",
+        "varb": "of the kernels: variance of the biases",
+        "last_bias_alpha": "multiplier of the readout's bias; 0 none",
+        "readout_zero_init": "nothing: every readout here starts at zero",
+    },
+    "memory": {
+        "memory": "of the infinite network; moments for second order through all layers",
+        "dtype": "of the computation; float16 keeps rows so on a GPU and computes in float32",
+    },
+    "inner steps": {
+        "num_steps": "steps of adaptation to a task",
+        "step_size": "of inner steps, the same for all parameters: the multipliers are those of "
+        "the meta-optimiser",
+        "first_order": "leave out derivatives of the inner steps",
+        "no_adapt_readout": "adapt all layers but the readout",
+        "adapt_readout_only": "adapt the readout only",
+        "train_loss_function": "of inner steps, where not the task's own loss",
+        "Gproj_inner": "project inner gradients of the finite π-network; nothing for any other",
+    },
+    "optimiser": {
+        "optimizer": "of meta-steps; adam needs --memory moments or a finite network",
+        "meta_lr": "learning rate of meta-steps",
+        "sum_tasks": "the meta-gradient is the sum over the tasks of a batch, as in the paper's "
+        "code, not their mean",
+        "meta_momentum": "of --optimizer sgd",
+        "grad_clip": "bound on the norm of the meta-gradient, all parameters in it; negative none",
+        "Gproj_outer": "project meta-gradients of the finite π-network; nothing for any other",
+        "first_layer_lr_mult": "the first layer's share of --meta-lr",
+        "last_layer_lr_mult": "the readout's share of --meta-lr",
+        "bias_lr_mult": "the biases' share of --meta-lr",
+        "train_last_layer_only": "learn the readout's start only",
+    },
+    "schedule": {
+        "num_epochs": "epochs, each followed by validation",
+        "num_batches": "meta-steps of an epoch",
+        "num_test_batches": "batches of validation after every epoch",
+        "scheduler": "how the learning rate falls",
+    },
+    "output": {"use_cuda": "run on the GPU; an error where there is none"},
+}
+PAPER = {  # of the infinite π-network on Omniglot
+    "num_shots": "1",
+    "num_shots_test": "1",
+    "batch_size": "8",
+    "hidden_size": "-1",
+    "infnet_r": "400",
+    "depth": "2",
+    "bias_alpha": "1.414",
+    "first_layer_alpha": "1",
+    "step_size": "0.354",
+    "adapt_readout_only": "on",
+    "Gproj_inner": "on",
+    "Gproj_outer": "on",
+    "meta_lr": "32",
+    "grad_clip": "0.1, the readout left out",
+    "first_layer_lr_mult": "0.4",
+    "last_layer_lr_mult": "0",
+    "scheduler": "cosine",
+    "num_epochs": "50",
+    "num_batches": "1000",
+}
