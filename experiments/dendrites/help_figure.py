@@ -20,12 +20,13 @@ OTHERS = [arm for arm in ARMS if arm != CONTROL]
 
 
 def read(paths: list[Path]) -> pd.DataFrame:
-    """Rows of all files, with the name of the set; seeds of which not every arm has finished are
-    left out, so that everything stays paired."""
+    """Rows of all files, with the name of the set; seeds of which not every arm of the set has
+    finished are left out, so that everything stays paired."""
     frames = [pd.read_csv(path).assign(set=name_of(path)) for path in paths]
     frame = pd.concat(frames, ignore_index=True)
     arms = frame.groupby(["set", "hidden", "seed"])["arm"].transform("nunique")
-    return frame[arms == len(ARMS)]
+    whole = frame.groupby(["set", "hidden"])["arm"].transform("nunique")
+    return frame[arms == whole]
 
 
 def name_of(path: Path) -> str:
@@ -50,9 +51,11 @@ def markdown(frame: pd.DataFrame) -> str:
         seeds = part["seed"].nunique()
         for arm in ARMS:
             rows = part[part["arm"] == arm]
+            if rows.empty:
+                continue
             cells = [f"{rows['test'].mean():.1f} ± {rows['test'].std():.1f}"]
             for control in (CONTROL, "width"):
-                if arm == control:
+                if arm == control or control not in set(part["arm"]):
                     cells += ["", ""]
                     continue
                 values = differences(part, control)[arm]
