@@ -15,6 +15,7 @@ PAGES = [
     "pilimit_orig/README.md",
     "experiments/bench/RESULTS.md",
     *(f"experiments/cifar10/{page}.md" for page in ("MOMENTS", "KERNELS")),
+    "pilimit_lib/inf/estimators/README.md",
     *(f"pilimit_lib/{room}README.md" for room in ("", "inf/", "dendrites/", "lab/", "sigprop/")),
 ]
 

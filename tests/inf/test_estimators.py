@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
+import re
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pilimit_lib.inf import InfMLP
+from pilimit_lib.inf import InfMLP, estimators
 from pilimit_lib.inf.estimators import PiClassifier, PiRegressor
 
 SMALL = dict(r=4, max_epochs=12, batch_size=100, learning_rate=0.03)
@@ -245,3 +249,25 @@ def test_importing_the_networks_loads_no_scikit_learn():
     code = "import sys, pilimit_lib.inf; print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_page_runs(capsys):
+    page = Path(estimators.__file__).with_name("README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 5
+    names: dict = {}
+    for block in blocks:
+        if "import gpytorch" in block and not imported("gpytorch"):
+            continue
+        exec(compile(block, "README.md", "exec"), names)
+    assert "(100,)" in capsys.readouterr().out
+
+
+def imported(name: str) -> bool:
+    """Whether a package is there, and imported now, whatever it warns of in doing so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return bool(importlib.import_module(name))
+        except ImportError:
+            return False
