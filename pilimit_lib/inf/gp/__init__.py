@@ -1,5 +1,6 @@
 """Gaussian processes and kernels of infinitely wide networks: NNGP, NTK, feature kernels."""
 
+from .activations import ActivationKernel
 from .exact import GaussianProcessPosterior, gp_posterior
 from .features import FiniteFeatures, InfiniteFeatures, embed, features_of
 from .flow import FlowPrediction, gradient_flow
@@ -12,6 +13,7 @@ from .relu import InFloat32, ReLUKernel
 from .solve import kernel_ridge, memory_needed, require_memory
 
 __all__ = [
+    "ActivationKernel",
     "FiniteFeatures",
     "FlowPrediction",
     "GaussianProcessPosterior",
