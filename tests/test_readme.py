@@ -14,6 +14,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "pilimit_orig/README.md",
     "experiments/bench/RESULTS.md",
+    "experiments/understanding/README.md",
     *(f"experiments/cifar10/{page}.md" for page in ("MOMENTS", "KERNELS")),
     *(f"pilimit_lib/{room}README.md" for room in ("", "inf/", "dendrites/", "lab/", "sigprop/")),
 ]

@@ -55,7 +55,8 @@ class Settings:
     check_lr: float = 0.2
     widths: tuple[int, ...] = (64, 256, 768)
     rates: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)
-    seeds: tuple[int, ...] = (0, 1, 2)
+    check_seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1)  # of the trainings at every rate
 
 
 def limit_of(settings: Settings, data: ImageSet, seed: int) -> InfMLP:
@@ -90,7 +91,7 @@ def check(settings: Settings, data: ImageSet, kind: str) -> CoordCheck:
         lambda net: optimizer_of(net, kind, settings.check_lr),
         limit=limit,
         steps=settings.check_steps,
-        seeds=settings.seeds,
+        seeds=settings.check_seeds,
     )
 
 
