@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pandas as pd
 import pytest
@@ -38,12 +39,17 @@ def test_lazy_or_rich_trains_keeps_and_draws(kind, tmp_path, capsys):
     assert "holds 1 networks" in capsys.readouterr().err
 
 
+@dataclass(frozen=True)
+class Short(digits_run.Run):
+    samples: int = 20
+    r: int = 4
+    epochs: int = 1
+
+
 @pytest.fixture
 def short(monkeypatch):
-    """Runs of 20 samples and one epoch."""
-    run = digits_run.Run(samples=20, r=4, epochs=1)
     for module in (attribution, forgetting):
-        monkeypatch.setattr(module, "Run", lambda: run)
+        monkeypatch.setattr(module, "Run", Short)
 
 
 def test_forgetting_compares_three_ways(short, tmp_path):
