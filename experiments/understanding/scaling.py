@@ -183,7 +183,7 @@ def draw_check(frame: pd.DataFrame, steps: int, path: Path) -> None:
             axis.set_xticks(ticks, [f"{int(n)}" for n in ticks])
             axis.xaxis.minorticks_off()
         grid.set_axis_labels("width n", f"change of the output after {steps} steps")
-        grid.figure.savefig(path, dpi=130)
+        grid.figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 def draw_rates(frame: pd.DataFrame, path: Path) -> None:
@@ -213,7 +213,7 @@ def draw_rates(frame: pd.DataFrame, path: Path) -> None:
             axis.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
             axis.xaxis.minorticks_off()
         grid.set_axis_labels("learning rate", "test loss")
-        grid.figure.savefig(path, dpi=130)
+        grid.figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 def main(argv: list[str] | None = None, settings: Settings | None = None) -> dict[str, list[str]]:
