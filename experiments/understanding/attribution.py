@@ -84,9 +84,9 @@ def retrained_queries(run: Trained, subsets: Tensor, x: Tensor, y: Tensor, path:
     return load(path)
 
 
-def scores_of(seed: int, count: int, queries: int, folder: Path) -> list[dict]:
+def scores_of(how: Run, seed: int, count: int, queries: int, folder: Path) -> list[dict]:
     """The score of each method at each fraction left out."""
-    run = trained(Run(), seed, folder)
+    run = trained(how, seed, folder)
     images = load_images("digits")
     x, y = images.test_x[:queries].flatten(1), images.test_y[:queries]
     values = {name: method(run, x, y) for name, method in ATTRIBUTIONS.items()}
@@ -101,9 +101,9 @@ def scores_of(seed: int, count: int, queries: int, folder: Path) -> list[dict]:
     return rows
 
 
-def suspects_of(seed: int, queries: int, folder: Path) -> list[dict]:
+def suspects_of(how: Run, seed: int, queries: int, folder: Path) -> list[dict]:
     """How well each method finds flipped labels, beside the loss at the end of training."""
-    run = trained(replace(Run(), flipped=0.1), seed, folder)
+    run = trained(replace(how, flipped=0.1), seed, folder)
     images = load_images("digits")
     x, y = images.test_x[:queries].flatten(1), images.test_y[:queries]
     found = {name: -method(run, x, y).mean(1) for name, method in ATTRIBUTIONS.items()}
@@ -138,11 +138,13 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--seeds", type=int, default=3, help="how many runs (default 3)")
     parser.add_argument("--subsets", type=int, default=30, help="for each fraction left out")
     parser.add_argument("--queries", type=int, default=40, help="test images")
+    parser.add_argument("--lr", type=float, default=Run.lr, help="of the runs")
     args = parser.parse_args(argv)
+    how = replace(Run(), lr=args.lr)
     scores, suspects = [], []
     for seed in range(args.seeds):
-        scores += scores_of(seed, args.subsets, args.queries, args.out / f"seed_{seed}")
-        suspects += suspects_of(seed, args.queries, args.out / f"flipped_{seed}")
+        scores += scores_of(how, seed, args.subsets, args.queries, args.out / f"seed_{seed}")
+        suspects += suspects_of(how, seed, args.queries, args.out / f"flipped_{seed}")
     frame, found = pd.DataFrame(scores), pd.DataFrame(suspects)
     write_text(args.out / "scores.csv", frame.to_csv(index=False, float_format="%.5g"))
     write_text(args.out / "mislabelled.csv", found.to_csv(index=False, float_format="%.5g"))

@@ -86,6 +86,8 @@ def draw(frame: pd.DataFrame, path: Path, title: str) -> None:
         for axis, (column, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items()):
             sns.lineplot(frame, x="epoch", y=column, hue="kernel", marker="o", ax=axis)
             axis.set(ylabel=label, ylim=(0, None if column == "change" else 1.02))
+            if column == "change":  # linear up to 1: a readout that began at zero makes an NTK grow
+                axis.set_yscale("symlog", linthresh=1)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.get_legend().set_title(None)
             if column != "change":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import pandas as pd
 import pytest
@@ -13,7 +14,10 @@ from experiments.understanding import attribution, digits_run, forgetting, lazy_
 TINY = ["--quiet", "--train-subset-size", "64", "--test-subset-size", "32", "--r", "6"]
 
 
-@pytest.mark.parametrize("kind", ["rows", "moments", "finite"])
+@pytest.mark.parametrize(
+    "kind",
+    ["moments", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("rows", "finite"))],
+)
 def test_lazy_or_rich_trains_keeps_and_draws(kind, tmp_path, capsys):
     flags = {"rows": [], "moments": ["--memory", "moments"], "finite": ["--width", "16"]}[kind]
     folder = ["--save-dir", str(tmp_path), "--samples", "16", "--ntk-samples", "4"]
@@ -35,12 +39,17 @@ def test_lazy_or_rich_trains_keeps_and_draws(kind, tmp_path, capsys):
     assert "holds 1 networks" in capsys.readouterr().err
 
 
+@dataclass(frozen=True)
+class Short(digits_run.Run):
+    samples: int = 20
+    r: int = 4
+    epochs: int = 1
+
+
 @pytest.fixture
 def short(monkeypatch):
-    """Runs of 20 samples and one epoch."""
-    run = digits_run.Run(samples=20, r=4, epochs=1)
     for module in (attribution, forgetting):
-        monkeypatch.setattr(module, "Run", lambda: run)
+        monkeypatch.setattr(module, "Run", Short)
 
 
 def test_forgetting_compares_three_ways(short, tmp_path):
@@ -70,9 +79,17 @@ def test_wrong_labels_are_wrong_and_the_others_are_not():
     assert wrong.sum() == 5 and ((y != clean) == wrong).all() and x.shape == (50, 64)
 
 
+@pytest.mark.slow
 def test_scaling_names_what_does_not_scale(tmp_path, capsys):
     settings = scaling.Settings(
-        r=6, images=64, steps=4, widths=(64, 512), rates=(0.5, 1.0), seeds=(0, 1), check_steps=2
+        r=6,
+        images=64,
+        steps=4,
+        widths=(64, 512),
+        rates=(0.5, 1.0),
+        seeds=(0, 1),
+        check_seeds=(0, 1),
+        check_steps=2,
     )
     off = scaling.main(["--save-dir", str(tmp_path)], settings)
     assert "layers.2" in off["standard"] and "layers.1" in off["NTK"] and not off["π"]

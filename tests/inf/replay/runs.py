@@ -14,7 +14,16 @@ from pilimit_lib.inf.replay import Recorder, RunRecord
 
 F64 = torch.float64
 SAMPLES = 15
-KINDS = ("rows", "moments", "finite", "layernorm")
+MOMENTUM = {"momentum": 0.9, "decay": 0.01, "halve_at": 2}
+PER_PARAM = {"clip": 0.2, "per_param": True}
+# every way of training on rows, and each kind of network in one way
+RUNS = [("rows", {}), ("rows", MOMENTUM), ("rows", PER_PARAM), ("rows", {"clip": 0.3})]
+RUNS += [("moments", MOMENTUM), ("finite", PER_PARAM), ("layernorm", MOMENTUM)]
+
+
+def named(value: object) -> str:
+    """The name of a parameter of a test."""
+    return value if isinstance(value, str) else "-".join(value) or "plain"
 
 
 def data() -> tuple[Tensor, Tensor]:

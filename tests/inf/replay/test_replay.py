@@ -9,15 +9,9 @@ from pilimit_lib.core import batch
 from pilimit_lib.inf import PiSGD
 from pilimit_lib.inf.replay import Recorder, RunRecord, replay, retrain
 
-from .runs import KINDS, SAMPLES, data, fresh, optimizer_of, order, recorded, train
+from .runs import RUNS, SAMPLES, data, fresh, named, optimizer_of, order, recorded, train
 
 GONE = (3, 7, 8)
-RUNS = [
-    {},
-    {"momentum": 0.9, "decay": 0.01},
-    {"clip": 0.2, "per_param": True, "halve_at": 5},
-    {"clip": 0.3},
-]
 
 
 def same(one, other):
@@ -27,8 +21,7 @@ def same(one, other):
         torch.testing.assert_close(value, b[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", RUNS, ids=lambda how: "-".join(how) or "plain")
+@pytest.mark.parametrize(("kind", "how"), RUNS, ids=named)
 def test_replay_is_the_run_that_never_saw_them(kind, how):
     net, record = recorded(kind, **how)
     x, y = data()

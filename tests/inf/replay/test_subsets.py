@@ -5,13 +5,10 @@ import torch
 
 from pilimit_lib.inf.replay import replay, replay_subsets
 
-from .runs import KINDS, SAMPLES, data, order, recorded
-
-RUNS = [{}, {"momentum": 0.9, "decay": 0.01}, {"clip": 0.2, "per_param": True}]
+from .runs import RUNS, SAMPLES, data, named, order, recorded
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", RUNS, ids=lambda how: "-".join(how) or "plain")
+@pytest.mark.parametrize(("kind", "how"), RUNS, ids=named)
 def test_they_are_the_replays_one_by_one(kind, how):
     batches = order(epochs=1) + [torch.tensor([2]), torch.tensor([0, 1])] * ("decay" not in how)
     net, record = recorded(kind, batches, **how)
