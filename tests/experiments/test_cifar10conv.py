@@ -312,9 +312,10 @@ def test_recipes_reach_the_network_and_go_on_bit_for_bit():
     assert net.strides == (1, 2) and net.kernels == (3, 1, 3) and net.start_degree == 1
     start = net.layers[1].features.starts[2]
     assert 0 < net.layers[1].V[start:].abs().max() < 0.5 * net.layers[1].V[:start].abs().max()
-    first = run(Trainer(settings, data, torch.device("cpu")), 2)
+    # taken before the second is made, which seeds the generator that noise comes from
+    state = run(Trainer(settings, data, torch.device("cpu")), 2).state()
     second = Trainer(settings, data, torch.device("cpu"))
-    second.load_state(first.state())
+    second.load_state(state)
     run(second, 3)
     for a, b in zip(net.state_dict().values(), second.net.state_dict().values()):
         assert torch.equal(a, b)
@@ -331,12 +332,12 @@ def test_every_kind_of_network_can_start_whitened(kind, width):
         net = build(replace(settings, whiten=whiten), data)
         first = net.convs[0] if kind == "plain" else net.layers[0]
         inside = first(data.train_x)[:, :, 1:-1, 1:-1]  # patches that no border is part of
-        h = inside.transpose(0, 1).flatten(1).double()
+        h = inside.transpose(0, 1).flatten(1).double().detach()
         values = torch.linalg.eigvalsh(h @ h.T).flip(0)
         spread.append(float(values[0] / values[3]))
         nets.append({n: v for n, v in net.state_dict().items() if not n.endswith("s.0.weight")})
         assert net(data.train_x[:2]).shape == (2, 10)
-    assert spread[1] < 3 < spread[0]
+    assert spread[1] < 2 and spread[1] < 0.75 * spread[0]
     for name, value in nets[0].items():  # the rest starts as it did
         assert torch.equal(value, nets[1][name])
 

@@ -74,6 +74,7 @@ def test_a_finite_network_with_it_tends_to_the_infinite_one(mode):
         assert 2 < rate(exact, lambda n: getattr(net.sample(n), mode)()(x)) < 9  # expected: 4
 
 
+@pytest.mark.slow
 def test_twins_trained_with_it_by_projected_sgd_follow():
     net = normal()
     exact = train(copy.deepcopy(net), 0.1)

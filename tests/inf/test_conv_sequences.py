@@ -77,5 +77,7 @@ def test_what_is_no_sequence_is_refused():
         InfPiConv1d(3, kernel_size=(3, 3))
     with pytest.raises(ValueError, match="leaves nothing of a map of 1x2"):
         layer(torch.randn(1, 3, 2))
-    with pytest.raises(ValueError, match="groups is 3; 1 was expected.*populations"):
+    with pytest.raises(
+        ValueError, match="groups is 3; 1 was expected.*a population with a map of its own"
+    ):
         InfPiConv1d(3, groups=3)
