@@ -31,6 +31,11 @@ PAGES = {  # in the repository: on the site
     "experiments/bench/FUZZ.md": "pages/fuzz.md",
     "CHANGELOG.md": "pages/changes.md",
     "CONTRIBUTING.md": "pages/contributing.md",
+    "experiments/paper/README.md": "pages/paper.md",
+    "experiments/understanding/README.md": "pages/understanding.md",
+    "pilimit_lib/inf/INSTRUMENTS.md": "pages/instruments.md",
+    "pilimit_lib/inf/PARALLEL.md": "pages/parallel.md",
+    "pilimit_lib/inf/estimators/README.md": "pages/estimators.md",
     "README.md": "index.md",
 }
 LINK = re.compile(r"(!?)\[((?:[^][]|\[[^]]*\])*)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
