@@ -11,7 +11,6 @@ results.jsonl per learner and fold.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -19,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 from tqdm import tqdm
+
+from experiments.training.flags import add_out, plain_command_line
 
 from . import data
 from .learners import learners
@@ -88,9 +89,15 @@ def run(out: Path, names: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("output/tabular"))
-    parser.add_argument("--data", nargs="+", choices=data.names(), default=data.names())
+    parser = plain_command_line("tabular.benchmark", __doc__)
+    add_out(parser, "output/tabular", "folder of results.jsonl, from which a command goes on")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        choices=data.names(),
+        default=data.names(),
+        help="data sets (default all)",
+    )
     parser.add_argument("--report", action="store_true", help="read results.jsonl only")
     options = parser.parse_args()
     if not options.report:

@@ -13,7 +13,6 @@ mean difference between nominal and actual coverage at 10 ... 90 %).
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.inf import InfMLP, param_groups
 from pilimit_lib.inf.estimators import PiClassifier, PiRegressor
 
@@ -151,10 +151,16 @@ def report(results: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("output/calibration"))
-    parser.add_argument("--data", nargs="+", default=SETS, choices=data.names())
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = plain_command_line("tabular.calibration", __doc__)
+    add_out(parser, "output/calibration", "folder of calibration.jsonl")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=SETS,
+        choices=data.names(),
+        help=f"data sets (default {' '.join(SETS)})",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many splits (default 3)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "calibration.jsonl"

@@ -9,7 +9,6 @@ chunks.
 
 from __future__ import annotations
 
-import argparse
 import resource
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.training.flags import plain_command_line
 from pilimit_lib.inf.estimators import PiRegressor
 
 D, CHUNK, NOISE = 32, 50_000, 0.1
@@ -45,10 +45,10 @@ def in_files(folder: Path, samples: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=1_200_000)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--r", type=int, default=24)
+    parser = plain_command_line("tabular.million", __doc__)
+    parser.add_argument("--samples", type=int, default=1_200_000, help="rows (default 1200000)")
+    parser.add_argument("--epochs", type=int, default=2, help="passes (default 2)")
+    parser.add_argument("--r", type=int, default=24, help="rank (default 24)")
     parser.add_argument("--chunks", action="store_true", help="partial_fit of chunks, one epoch")
     options = parser.parse_args()
     learner = PiRegressor(
