@@ -197,7 +197,7 @@ def describe(checkpoint):
     """One line per layer: shapes and types."""
     L = len(checkpoint["As"]) - 1
     head = (
-        f"L={L} stages of ReLU units (the library's L and --depth: {L - 1} hidden π-layers), "
+        f"L={L} stages of ReLU units (the library's L={L - 1}, --depth {L - 1}), "
         f"layernorm={checkpoint['layernorm']}, "
         + ", ".join(f"{name}={checkpoint[name]:g}" for name in ALPHAS)
     )
