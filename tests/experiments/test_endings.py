@@ -373,7 +373,7 @@ def test_a_full_disk_is_called_full(tmp_path):
 
 def test_a_reader_that_has_gone_ends_a_command_without_a_traceback(tmp_path):
     command = shlex.join([*MLP, *SMALL, "--epochs", "3", "--save-dir", str(tmp_path / "run")])
-    script = f"{command} | head -1; echo status ${{PIPESTATUS[0]}}"
+    script = f"{command} | head -2; echo status ${{PIPESTATUS[0]}}"
     _, output, errors = finish(["bash", "-c", script])
     assert errors == "" and output.splitlines()[-1] == "status 141"
     assert "epoch train loss" in output and (tmp_path / "run" / "checkpoint.pt").exists()
