@@ -24,8 +24,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.training.errors import errors_of
-from experiments.training.flags import plain_command_line
+from .training.errors import errors_of
+from .training.flags import plain_command_line
 
 # What runs write: (kind of accuracy, settings, table, column, whether a record is of an epoch).
 SOURCES = (

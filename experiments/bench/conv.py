@@ -25,14 +25,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from experiments.bench.machine import describe
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf.conv.autograd import feature_conv2d
 from pilimit_lib.inf.conv.geometry import Geometry
 from pilimit_lib.inf.conv.sums import plain
 from pilimit_lib.inf.dual.features import PolynomialFeatures
 from pilimit_lib.inf.dual.hermite import hermite_series
+
+from ..training.flags import add_out, plain_command_line
+from .machine import describe
 
 KAPPA = hermite_series("relu", 2, "minimax").kappa
 GEOMETRY = Geometry((3, 3), padding=(1, 1))

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.bench.machine import describe
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.process import shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfPiConvNet, InfPiResNet
+
+from ..training.flags import add_out, plain_command_line
+from ..training.process import shows_bars
+from .machine import describe
 
 KINDS = ("at rest", "projected SGD", "without projection")
 

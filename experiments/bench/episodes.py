@@ -17,9 +17,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from experiments.bench.machine import describe
-from experiments.meta.episodes import Batch, Classes, Episodes
-from experiments.training.flags import plain_command_line
+from ..meta.episodes import Batch, Classes, Episodes
+from ..training.flags import plain_command_line
+from .machine import describe
 
 OMNIGLOT_CLASSES = 1028
 

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.training.flags import plain_command_line
 from pilimit_lib.core import load, restore, save, snapshot, write_text
 from pilimit_lib.inf import InfMLP, InfPiConvNet, PiSGD
 from pilimit_lib.inf.checkpoints import to_pilimit_orig
 from pilimit_lib.inf.gp import ReLUKernel, kernel_matrix
 from pilimit_lib.inf.rows.files import load_rows, save_rows
+
+from ..training.flags import plain_command_line
 
 REFUSED, UNHARMED, OTHER = "refused, named", "read as it was", "READ AS SOMETHING ELSE"
 UNNAMED, CHANGED = "ERROR WITHOUT NAME", "NETWORK CHANGED"

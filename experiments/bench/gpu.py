@@ -30,11 +30,12 @@ from typing import Any
 
 import torch
 
-from experiments.bench.gpu_kernels import conv_kernels, moments_kernels, rows_kernels
-from experiments.bench.gpu_stages import FULL, TINY, Case, Sizes, machine
-from experiments.bench.gpu_steps import steps
-from experiments.training.flags import dated_folder, plain_command_line
 from pilimit_lib.core import write_text
+
+from ..training.flags import dated_folder, plain_command_line
+from .gpu_kernels import conv_kernels, moments_kernels, rows_kernels
+from .gpu_stages import FULL, TINY, Case, Sizes, machine
+from .gpu_steps import steps
 
 LIMIT = 25 * 60.0
 CLOSING = 30.0  # seconds kept for the report and the last checkpoint
@@ -140,7 +141,7 @@ def paper(day: Day, data: str, command: list[str] | None = None) -> None:
     resumed = (run / "checkpoint.pt").is_file()
     flags = ["--resume", "--data", data] if resumed else [*PAPER, "--data", data, "--overwrite"]
     if command is None:
-        command = [sys.executable, "-m", "experiments.cifar10.cifar10mlp", *flags]
+        command = [sys.executable, "-m", f"{__package__.split('.')[0]}.cifar10.cifar10mlp", *flags]
         command += ["--save-dir", str(run)]
     started = day.clock()
     with (day.folder / "paper.log").open("a") as log:

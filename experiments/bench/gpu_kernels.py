@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.bench.gpu_stages import Case, Record, Sizes, drawn_rows, error, seconds
 from pilimit_lib.inf import InfPiLinearReLU
 from pilimit_lib.inf.conv import sums as conv_sums
 from pilimit_lib.inf.conv.geometry import Geometry
@@ -24,6 +23,8 @@ from pilimit_lib.inf.implementation import implementation
 from pilimit_lib.inf.moments import sums as moment_sums
 from pilimit_lib.inf.rows.sums.differentiable import backward as rows_backward
 from pilimit_lib.inf.rows.sums.differentiable import forward as rows_forward
+
+from .gpu_stages import Case, Record, Sizes, drawn_rows, error, seconds
 
 KAPPA = hermite_series("relu", 2, "hermite").kappa
 GEOMETRY = Geometry((3, 3), padding=(1, 1))

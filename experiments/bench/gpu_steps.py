@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.bench.gpu_stages import (
+from pilimit_lib.inf import InfMLP, InfPiConvNet, PiSGD, clip_grad_norm_
+from pilimit_lib.inf.implementation import implementation
+
+from .gpu_stages import (
     Case,
     Record,
     Sizes,
@@ -20,8 +23,6 @@ from experiments.bench.gpu_stages import (
     product_rate,
     seconds,
 )
-from pilimit_lib.inf import InfMLP, InfPiConvNet, PiSGD, clip_grad_norm_
-from pilimit_lib.inf.implementation import implementation
 
 CLASSES = 10
 

@@ -24,10 +24,11 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.bench.machine import describe
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
+
+from ..training.flags import add_out, plain_command_line
+from .machine import describe
 
 D_IN, D_OUT = 192, 10
 

@@ -27,14 +27,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from experiments.bench.machine import describe
-from experiments.cifar10.cifar10mlp import Settings, train
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf.dual.hermite import Series, hermite_series
 from pilimit_lib.inf.implementation import implementation
 from pilimit_lib.inf.rows import pending
 from pilimit_lib.inf.rows.sums import plain
+
+from ..cifar10.cifar10mlp import Settings, train
+from ..training.flags import add_out, plain_command_line
+from .machine import describe
 
 KINDS = {
     "rows": {},

@@ -26,10 +26,11 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from experiments.bench.machine import Limits, describe
-from experiments.training.flags import plain_command_line
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, implementation, param_groups
+
+from ..training.flags import plain_command_line
+from .machine import Limits, describe
 
 CLASSES = 10
 HEAD = (

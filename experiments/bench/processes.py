@@ -27,17 +27,18 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from experiments.cifar10 import cifar10conv, cifar10mlp
-from experiments.cifar10.conv_settings import Settings as ConvSettings
-from experiments.cifar10.settings import Settings
-from experiments.training.distributed import Ranks, processes
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.images import ImageSet
-from experiments.training.loop import Trainer
-from experiments.training.process import human_bytes
 from pilimit_lib.core import write_text
 from pilimit_lib.core.collectives import counted
 from pilimit_lib.inf.rows.layer import row_layers
+
+from ..cifar10 import cifar10conv, cifar10mlp
+from ..cifar10.conv_settings import Settings as ConvSettings
+from ..cifar10.settings import Settings
+from ..training.distributed import Ranks, processes
+from ..training.flags import add_out, plain_command_line
+from ..training.images import ImageSet
+from ..training.loop import Trainer
+from ..training.process import human_bytes
 
 CASES: dict[str, dict[str, Any]] = {
     **{
@@ -105,7 +106,7 @@ def as_a_rank(name: str, steps: int, folder: Path) -> None:
 def run(name: str, size: int, steps: int, folder: Path) -> dict[str, Any]:
     """One case in `size` processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size)]
-    command += ["--standalone", "-m", "experiments.bench.processes"]
+    command += ["--standalone", "-m", f"{__package__.split('.')[0]}.bench.processes"]
     command += ["--out", str(folder), "--steps", str(steps), "--as-a-rank", name]
     how = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env={**os.environ, **how})

@@ -34,14 +34,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.bench.machine import describe
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.process import shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, InfPiLinearReLU, PiSGD, clip_grad_norm_
 from pilimit_lib.inf.dual.relu import relu_k, relu_k_prime
 from pilimit_lib.inf.implementation import implementation
 from pilimit_orig.inf.pimlp import InfPiMLP
+
+from ..training.flags import add_out, plain_command_line
+from ..training.process import shows_bars
+from .machine import describe
 
 LR, DECAY, CLIP = 1e-3, 1e-5, 0.4
 CLASSES = 10

@@ -33,14 +33,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from experiments.cifar10 import cifar10conv, cifar10mlp, cifar10test
-from experiments.imagenet import transfer_imagenet
-from experiments.meta import train as meta_train
-from experiments.training.errors import errors_of
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.images import load_images
-from experiments.training.plots import curves
 from pilimit_lib.core import load, restore, save, snapshot, write_json, write_text
+
+from ..cifar10 import cifar10conv, cifar10mlp, cifar10test
+from ..imagenet import transfer_imagenet
+from ..meta import train as meta_train
+from ..training.errors import errors_of
+from ..training.flags import add_out, plain_command_line
+from ..training.images import load_images
+from ..training.plots import curves
 
 MEGABYTE = 2**20
 GROWTH = 8 * MEGABYTE  # what an allocator may keep without a leak; a leaking step would show as GBs

@@ -27,8 +27,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.cifar10.conv_settings import Settings, beside, parser
-from experiments.training.flags import answer_help
+from ..training.flags import answer_help
+from .conv_settings import Settings, beside, parser
 
 if __name__ == "__main__":
     answer_help(parser(__doc__))
@@ -38,7 +38,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from experiments.cifar10.conv_networks import (
+from pilimit_lib.core import batch, save
+
+from ..training import loop
+from ..training.distributed import ALONE, Ranks, processes
+from ..training.errors import errors_of
+from ..training.flags import (
+    dated_folder,
+    read_settings,
+    settings_to_run,
+    typed,
+)
+from ..training.images import Batches, ImageSet, load_images
+from ..training.logs import logs
+from ..training.process import Interrupted, pick_device, seed_everything
+from ..training.run_folder import Names, RunFolder
+from .conv_networks import (
     build,
     cutout,
     evaluate,
@@ -46,21 +61,7 @@ from experiments.cifar10.conv_networks import (
     optimizer_of,
     scheduler_of,
 )
-from experiments.cifar10.conv_results import collect, draw
-from experiments.training import loop
-from experiments.training.distributed import ALONE, Ranks, processes
-from experiments.training.errors import errors_of
-from experiments.training.flags import (
-    dated_folder,
-    read_settings,
-    settings_to_run,
-    typed,
-)
-from experiments.training.images import Batches, ImageSet, load_images
-from experiments.training.logs import logs
-from experiments.training.process import Interrupted, pick_device, seed_everything
-from experiments.training.run_folder import Names, RunFolder
-from pilimit_lib.core import batch, save
+from .conv_results import collect, draw
 
 NAMES = Names("cifar10.cifar10conv")
 

@@ -24,8 +24,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
-from experiments.training.flags import answer_help
+from ..training.flags import answer_help
+from .settings import OUTPUT, REMOVED, Settings, parser
 
 if __name__ == "__main__":
     answer_help(parser(__doc__))
@@ -34,12 +34,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from experiments.cifar10.mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
-from experiments.training import loop
-from experiments.training.choices import FLIPS, SHIFT
-from experiments.training.distributed import ALONE, Ranks, processes, require_alone
-from experiments.training.errors import errors_of
-from experiments.training.flags import (
+from pilimit_lib.core import batch, load, save
+from pilimit_lib.inf import InfMLP, clip_grad_norm_
+from pilimit_lib.inf.rows.shard import rows_elsewhere
+
+from ..training import loop
+from ..training.choices import FLIPS, SHIFT
+from ..training.distributed import ALONE, Ranks, processes, require_alone
+from ..training.errors import errors_of
+from ..training.flags import (
     dated_folder,
     milestones,
     parse,
@@ -47,14 +50,12 @@ from experiments.training.flags import (
     settings_to_run,
     typed,
 )
-from experiments.training.images import Batches, ImageSet, load_images
-from experiments.training.implementation import begun_with, decided, sums
-from experiments.training.logs import logs
-from experiments.training.process import human_bytes, pick_device
-from experiments.training.run_folder import RunFolder
-from pilimit_lib.core import batch, load, save
-from pilimit_lib.inf import InfMLP, clip_grad_norm_
-from pilimit_lib.inf.rows.shard import rows_elsewhere
+from ..training.images import Batches, ImageSet, load_images
+from ..training.implementation import begun_with, decided, sums
+from ..training.logs import logs
+from ..training.process import human_bytes, pick_device
+from ..training.run_folder import RunFolder
+from .mlp_networks import build, evaluate, loss_of, optimizer_of, scheduler_of
 
 
 class Trainer(loop.Trainer):

@@ -26,26 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.cifar10.mlp_networks import evaluate
-from experiments.cifar10.results import draw, prepare
-from experiments.cifar10.saved_networks import ALPHAS, load_network
-from experiments.cifar10.settings import Settings as TrainSettings
-from experiments.training.choices import DATASETS, REGS
-from experiments.training.errors import errors_of
-from experiments.training.flags import (
-    CommandLine,
-    add_save_dir,
-    add_switches,
-    command_line,
-    dated_folder,
-    flag_of,
-    picked,
-    require_none,
-    settings_of,
-)
-from experiments.training.images import ImageSet, load_images
-from experiments.training.lock import only_process
-from experiments.training.process import human_bytes, pick_device, shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP
 from pilimit_lib.inf.gp import (
@@ -58,6 +38,27 @@ from pilimit_lib.inf.gp import (
     memory_needed,
     require_memory,
 )
+
+from ..training.choices import DATASETS, REGS
+from ..training.errors import errors_of
+from ..training.flags import (
+    CommandLine,
+    add_save_dir,
+    add_switches,
+    command_line,
+    dated_folder,
+    flag_of,
+    picked,
+    require_none,
+    settings_of,
+)
+from ..training.images import ImageSet, load_images
+from ..training.lock import only_process
+from ..training.process import human_bytes, pick_device, shows_bars
+from .mlp_networks import evaluate
+from .results import draw, prepare
+from .saved_networks import ALPHAS, load_network
+from .settings import Settings as TrainSettings
 
 FEATURES_OF = {"digits": 64, "cifar10": 3072, "fashion_mnist": 784}
 

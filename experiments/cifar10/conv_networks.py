@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.cifar10.conv_settings import Settings
-from experiments.training.distributed import ALONE, Ranks
-from experiments.training.flags import milestones
-from experiments.training.images import ImageSet
 from pilimit_lib.inf import DegreeRates, InfPiConvNet, whiten_
 from pilimit_lib.inf.conv.geometry import Geometry
 from pilimit_lib.inf.conv.plan import Plan
 from pilimit_lib.inf.conv.whitening import patch_moments, whitening
+
+from ..training.distributed import ALONE, Ranks
+from ..training.flags import milestones
+from ..training.images import ImageSet
+from .conv_settings import Settings
 
 WHITENED = 1000  # training images whose patches the input layer whitens, the first ones
 BASE_WIDTH = 16  # at this many channels the learning rates of a μ-network are those given

@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.training.errors import errors_of
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.core import write_text
+
+from ..training.errors import errors_of
+from ..training.flags import add_out, plain_command_line
 
 RUN = ["run", "network", "seed"]
 

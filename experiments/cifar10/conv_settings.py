@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from experiments.training.choices import ACTIVATIONS, DATASETS, FITS, FLIPS, PADDING_MODES
-from experiments.training.flags import (
+from ..training.choices import ACTIVATIONS, DATASETS, FITS, FLIPS, PADDING_MODES
+from ..training.flags import (
     CommandLine,
     add_log,
     add_save_dir,

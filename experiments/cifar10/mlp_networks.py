@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.cifar10.settings import Settings
-from experiments.training.distributed import ALONE, Ranks
-from experiments.training.flags import milestones
-from experiments.training.images import ImageSet
-from experiments.training.process import seed_everything
 from pilimit_lib.inf import InfMLP, PiSGD, param_groups
+
+from ..training.distributed import ALONE, Ranks
+from ..training.flags import milestones
+from ..training.images import ImageSet
+from ..training.process import seed_everything
+from .settings import Settings
 
 
 def build(settings: Settings, data: ImageSet, device: torch.device) -> nn.Module:

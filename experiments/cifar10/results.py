@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.training.flags import read_settings
 from pilimit_lib.core import write_text
+
+from ..training.flags import read_settings
 
 
 def prepare(

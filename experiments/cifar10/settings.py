@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from experiments.training.choices import ACTIVATIONS, DATASETS, FITS
-from experiments.training.flags import (
+from ..training.choices import ACTIVATIONS, DATASETS, FITS
+from ..training.flags import (
     CommandLine,
     add_log,
     add_save_dir,
@@ -17,7 +17,7 @@ from experiments.training.flags import (
     require_none,
     too_small,
 )
-from experiments.training.names import Names
+from ..training.names import Names
 
 PAPERS_SETS = {"cifar10": "CIFAR-10", "imagenet32": "ImageNet32"}
 REMOVED = {  # flags that did nothing in the original's library, or named what it never had

@@ -14,12 +14,13 @@ import time
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from experiments.bench.machine import describe
-from experiments.dendrites.data import digits
-from experiments.dendrites.images import ConvNet
-from experiments.dendrites.training import accuracy, train_epoch
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, Growth, Patience, dendritic
+
+from ..bench.machine import describe
+from ..training.flags import add_out, plain_command_line
+from .data import digits
+from .images import ConvNet
+from .training import accuracy, train_epoch
 
 
 def measure(width: float, epochs: int, **settings) -> dict:

@@ -29,8 +29,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from experiments.dendrites.data import digits, fashion
-from experiments.dendrites.growing_networks import (
+from pilimit_lib.dendrites import DendriteConfig, Growth, Patience, Plateau, dendritic
+
+from ..training.flags import add_out, plain_command_line
+from .data import digits, fashion
+from .growing_networks import (
     Kind,
     mlp,
     parameters,
@@ -38,9 +41,7 @@ from experiments.dendrites.growing_networks import (
     size_of_a_generation,
     units_for,
 )
-from experiments.dendrites.training import accuracy, train_epoch
-from experiments.training.flags import add_out, plain_command_line
-from pilimit_lib.dendrites import DendriteConfig, Growth, Patience, Plateau, dendritic
+from .training import accuracy, train_epoch
 
 ARMS = ("dendrites", "standardised", "gradient", "restarts", "width", "wide")
 INIT = {"dendrites": "draw", "standardised": "standardised", "gradient": "gradient"}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.dendrites.does_it_help import ARMS
-from experiments.training.flags import add_out, plain_command_line
+from ..training.flags import add_out, plain_command_line
+from .does_it_help import ARMS
 
 CONTROL = "restarts"
 OTHERS = [arm for arm in ARMS if arm != CONTROL]

@@ -8,10 +8,11 @@ Needs the extra: pip install 'pilimit[dendrites]'. Nothing is downloaded.
 
 import transformers
 
-from experiments.dendrites.data import digits
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, Patience, dendritic
 from pilimit_lib.dendrites.integrations.huggingface import DendriteCallback
+
+from ..training.flags import add_out, plain_command_line
+from .data import digits
 
 
 def examples(split) -> list[dict]:

@@ -24,11 +24,12 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from experiments.dendrites.data import digits, fashion
-from experiments.dendrites.table import write_table
-from experiments.dendrites.training import accuracy, train_epoch
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, Growth, PAISequential, Patience, dendritic
+
+from ..training.flags import add_out, plain_command_line
+from .data import digits, fashion
+from .table import write_table
+from .training import accuracy, train_epoch
 
 ARMS = ("dendrites", "restarts", "wider")
 

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.dendrites.data import digits
-from experiments.dendrites.images import ConvNet
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, Patience, dendritic
 from pilimit_lib.dendrites.integrations.lightning import DendriteCallback
+
+from ..training.flags import add_out, plain_command_line
+from .data import digits
+from .images import ConvNet
 
 
 class Digits(pl.LightningModule):

@@ -11,10 +11,11 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from experiments.dendrites.data import fashion
-from experiments.dendrites.training import accuracy, train_epoch
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import GPA, PBM, UPA
+
+from ..training.flags import add_out, plain_command_line
+from .data import fashion
+from .training import accuracy, train_epoch
 
 
 def main(argv=None):

@@ -11,10 +11,11 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
-from experiments.dendrites.data import digits
-from experiments.dendrites.training import accuracy, train_epoch
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import GPA, PBM, UPA
+
+from ..training.flags import add_out, plain_command_line
+from .data import digits
+from .training import accuracy, train_epoch
 
 
 class RowReader(nn.Module):

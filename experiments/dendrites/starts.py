@@ -22,11 +22,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from experiments.dendrites.data import digits
-from experiments.dendrites.growing_networks import mlp
-from experiments.dendrites.training import accuracy, train_epoch
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.dendrites import DendriteConfig, EveryEpoch, Growth, dendritic
+
+from ..training.flags import add_out, plain_command_line
+from .data import digits
+from .growing_networks import mlp
+from .training import accuracy, train_epoch
 
 WAYS = ("none", "draw", "standardised", "gradient")
 

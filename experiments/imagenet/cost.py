@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import comb
 
-from experiments.cifar10.settings import Settings
-from experiments.training.process import human_bytes
+from ..cifar10.settings import Settings
+from ..training.process import human_bytes
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.training.images import ImageSet
-from experiments.training.process import shows_bars
 from pilimit_orig.cifar10.data import Array, ArrayReader
 from pilimit_orig.unpickle import NumpyType
+
+from ..training.images import ImageSet
+from ..training.process import shows_bars
 
 BATCHES = 10
 FEATURES = 3 * 32 * 32

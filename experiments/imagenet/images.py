@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from experiments.imagenet.classes import CLASSES
-from experiments.imagenet.imagenet32 import load_imagenet32
-from experiments.imagenet.settings import Settings
-from experiments.training.images import ImageSet, load_images
+from ..training.images import ImageSet, load_images
+from .classes import CLASSES
+from .imagenet32 import load_imagenet32
+from .settings import Settings
 
 # classes 0-4 of CIFAR-10 (two vehicles, three animals) are pretrained on, 5-9 (three animals, two
 # vehicles) are the aim

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.cifar10.settings import Settings as TrainSettings
-from experiments.cifar10.settings import parser
-from experiments.imagenet.classes import CLASSES
-from experiments.training.choices import REGS
-from experiments.training.flags import CommandLine, milestones, require_none
-from experiments.training.names import Names
+from ..cifar10.settings import Settings as TrainSettings
+from ..cifar10.settings import parser
+from ..training.choices import REGS
+from ..training.flags import CommandLine, milestones, require_none
+from ..training.names import Names
+from .classes import CLASSES
 
 SOURCES = ("imagenet32", "cifar10-half")
 CHOICES = {

@@ -23,23 +23,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.cifar10.settings import OUTPUT, REMOVED
-from experiments.imagenet.settings import Settings, command_parser
-from experiments.training.flags import answer_help
+from ..cifar10.settings import OUTPUT, REMOVED
+from ..training.flags import answer_help
+from .settings import Settings, command_parser
 
 if __name__ == "__main__":
     answer_help(command_parser(__doc__))
 
-from experiments.cifar10 import cifar10mlp
-from experiments.cifar10.saved_networks import load_network
-from experiments.imagenet.cost import cost, describe_cost
-from experiments.imagenet.images import pretraining_data
-from experiments.imagenet.transfers import Transfers
-from experiments.training.distributed import processes, require_alone
-from experiments.training.errors import errors_of
-from experiments.training.flags import dated_folder, parse, picked, settings_to_run
-from experiments.training.lock import only_process
-from experiments.training.process import pick_device
+from ..cifar10 import cifar10mlp
+from ..cifar10.saved_networks import load_network
+from ..training.distributed import processes, require_alone
+from ..training.errors import errors_of
+from ..training.flags import dated_folder, parse, picked, settings_to_run
+from ..training.lock import only_process
+from ..training.process import pick_device
+from .cost import cost, describe_cost
+from .images import pretraining_data
+from .transfers import Transfers
 
 
 def test(

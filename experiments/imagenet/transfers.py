@@ -13,13 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments.cifar10.cifar10mlp import Trainer
-from experiments.cifar10.cifar10test import scores
-from experiments.imagenet.images import transfer_data
-from experiments.imagenet.settings import Settings
-from experiments.training.images import ImageSet
-from experiments.training.plots import curves
-from experiments.training.process import shows_bars
 from pilimit_lib.core import save, write_text
 from pilimit_lib.inf.gp import (
     ReLUKernel,
@@ -29,6 +22,14 @@ from pilimit_lib.inf.gp import (
     memory_needed,
     require_memory,
 )
+
+from ..cifar10.cifar10mlp import Trainer
+from ..cifar10.cifar10test import scores
+from ..training.images import ImageSet
+from ..training.plots import curves
+from ..training.process import shows_bars
+from .images import transfer_data
+from .settings import Settings
 
 
 def require_regression(settings: Settings, samples: int) -> None:

@@ -29,9 +29,10 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from experiments.bench.machine import describe
-from experiments.training.flags import plain_command_line
 from pilimit_lib.lab import Experiment, watch
+
+from ..bench.machine import describe
+from ..training.flags import plain_command_line
 
 matplotlib.use("Agg")
 

@@ -28,7 +28,6 @@ from sklearn.datasets import load_digits
 from torch import nn, optim
 from torch.utils.data import TensorDataset
 
-from experiments.training.flags import plain_command_line
 from pilimit_lib.lab import (
     Conv2dWithNeuronOps,
     Experiment,
@@ -36,6 +35,8 @@ from pilimit_lib.lab import (
     NetworkWithOps,
     TrackingMode,
 )
+
+from ..training.flags import plain_command_line
 
 matplotlib.use("Agg")
 

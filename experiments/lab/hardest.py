@@ -27,8 +27,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn, optim
 from torch.utils.data import TensorDataset
 
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.lab import Experiment
+
+from ..training.flags import add_out, plain_command_line
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
         else:
             parser.add_argument(f"--{name}", type=type(value), default=value, help=text)
     given = vars(parser.parse_args(argv))
-    settings = Settings(**{**given, "seeds": tuple(given["seeds"])})
+    settings = Settings(**{**given, "out": str(given["out"]), "seeds": tuple(given["seeds"])})
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(json.dumps(asdict(settings), indent=1))

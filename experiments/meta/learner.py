@@ -14,12 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.meta.episodes import Batch, Classes, Episodes, Sinusoids
-from experiments.meta.omniglot import load_omniglot
-from experiments.meta.settings import DTYPES, Settings
-from experiments.training.distributed import ALONE, Ranks
-from experiments.training.flags import milestones
-from experiments.training.process import seed_everything, shows_bars
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.gp import KernelMLP, ReLUKernel
 from pilimit_lib.inf.meta import (
@@ -32,6 +26,13 @@ from pilimit_lib.inf.meta import (
     smooth_l1,
 )
 from pilimit_lib.inf.numerics import direction
+
+from ..training.distributed import ALONE, Ranks
+from ..training.flags import milestones
+from ..training.process import seed_everything, shows_bars
+from .episodes import Batch, Classes, Episodes, Sinusoids
+from .omniglot import load_omniglot
+from .settings import DTYPES, Settings
 
 
 def dtype_of(settings: Settings) -> torch.dtype:

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from experiments.training.process import shows_bars
 from pilimit_lib.core import replacing
+
+from ..training.process import shows_bars
 
 PARTS = ("images_background", "images_evaluation")
 SIDE, DRAWINGS, CHARACTERS = 28, 20, 1623

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from experiments.meta.meanings import PAPER, TEXTS
-from experiments.training.choices import FITS
-from experiments.training.flags import (
+from ..training.choices import FITS
+from ..training.flags import (
     CommandLine,
     add_log,
     add_save_dir,
@@ -17,6 +16,7 @@ from experiments.training.flags import (
     require_none,
     too_small,
 )
+from .meanings import PAPER, TEXTS
 
 REMOVED = {
     "--orig-model": "the convolutional network of the MAML paper is not part of this library",

@@ -17,13 +17,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.meta.learner import build, evaluate, hold_fixed, tasks
-from experiments.meta.settings import Settings
-from experiments.meta.stores import require_cox, write_tables
-from experiments.training.errors import errors_of
-from experiments.training.flags import add_switches, plain_command_line
-from experiments.training.process import pick_device
 from pilimit_lib.core import load
+
+from ..training.errors import errors_of
+from ..training.flags import add_switches, plain_command_line
+from ..training.process import pick_device
+from .learner import build, evaluate, hold_fixed, tasks
+from .settings import Settings
+from .stores import require_cox, write_tables
 
 TEST_SEED = 2_000_003  # apart from the seeds of training and validation
 

@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.meta.settings import REMOVED, Settings, parser
-from experiments.training.flags import answer_help
+from ..training.flags import answer_help
+from .settings import REMOVED, Settings, parser
 
 if __name__ == "__main__":
     answer_help(parser(__doc__))
@@ -31,8 +31,18 @@ if __name__ == "__main__":
 import pandas as pd
 import torch
 
-from experiments.meta.episodes import Batch, Epochs
-from experiments.meta.learner import (
+from pilimit_lib.core import load, save
+
+from ..training import loop
+from ..training.distributed import ALONE, Ranks, processes
+from ..training.errors import errors_of
+from ..training.flags import dated_folder, parse, picked, settings_to_run
+from ..training.implementation import begun_with, decided, sums
+from ..training.logs import logs
+from ..training.process import human_bytes, pick_device
+from ..training.run_folder import Names, RunFolder
+from .episodes import Batch, Epochs
+from .learner import (
     build,
     dtype_of,
     evaluate,
@@ -44,16 +54,7 @@ from experiments.meta.learner import (
     size_of,
     tasks,
 )
-from experiments.meta.stores import TABLES, require_cox, write_tables
-from experiments.training import loop
-from experiments.training.distributed import ALONE, Ranks, processes
-from experiments.training.errors import errors_of
-from experiments.training.flags import dated_folder, parse, picked, settings_to_run
-from experiments.training.implementation import begun_with, decided, sums
-from experiments.training.logs import logs
-from experiments.training.process import human_bytes, pick_device
-from experiments.training.run_folder import Names, RunFolder
-from pilimit_lib.core import load, save
+from .stores import TABLES, require_cox, write_tables
 
 VALIDATION_SEED = 1_000_003  # validation tasks are the same in every epoch and every run
 NAMES = Names(

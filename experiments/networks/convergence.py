@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.images import Batches, load_images
-from experiments.training.process import seed_everything, shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
+
+from ..training.flags import add_out, plain_command_line
+from ..training.images import Batches, load_images
+from ..training.process import seed_everything, shows_bars
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.process import seed_everything
 from pilimit_lib.inf import InfMLP, PiSGD, param_groups
+
+from ..training.flags import add_out, plain_command_line
+from ..training.process import seed_everything
 
 WIDTHS, DRAWS = (64, 512, 4096), 5
 STEPS, LR = 600, 0.2

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.paper.commands import COMMANDS, settings_of_run
-from experiments.paper.cost import cost_of
-from experiments.paper.logs import LOGS, collect, command_line_of, folder_of, log_of_folder
-from experiments.paper.runs import RUNS, Run
-from experiments.paper.table import PAGE, write_page
-from experiments.training.errors import errors_of
-from experiments.training.flags import plain_command_line
 from pilimit_lib.inf import implementation
+
+from ..training.errors import errors_of
+from ..training.flags import plain_command_line
+from .commands import COMMANDS, settings_of_run
+from .cost import cost_of
+from .logs import LOGS, collect, command_line_of, folder_of, log_of_folder
+from .runs import RUNS, Run
+from .table import PAGE, write_page
 
 OTHERS = {
     "list": "name the runs",

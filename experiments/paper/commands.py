@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.cifar10 import cifar10mlp, cifar10test
-from experiments.cifar10.settings import parser as mlp_parser
-from experiments.imagenet import transfer_imagenet
-from experiments.meta import test as meta_test
-from experiments.meta import train as meta_train
-from experiments.meta.settings import Settings as MetaSettings
-from experiments.meta.settings import parser as meta_parser
-from experiments.paper import ensemble
-from experiments.paper.runs import Run
-from experiments.training.flags import parse, settings_of
+from ..cifar10 import cifar10mlp, cifar10test
+from ..cifar10.settings import parser as mlp_parser
+from ..imagenet import transfer_imagenet
+from ..meta import test as meta_test
+from ..meta import train as meta_train
+from ..meta.settings import Settings as MetaSettings
+from ..meta.settings import parser as meta_parser
+from ..training.flags import parse, settings_of
+from . import ensemble
+from .runs import Run
 
 Records = list[dict[str, Any]]
 

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from experiments.cifar10 import cifar10mlp, cifar10test
-from experiments.imagenet.cost import cost as cost_of_training
-from experiments.meta import train as meta_train
-from experiments.meta.learner import size_of
-from experiments.meta.settings import Settings
-from experiments.paper.commands import settings_of_run
-from experiments.paper.runs import Run
-from experiments.training.process import human_bytes
 from pilimit_lib.inf.gp import memory_needed
+
+from ..cifar10 import cifar10mlp, cifar10test
+from ..imagenet.cost import cost as cost_of_training
+from ..meta import train as meta_train
+from ..meta.learner import size_of
+from ..meta.settings import Settings
+from ..training.process import human_bytes
+from .commands import settings_of_run
+from .runs import Run
 
 WARM, STEPS = 3, 12  # steps before the clock runs, and while it does
 BLOCK = 1024  # samples on a side of the block of a kernel that is timed

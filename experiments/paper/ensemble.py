@@ -17,16 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.cifar10 import cifar10mlp
-from experiments.cifar10.saved_networks import load_network
-from experiments.training.errors import errors_of
-from experiments.training.flags import (
+from pilimit_lib.core import load, write_text
+
+from ..cifar10 import cifar10mlp
+from ..cifar10.saved_networks import load_network
+from ..training.errors import errors_of
+from ..training.flags import (
     command_line,
     read_settings,
     require_none,
     settings_of,
 )
-from pilimit_lib.core import load, write_text
 
 
 @dataclass(frozen=True)

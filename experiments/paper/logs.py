@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.paper.commands import COMMANDS, planned_epochs
-from experiments.paper.runs import RUNS, Run
 from pilimit_lib.core import write_text
+
+from .commands import COMMANDS, planned_epochs
+from .runs import RUNS, Run
 
 LOGS = Path(__file__).with_name("logs")
 NAME = re.compile(r"(?P<name>.+)-(?P<seed>\d+)")

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.paper.logs import LOGS, Log, read_logs
-from experiments.paper.runs import RIDGES, RUNS, Run
 from pilimit_lib.core import write_text
+
+from .logs import LOGS, Log, read_logs
+from .runs import RIDGES, RUNS, Run
 
 PAGE = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- made by `python -m experiments.paper table` -->", "<!-- end of what is made -->"

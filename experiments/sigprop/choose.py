@@ -15,9 +15,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.images import ImageSet, load_images
-
+from ..training.flags import add_out, plain_command_line
+from ..training.images import ImageSet, load_images
 from .cifar10 import PROTOCOL
 from .networks import NORMS
 from .training import run

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields, replace
 
-from experiments.training.choices import DATASETS
-from experiments.training.errors import errors_of
-from experiments.training.flags import CommandLine, add_out, add_switches, plain_command_line
-from experiments.training.images import load_images
-from experiments.training.process import pick_device
-
+from ..training.choices import DATASETS
+from ..training.errors import errors_of
+from ..training.flags import CommandLine, add_out, add_switches, plain_command_line
+from ..training.images import load_images
+from ..training.process import pick_device
 from . import networks
 from .methods import METHODS, Settings
 from .report import summarise, write_settings

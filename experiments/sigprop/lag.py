@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.images import ImageSet, load_images
-from experiments.training.process import seed_everything
 from pilimit_lib import sigprop
 
+from ..training.flags import add_out, plain_command_line
+from ..training.images import ImageSet, load_images
+from ..training.process import seed_everything
 from .cifar10 import PROTOCOL
 from .evaluation import accuracy, features
 from .methods import Settings, step

@@ -22,9 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint_sequential
 
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib import sigprop
 
+from ..training.flags import add_out, plain_command_line
 from .methods import Settings, make, step
 
 WAYS = ("sigprop", "sigprop per class", "backprop", "backprop checkpointed")

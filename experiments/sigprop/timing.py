@@ -17,9 +17,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from experiments.bench.machine import describe
-from experiments.training.flags import add_out, plain_command_line
-
+from ..bench.machine import describe
+from ..training.flags import add_out, plain_command_line
 from .methods import Settings, make, step
 from .networks import NAMES
 

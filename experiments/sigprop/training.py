@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from experiments.training.choices import FLIPS, SHIFT
-from experiments.training.images import Batches, ImageSet
-from experiments.training.process import seed_everything
 from pilimit_lib import core, sigprop
 from pilimit_lib.core import write_text
 
+from ..training.choices import FLIPS, SHIFT
+from ..training.images import Batches, ImageSet
+from ..training.process import seed_everything
 from .evaluation import accuracy, features, probe
 from .methods import Settings, make, schedule, step
 

@@ -19,8 +19,7 @@ import numpy as np
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 from tqdm import tqdm
 
-from experiments.training.flags import add_out, plain_command_line
-
+from ..training.flags import add_out, plain_command_line
 from . import data
 from .learners import learners
 from .report import report

@@ -25,10 +25,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.training.flags import add_out, plain_command_line
 from pilimit_lib.inf import InfMLP, param_groups
 from pilimit_lib.inf.estimators import PiClassifier, PiRegressor
 
+from ..training.flags import add_out, plain_command_line
 from . import data
 
 MEMBERS, WIDTH, R, EPOCHS, BATCH = 5, 64, 16, 40, 32

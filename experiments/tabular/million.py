@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.training.flags import plain_command_line
 from pilimit_lib.inf.estimators import PiRegressor
+
+from ..training.flags import plain_command_line
 
 D, CHUNK, NOISE = 32, 50_000, 0.1
 

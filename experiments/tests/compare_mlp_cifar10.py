@@ -14,9 +14,10 @@ from functools import cache
 
 import torch
 
-from experiments.tests.compare_mlp import Case, table
-from experiments.training.flags import plain_command_line
 from pilimit_orig.cifar10.data import load
+
+from ..training.flags import plain_command_line
+from .compare_mlp import Case, table
 
 PAPER = dict(
     lr=1.0,

@@ -24,12 +24,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.training.run_folder import RunFolder
 from pilimit_lib.core import snapshot
 from pilimit_lib.core.collectives import RankLost, explained, gathered, sum_
 from pilimit_lib.inf import InputFactors, gather_rows, shard_rows, sum_gradients_
 from pilimit_lib.inf.rows.layer import row_layers
 from pilimit_lib.inf.rows.shard import sharded_snapshot
+
+from .run_folder import RunFolder
 
 TIMEOUT = timedelta(minutes=10)  # after which a process that hangs is given up
 PATIENCE = timedelta(days=7)  # for what rank 0 does alone, such as regressions between epochs

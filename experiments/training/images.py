@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.training.choices import DATASETS
+from .choices import DATASETS
 
 HELD_OUT_SEED = 20_211  # which training images are held out; the same in all runs
 

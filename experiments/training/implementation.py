@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.training.flags import read_settings
 from pilimit_lib.inf import implementation
 from pilimit_lib.inf.implementation import Implementation, chosen
 from pilimit_lib.inf.moments import native as native_moments
 from pilimit_lib.inf.rows.sums import native as native_rows
+
+from .flags import read_settings
 
 UNAVAILABLE = {"rows": native_rows.unavailable, "moments": native_moments.unavailable}
 

@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.training.distributed import ALONE, Ranks
-from experiments.training.process import (
+from pilimit_lib.core import restore, rng_state, set_rng_state
+from pilimit_lib.core.collectives import counted
+
+from .distributed import ALONE, Ranks
+from .process import (
     Interrupted,
     human_bytes,
     interruptible,
     place_of,
     shows_bars,
 )
-from experiments.training.run_folder import Records, RunFolder
-from pilimit_lib.core import restore, rng_state, set_rng_state
-from pilimit_lib.core.collectives import counted
+from .run_folder import Records, RunFolder
 
 BAR_TEXT_EVERY = 20  # steps between two texts beside the bar
 DRAW_EVERY = (

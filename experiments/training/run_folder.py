@@ -12,12 +12,13 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.training.called import called
-from experiments.training.flags import read_settings
-from experiments.training.lock import only_process
-from experiments.training.names import Names
-from experiments.training.plots import LOSS_AND_ACCURACY, curves
 from pilimit_lib.core import load, save, write_text
+
+from .called import called
+from .flags import read_settings
+from .lock import only_process
+from .names import Names
+from .plots import LOSS_AND_ACCURACY, curves
 
 Records = list[dict[str, Any]]
 ENDS = ("total_steps", "T_max", "total_iters")  # how torch's schedulers name their last step

@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.images import load_images
-from experiments.understanding.digits_run import Run, Trained, trained
 from pilimit_lib.core import load, save, write_text
 from pilimit_lib.inf import InfMLP
 from pilimit_lib.inf.instruments import empirical_ntk
 from pilimit_lib.inf.replay import cross_entropy_each, influence, replay_subsets
 from pilimit_lib.inf.replay.scores import auc, linear_datamodelling_score, random_subsets
 from pilimit_lib.lab.provenance import Provenance
+
+from ..training.flags import add_out, plain_command_line
+from ..training.images import load_images
+from .digits_run import Run, Trained, trained
 
 FRACTIONS = (0.01, 0.1, 0.5)
 METHODS = ("derivative through training", "row contributions", "TracIn", "gradient dot")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.training.images import Batches, load_images
-from experiments.training.process import seed_everything
 from pilimit_lib.core import batch, load, save
 from pilimit_lib.inf import InfMLP, PiSGD, clip_grad_norm_, param_groups
 from pilimit_lib.inf.replay import Recorder, RunRecord
+
+from ..training.images import Batches, load_images
+from ..training.process import seed_everything
 
 
 @dataclass(frozen=True)

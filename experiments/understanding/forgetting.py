@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.images import load_images
-from experiments.training.process import shows_bars
-from experiments.understanding.digits_run import Run, trained
 from pilimit_lib.core import write_text
 from pilimit_lib.inf.replay import replay
 from pilimit_lib.lab.provenance import Provenance
+
+from ..training.flags import add_out, plain_command_line
+from ..training.images import load_images
+from ..training.process import shows_bars
+from .digits_run import Run, trained
 
 
 def rms(values: Tensor) -> float:

@@ -19,15 +19,16 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
-from experiments.cifar10 import cifar10mlp
-from experiments.cifar10.saved_networks import load_network
-from experiments.cifar10.settings import OUTPUT, REMOVED, Settings, parser
-from experiments.training.errors import errors_of
-from experiments.training.flags import parse, picked, read_settings, settings_to_run
-from experiments.training.images import load_images
 from pilimit_lib.core import load, save, write_text
 from pilimit_lib.inf import FinPiConvNetSample, InfPiConvNet
 from pilimit_lib.inf.instruments import feature_learning
+
+from ..cifar10 import cifar10mlp
+from ..cifar10.saved_networks import load_network
+from ..cifar10.settings import OUTPUT, REMOVED, Settings, parser
+from ..training.errors import errors_of
+from ..training.flags import parse, picked, read_settings, settings_to_run
+from ..training.images import load_images
 
 COMMAND = "understanding.lazy_or_rich"
 PANELS = {

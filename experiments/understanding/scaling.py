@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from experiments.training.flags import add_out, plain_command_line
-from experiments.training.images import Batches, ImageSet, load_images
-from experiments.training.process import seed_everything, shows_bars
 from pilimit_lib.core import write_text
 from pilimit_lib.inf import FinPiMLPSample, InfMLP, PiSGD
 from pilimit_lib.inf.instruments import CoordCheck, coord_check
 from pilimit_lib.inf.instruments.coord_check import records
+
+from ..training.flags import add_out, plain_command_line
+from ..training.images import Batches, ImageSet, load_images
+from ..training.process import seed_everything, shows_bars
 
 BASE = 64  # the width at which all parametrisations agree
 Power = tuple[int, int, int]

@@ -85,10 +85,10 @@ def test_the_limit_holds_within_a_case():
 
 
 def test_the_papers_command_is_stopped_when_the_time_is_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "CLOSING", 2.0)
-    code = "import time\ntry:\n    time.sleep(60)\n"
+    monkeypatch.setattr(gpu, "CLOSING", 120.0)  # room for a busy machine
+    code = "import time\ntry:\n    time.sleep(600)\n"
     code += "except KeyboardInterrupt:\n    raise SystemExit(130)"
-    day = gpu.Day(tmp_path, 4.0)
+    day = gpu.Day(tmp_path, 122.0)
     gpu.paper(day, "nowhere", [sys.executable, "-c", code])
     assert day.records[0]["status"] == 130 and day.records[0]["epochs"] == 0
     assert day.left > 0

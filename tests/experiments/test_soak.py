@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from experiments.bench import soak
-from pilimit_lib.core import save
+from pilimit_lib.core import save, write_text
 
 linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 
@@ -77,7 +77,7 @@ def test_a_killed_command_is_given_again_until_it_is_whole(tmp_path):
         for number in range(4):
             path = folder / f"{number}.json"
             if not path.exists():
-                path.write_text("1")
+                write_text(path, "1")  # whole or not at all, as commands write
                 time.sleep(0.05)
 
     def differs(argv):
