@@ -234,13 +234,9 @@ def fit(
     ranks = trainer.ranks
     quiet = quiet or not ranks.first
     if not quiet:
-        print(
-            trainer.about(),
-            trainer.header,
-            *map(trainer.row, trainer.records),
-            sep="\n",
-            flush=True,
-        )
+        # In one piece, so that a reader of the first line only, such as head, has gone by the next.
+        lines = (trainer.about(), trainer.header, *map(trainer.row, trainer.records), "")
+        print("\n".join(lines), end="", flush=True)
     with interruptible() as requests:
         _epochs(trainer, folder, requests, quiet, at_epoch)
         requests = ranks.agreed(requests)

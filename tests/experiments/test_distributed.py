@@ -186,11 +186,11 @@ def test_features_of_sharded_rows_are_transferred_by_one_process(tmp_path, image
 class At:
     """At its n-th step one process does something to itself."""
 
-    def __init__(self, step: int, rank: int, number: int) -> None:
-        self.step, self.rank, self.number = step, rank, number
+    def __init__(self, step: int, rank: int, number: int, patience: int = 300) -> None:
+        self.step, self.rank, self.number, self.patience = step, rank, number, patience
 
     def __call__(self, rank: int) -> None:
-        distributed.TIMEOUT = timedelta(seconds=3)
+        distributed.TIMEOUT = timedelta(seconds=self.patience)
         original, count = cifar10mlp.Trainer.step, [0]
 
         def step(trainer, *batch):
@@ -221,7 +221,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others_and_the_run_goes_on(tmp_pa
     flags = [*MLP, "--epochs", "2", "--save-dir"]
     parts = str(tmp_path / "parts")
     grace = 2 if number == signal.SIGSTOP else 60
-    codes = started(2, "mlp", [*flags, parts], At(6, 1, number), grace)
+    codes = started(2, "mlp", [*flags, parts], At(6, 1, number, 10), grace)
     assert codes == [1, code]
     cifar10mlp.main([*flags, str(tmp_path / "whole")])
     assert started(2, "mlp", ["--resume", "--quiet", "--save-dir", parts]) == [0, 0]
