@@ -36,7 +36,7 @@ def contract(*learners):
     return pytest.mark.parametrize(names, list(checks), **mark.kwargs)
 
 
-@contract(PiClassifier(**SMALL | {"max_epochs": 8}), PiRegressor(**SMALL | {"max_epochs": 8}))
+@contract(PiClassifier(**SMALL), PiRegressor(**SMALL))
 def test_the_contract_of_scikit_learn(estimator, check):
     check(estimator)
 
