@@ -64,7 +64,9 @@ def test_an_epoch_writes_one_copy_of_the_network(tmp_path):
     assert sizes[1] < 2.1  # a new best: latest.pt and best_model.pt
 
 
-@pytest.mark.parametrize("stop", [3, 5, 6, 9, 11])
+@pytest.mark.parametrize(
+    "stop", [5, 9, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (3, 6, 11))]
+)
 def test_the_folder_s_latest_file_continues_as_if_nothing_had_happened(tmp_path, stop):
     whole = Run(save_dir=str(tmp_path / "whole"))
     for _ in range(14):

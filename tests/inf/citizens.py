@@ -27,6 +27,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, stack_module_state, vmap
 
 from pilimit_lib.inf import InfMLP, InfPiConvNet, PiSGD, clip_grad_norm_, param_groups
+from tests import warm
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "TORCH.md"
 RATE = 0.1
@@ -593,7 +594,11 @@ def _replicas(kind: str) -> str:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        torch.multiprocessing.spawn(_replica, (kind, port, folder), nprocs=2)
+        processes = [warm.process(_replica, rank, kind, port, folder) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
         found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
     if all(isinstance(outputs, str) for outputs in found):
         return found[0]
@@ -603,6 +608,7 @@ def _replicas(kind: str) -> str:
 
 
 def _replica(rank: int, kind: str, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     c = case(kind)
     try:
